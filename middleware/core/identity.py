@@ -1,0 +1,70 @@
+"""Who asks: the tenant and user that a stored response is kept for, and the credentials that forbid keeping one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "Credentials", "Identity"]
+
+CREDENTIAL_HEADERS: frozenset[bytes] = frozenset(
+    {b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key", b"x-auth-token"}
+)
+"""Request headers that make a request somebody's, lower case."""
+
+CREDENTIAL_QUERY: frozenset[bytes] = frozenset({b"access_token", b"api_key", b"apikey", b"token", b"key", b"sig"})
+"""Query parameter names that do the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request comes from, as the application resolved it.
+
+    tenant: the customer whose data it is; never empty.
+    user: the person or service within the tenant, or None where only the tenant is known.
+    grants: a hash (or any stable text) of the roles and permissions that an answer depends on. It is part of every
+        key that is not public, so that a hit cannot skip a permission check that a miss would have made.
+
+    Raises:
+        ValueError: if `tenant` or `user` is the empty string. An empty name is a missing one, not a tenant.
+    """
+
+    tenant: str
+    user: str | None = None
+    grants: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tenant:
+            raise ValueError("Identity.tenant: '' is empty; return None from identify() when there is no tenant")
+        if self.user == "":
+            raise ValueError("Identity.user: '' is empty; pass None when only the tenant is known")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What marks a request as carrying a credential (P2): header names, query names, a client certificate.
+
+    Names are compared without case for headers, exactly for query parameters. Extend the defaults with `extended`.
+    """
+
+    headers: frozenset[bytes] = field(default=CREDENTIAL_HEADERS)
+    query: frozenset[bytes] = field(default=CREDENTIAL_QUERY)
+
+    def extended(self, *, headers: Iterable[str] = (), query: Iterable[str] = ()) -> "Credentials":
+        """A copy that also knows these names."""
+        return Credentials(
+            headers=self.headers | {name.lower().encode("latin-1") for name in headers},
+            query=self.query | {name.encode("latin-1") for name in query},
+        )
+
+    def present(self, headers: Iterable[tuple[bytes, bytes]], query: bytes, *, client_certificate: bool) -> bool:
+        """Whether a request with these headers and this raw query string carries a credential."""
+        if client_certificate:
+            return True
+        known = self.headers
+        for name, _ in headers:
+            if name in known:
+                return True
+        if query:
+            for part in query.replace(b";", b"&").split(b"&"):
+                if part.partition(b"=")[0] in self.query:
+                    return True
+        return False

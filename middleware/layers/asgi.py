@@ -1,0 +1,187 @@
+"""What every layer shares: ASGI types, the request's context under `scope["tidegate"]`, and the gate.
+
+The context is the only thing that Tidegate adds to a scope. The outermost layer makes it, the others find it; each
+layer therefore also works alone, on any ASGI app.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Protocol, cast
+
+from tidegate.middleware.core.identity import Credentials, Identity
+from tidegate.middleware.core.policy import Match, Policies
+
+__all__ = [
+    "ASGIApp",
+    "ContextResolver",
+    "Decision",
+    "Gate",
+    "Identify",
+    "Message",
+    "Receive",
+    "RequestContext",
+    "Scope",
+    "Send",
+    "always",
+    "starlette_user",
+    "trusted_headers",
+]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Identify = Callable[[Scope], Identity | None]
+"""Says who asks, from the scope; None when nobody is known. Called once a request, below authentication."""
+
+
+class Decision(Protocol):
+    """What the flags decided for one request: made once, before any layer looks."""
+
+    @property
+    def open(self) -> frozenset[str]:
+        """The layers whose gate is open."""
+        ...
+
+    @property
+    def cohorts(self) -> tuple[tuple[str, str, str], ...]:
+        """For every flag: (flag, band, cohort), the labels of its cohort counters."""
+        ...
+
+
+class RequestContext:
+    """What Tidegate knows about one request. Handlers may use it: `scope["tidegate"].tag("client:42")`.
+
+    identity, match, decision: who asks, the route's policy, what is open; settled before the first layer acts.
+    storable: policy, or the response itself, made this request's response storable (bypasses included).
+    outcome: what the cache did: hit, miss, stale, revalidated, pass, bypass; None where the cache is shut or absent.
+    reason: why, in a word (`no-identity`, `credential`, `method`, ...).
+    own_etag: the ETag on the response was made by the etag layer.
+    tags: further tags for the entry, from the handler.
+    deadline: event-loop time after which the store is not asked again for this request (P5).
+    """
+
+    __slots__ = ("deadline", "decision", "identity", "match", "outcome", "own_etag", "reason", "storable", "tags")
+
+    def __init__(self, identity: Identity | None, match: Match, decision: Decision | None) -> None:
+        self.identity = identity
+        self.match = match
+        self.decision = decision
+        self.storable = False
+        self.outcome: str | None = None
+        self.reason: str | None = None
+        self.own_etag = False
+        self.tags: list[str] | None = None
+        self.deadline: float | None = None
+
+    def tag(self, *names: str) -> None:
+        """Add tags to the entry that this response may become."""
+        if self.tags is None:
+            self.tags = []
+        self.tags.extend(names)
+
+
+Gate = Callable[[RequestContext], bool]
+"""Whether a layer is open for a request."""
+
+
+def always(_context: RequestContext) -> bool:
+    """The gate of a layer that is mounted without flags."""
+    return True
+
+
+def starlette_user(scope: Scope) -> Identity | None:
+    """Reads `scope["user"]` as Starlette's AuthenticationMiddleware leaves it.
+
+    The user needs the attributes `tenant` and, for user shares, `identity` or `username`; `grants` is used if it is there.
+    A user that is not authenticated, or names no tenant, is nobody.
+    """
+    user = scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    tenant = getattr(user, "tenant", None)
+    if not tenant:
+        return None
+    name = getattr(user, "username", None)
+    if name is None:
+        try:
+            name = user.identity
+        except (AttributeError, NotImplementedError):  # Starlette's BaseUser raises the second
+            name = None
+    return Identity(str(tenant), str(name) if name else None, str(getattr(user, "grants", "")))
+
+
+def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None = None) -> Identify:
+    """Reads the identity from request headers.
+
+    Only behind a proxy that authenticates and *overwrites* these headers: whoever can send them can be anybody.
+    A header that is missing, empty or sent twice names nobody.
+    """
+    wanted = {name.lower().encode("latin-1"): role for role, name in
+              (("tenant", tenant), ("user", user), ("grants", grants)) if name is not None}
+
+    def identify(scope: Scope) -> Identity | None:
+        found: dict[str, str] = {}
+        for name, value in cast(Iterable[tuple[bytes, bytes]], scope["headers"]):
+            role = wanted.get(name)
+            if role is not None:
+                if role in found:
+                    return None
+                found[role] = value.decode("latin-1").strip()
+        if not found.get("tenant"):
+            return None
+        return Identity(found["tenant"], found.get("user") or None, found.get("grants", ""))
+
+    return identify
+
+
+class ContextResolver:
+    """Makes a request's context, or finds the one that a layer further out has made.
+
+    identify: who asks. An error in it counts as nobody (`on_error` hears of it): the request is served, not stored.
+    policies: what the application says about its routes.
+    decide: what is open, from the identity and scope; None: no flags, every layer's own gate says.
+    """
+
+    def __init__(
+        self,
+        *,
+        identify: Identify = starlette_user,
+        policies: Policies | None = None,
+        credentials: Credentials | None = None,
+        decide: Callable[[Identity | None, Scope], Decision] | None = None,
+        on_error: Callable[[str, Exception], None] | None = None,
+    ) -> None:
+        self.policies = policies if policies is not None else Policies()
+        self.credentials = credentials if credentials is not None else Credentials()
+        self._identify = identify
+        self._decide = decide
+        self._on_error = on_error
+
+    def of(self, scope: Scope) -> RequestContext:
+        """The context of an HTTP scope; made and kept under `scope["tidegate"]` if this is the first layer."""
+        found = scope.get("tidegate")
+        if found is not None:
+            return cast(RequestContext, found)
+        identity: Identity | None = None
+        decision: Decision | None = None
+        try:
+            identity = self._identify(scope)
+            if self._decide is not None:
+                decision = self._decide(identity, scope)
+        except Exception as error:  # noqa: BLE001 - P5: the app answers whatever identify() does; counted by on_error
+            if self._on_error is not None:
+                self._on_error("identify", error)
+        context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
+        scope["tidegate"] = context
+        return context
+
+
+def route_path(scope: Scope) -> str:
+    """The decoded path relative to the mount, as Starlette's router sees it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
+        return path[len(root) :]
+    return path

@@ -1,0 +1,153 @@
+"""What the layers ask of a store, and the records that go into one.
+
+Guarantees asked of every store:
+- `get` returns the record last put under the key unless it expired, was evicted, or any of its tags was purged after
+  the positions the record carries. It also returns the *current* positions of the scopes asked for: a caller reads
+  them before it asks the app and puts them into the entry that it stores, so that a purge between the two wins.
+- `purge` is done (every later `get` in this store honours it) or pending (it will be retried; see P4), never lost silently.
+- Failures are raised as StoreError, never as anything else. `GuardedStore` turns them into misses.
+Not guaranteed: that a record which was put can be got (stores evict).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+__all__ = [
+    "PUBLIC_SCOPE",
+    "Entry",
+    "Headers",
+    "Lookup",
+    "Purge",
+    "Record",
+    "ScopedTag",
+    "Store",
+    "StoreStats",
+    "Variants",
+]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Header fields in order, names in lower case, duplicates kept."""
+
+ScopedTag = tuple[str, str]
+"""(scope, tag): a tag's name within its scope."""
+
+PUBLIC_SCOPE = "public"
+"""The scope of tags that belong to nobody, among them every entry's own URI. Tenants' scopes are `tenant:<id>`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A stored response (RFC 9111 section 2) and what is needed to decide whether it may be used.
+
+    born: wall-clock seconds at which the response had age 0 (response time less its corrected initial age).
+    lifetime: freshness lifetime in seconds from `born`.
+    stale_while_revalidate, stale_if_error: seconds past `lifetime` (RFC 5861); 0 where forbidden.
+    vary: the request fields that selected this response, with the values they had (None: absent).
+    tags, positions: what it depends on, and each scope's ledger position read before the app was asked.
+    own_etag: the ETag among `headers` was made by the etag layer, not by the app.
+    must_revalidate: never to be served stale (must-revalidate, proxy-revalidate, s-maxage; RFC 9111 5.2.2).
+    no_cache: to be validated before every use.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+    born: float
+    lifetime: float
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    must_revalidate: bool = False
+    no_cache: bool = False
+    vary: tuple[tuple[bytes, bytes | None], ...] = ()
+    tags: tuple[ScopedTag, ...] = ()
+    positions: tuple[tuple[str, int], ...] = ()
+    own_etag: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variants:
+    """Stands under a URL's primary key where its responses vary: the request field names that a key must add."""
+
+    names: tuple[bytes, ...]
+
+
+Record = Entry | Variants
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a store found: the record or None, and the positions of the scopes asked for.
+
+    `positions` is None when the store could not tell: then nothing may be stored for this request.
+    """
+
+    record: Record | None
+    positions: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Outcome of a purge: `done`, or `pending` (accepted here, not yet known everywhere), and how many tags."""
+
+    state: Literal["done", "pending"]
+    tags: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """Counts for metrics and `tidegate doctor`. `entries` and `bytes` are None where the store cannot tell cheaply."""
+
+    entries: int | None = None
+    bytes: int | None = None
+    evictions: int = 0
+    rejected: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Store(Protocol):
+    """Where stored responses live. Keys are opaque bytes made by `core.keys`."""
+
+    async def start(self) -> None:
+        """Connect in the background; returns at once and never raises for an unreachable server."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish pending writes within a deadline and let go of all resources."""
+        ...
+
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """Look up a record and the positions of `scopes`.
+
+        Raises:
+            StoreError: if the store cannot answer.
+        """
+        ...
+
+    async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """Keep a record for `retain` seconds. False if it was refused (too large, over a limit).
+
+        Raises:
+            StoreError: if the store cannot answer.
+        """
+        ...
+
+    async def delete(self, key: bytes) -> None:
+        """Forget a record; not an error if it is not there.
+
+        Raises:
+            StoreError: if the store cannot answer.
+        """
+        ...
+
+    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+        """Purge tags, given by scope: no entry that carries one of them and was filled before is served again.
+
+        Raises:
+            StoreError: if the store cannot answer (then the purge did not happen here).
+        """
+        ...
+
+    def stats(self) -> StoreStats:
+        """Counts as they stand now."""
+        ...
