@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import Match, Policies
+from tidegate.middleware.metrics import Metrics
 
 __all__ = [
     "ASGIApp",
@@ -139,7 +140,7 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
 class ContextResolver:
     """Makes a request's context, or finds the one that a layer further out has made.
 
-    identify: who asks. An error in it counts as nobody (`on_error` hears of it): the request is served, not stored.
+    identify: who asks. An error in it counts as nobody (`on_error` hears of it; default: metric and log): the request is served, not stored.
     policies: what the application says about its routes.
     decide: what is open, from the identity and scope; None: no flags, every layer's own gate says.
     """
@@ -157,7 +158,7 @@ class ContextResolver:
         self.credentials = credentials if credentials is not None else Credentials()
         self._identify = identify
         self._decide = decide
-        self._on_error = on_error
+        self._on_error = on_error if on_error is not None else Metrics.of().fail
 
     def of(self, scope: Scope) -> RequestContext:
         """The context of an HTTP scope; made and kept under `scope["tidegate"]` if this is the first layer."""
@@ -171,8 +172,7 @@ class ContextResolver:
             if self._decide is not None:
                 decision = self._decide(identity, scope)
         except Exception as error:  # noqa: BLE001 - P5: the app answers whatever identify() does; counted by on_error
-            if self._on_error is not None:
-                self._on_error("identify", error)
+            self._on_error("identify", error)
         context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
         scope["tidegate"] = context
         return context

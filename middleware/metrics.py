@@ -1,0 +1,93 @@
+"""The layers' own Prometheus metrics: one object holds them, with children bound once.
+
+Names start with `tidegate_`; labels are route templates and fixed words, never raw paths, tenants or users, so that
+cardinality is bounded by configuration. The cohort counters that a rollout is judged by are not here: see
+`tidegate.middleware.cohorts`.
+"""
+
+import logging
+import time
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["LATENCY_BUCKETS", "Metrics"]
+
+LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds."""
+
+_log = logging.getLogger("tidegate")
+
+
+class Metrics:
+    """The metrics of one process (or, in tests, of one registry). Use `Metrics.of(registry)`: one object a registry."""
+
+    _known: "WeakKeyDictionary[CollectorRegistry, Metrics]" = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, registry: CollectorRegistry | None = None) -> "Metrics":
+        """The metrics on this registry (default: prometheus_client's own), made at the first call."""
+        registry = REGISTRY if registry is None else registry
+        found = cls._known.get(registry)
+        if found is None:
+            found = cls._known[registry] = cls(registry)
+        return found
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.errors = Counter(
+            "tidegate_errors", "Failures that Tidegate absorbed so that the app could answer.", ["component"], registry=registry
+        )
+        self.limits = Counter("tidegate_limits", "Times that a limit bit, by limit.", ["limit"], registry=registry)
+        self.requests = Counter(
+            "tidegate_requests", "HTTP requests by route template, method and status class.",
+            ["route", "method", "status"], registry=registry,
+        )
+        self.seconds = Histogram(
+            "tidegate_request_duration_seconds", "Seconds from the start of a request to the end of its response.",
+            ["route"], buckets=LATENCY_BUCKETS, registry=registry,
+        )
+        self.cache = Counter(
+            "tidegate_cache_requests", "What the cache did with a request: hit, miss, stale, pass, bypass.",
+            ["route", "outcome"], registry=registry,
+        )
+        self.bypass = Counter(
+            "tidegate_cache_bypass", "Requests that could not use the cache, by reason.", ["reason"], registry=registry
+        )
+        self.store_seconds = Histogram(
+            "tidegate_store_operation_seconds", "Seconds that a store operation took.",
+            ["store", "operation"], buckets=LATENCY_BUCKETS, registry=registry,
+        )
+        self.store_operations = Counter(
+            "tidegate_store_operations", "Store operations by result: ok, error, timeout, rejected.",
+            ["store", "operation", "result"], registry=registry,
+        )
+        self.coalesced = Counter(
+            "tidegate_coalesce_requests", "Requests by their part in coalescing: leader, follower, alone.",
+            ["role"], registry=registry,
+        )
+        self.breaker_state = Gauge(
+            "tidegate_breaker_state", "0 closed, 1 half-open, 2 open; over workers, the worst.",
+            ["breaker"], registry=registry, multiprocess_mode="livemax",
+        )
+        self.breaker_transitions = Counter(
+            "tidegate_breaker_transitions", "State changes of a circuit breaker.", ["breaker", "to"], registry=registry
+        )
+        self.breaker_rejected = Counter(
+            "tidegate_breaker_rejected", "Calls that an open breaker refused.", ["breaker"], registry=registry
+        )
+        self._last_logged: dict[str, float] = {}
+        self._unlogged: dict[str, int] = {}
+
+    def fail(self, component: str, error: BaseException) -> None:
+        """Count a failure that the app must not notice, and log it: at most one line a second and component (P5)."""
+        self.errors.labels(component).inc()
+        now = time.monotonic()
+        last = self._last_logged.get(component)
+        if last is not None and now - last < 1.0:
+            self._unlogged[component] = self._unlogged.get(component, 0) + 1
+            return
+        self._last_logged[component] = now
+        more = self._unlogged.pop(component, 0)
+        suffix = f" ({more} more since the last line)" if more else ""
+        _log.warning("%s failed: %s: %s%s", component, type(error).__name__, error, suffix)
