@@ -36,39 +36,59 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.errors = Counter(
-            "tidegate_errors", "Failures that Tidegate absorbed so that the app could answer.", ["component"], registry=registry
+            "tidegate_errors",
+            "Failures that Tidegate absorbed so that the app could answer.",
+            ["component"],
+            registry=registry,
         )
         self.limits = Counter("tidegate_limits", "Times that a limit bit, by limit.", ["limit"], registry=registry)
         self.requests = Counter(
-            "tidegate_requests", "HTTP requests by route template, method and status class.",
-            ["route", "method", "status"], registry=registry,
+            "tidegate_requests",
+            "HTTP requests by route template, method and status class.",
+            ["route", "method", "status"],
+            registry=registry,
         )
         self.seconds = Histogram(
-            "tidegate_request_duration_seconds", "Seconds from the start of a request to the end of its response.",
-            ["route"], buckets=LATENCY_BUCKETS, registry=registry,
+            "tidegate_request_duration_seconds",
+            "Seconds from the start of a request to the end of its response.",
+            ["route"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
         )
         self.cache = Counter(
-            "tidegate_cache_requests", "What the cache did with a request: hit, miss, stale, pass, bypass.",
-            ["route", "outcome"], registry=registry,
+            "tidegate_cache_requests",
+            "What the cache did with a request: hit, miss, stale, pass, bypass.",
+            ["route", "outcome"],
+            registry=registry,
         )
         self.bypass = Counter(
             "tidegate_cache_bypass", "Requests that could not use the cache, by reason.", ["reason"], registry=registry
         )
         self.store_seconds = Histogram(
-            "tidegate_store_operation_seconds", "Seconds that a store operation took.",
-            ["store", "operation"], buckets=LATENCY_BUCKETS, registry=registry,
+            "tidegate_store_operation_seconds",
+            "Seconds that a store operation took.",
+            ["store", "operation"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
         )
         self.store_operations = Counter(
-            "tidegate_store_operations", "Store operations by result: ok, error, timeout, rejected.",
-            ["store", "operation", "result"], registry=registry,
+            "tidegate_store_operations",
+            "Store operations by result: ok, error, timeout, rejected.",
+            ["store", "operation", "result"],
+            registry=registry,
         )
         self.coalesced = Counter(
-            "tidegate_coalesce_requests", "Requests by their part in coalescing: leader, follower, alone.",
-            ["role"], registry=registry,
+            "tidegate_coalesce_requests",
+            "Requests by their part in coalescing: leader, follower, alone.",
+            ["role"],
+            registry=registry,
         )
         self.breaker_state = Gauge(
-            "tidegate_breaker_state", "0 closed, 1 half-open, 2 open; over workers, the worst.",
-            ["breaker"], registry=registry, multiprocess_mode="livemax",
+            "tidegate_breaker_state",
+            "0 closed, 1 half-open, 2 open; over workers, the worst.",
+            ["breaker"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.breaker_transitions = Counter(
             "tidegate_breaker_transitions", "State changes of a circuit breaker.", ["breaker", "to"], registry=registry

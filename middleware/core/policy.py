@@ -20,7 +20,13 @@ DEFAULT_MAX_BODY: Final = 1024 * 1024
 """Bytes. Larger responses pass through unstored: one of them would push out hundreds of usual ones."""
 
 _PARAM = re.compile(r"{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_]+))?}")
-_CONVERTERS: Final = {"str": "[^/]+", "path": ".*", "int": "[0-9]+", "float": r"[0-9]+(?:\.[0-9]+)?", "uuid": "[0-9a-fA-F-]{36}"}
+_CONVERTERS: Final = {
+    "str": "[^/]+",
+    "path": ".*",
+    "int": "[0-9]+",
+    "float": r"[0-9]+(?:\.[0-9]+)?",
+    "uuid": "[0-9a-fA-F-]{36}",
+}
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
@@ -82,7 +88,12 @@ class RoutePolicy:
             if name in seen:
                 problems.add("route", self.route, f"names {{{name}}} twice", "give each parameter its own name")
             if converter and converter not in _CONVERTERS:
-                problems.add("route", self.route, f"has the unknown converter {converter!r}", f"use one of {', '.join(_CONVERTERS)}")
+                problems.add(
+                    "route",
+                    self.route,
+                    f"has the unknown converter {converter!r}",
+                    f"use one of {', '.join(_CONVERTERS)}",
+                )
             seen.add(name)
         if "{" in _PARAM.sub("", self.route) or "}" in _PARAM.sub("", self.route):
             problems.add("route", self.route, "has a brace that opens no parameter", "write {name} or {name:converter}")
@@ -93,7 +104,12 @@ class RoutePolicy:
         if values is None and name == "query":
             return
         if isinstance(values, str) or not isinstance(values, tuple):
-            problems.add(name, values, "is not a list", f"write [{values!r}]" if isinstance(values, str) else "give a list of names")
+            problems.add(
+                name,
+                values,
+                "is not a list",
+                f"write [{values!r}]" if isinstance(values, str) else "give a list of names",
+            )
             return
         for index, value in enumerate(values):  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
             path = f"{name}[{index}]"
@@ -104,7 +120,12 @@ class RoutePolicy:
             elif name in ("tags", "invalidates"):
                 for param in _PARAM.findall(value):
                     if param[0] not in params:
-                        problems.add(path, value, f"uses {{{param[0]}}}, which the route does not have", f"use one of {sorted(params)} or none")
+                        problems.add(
+                            path,
+                            value,
+                            f"uses {{{param[0]}}}, which the route does not have",
+                            f"use one of {sorted(params)} or none",
+                        )
 
 
 def _is_seconds(value: object) -> bool:
@@ -136,7 +157,9 @@ class Policies:
         seen: dict[str, int] = {}
         for index, policy in enumerate(self.all):
             if policy.route in seen:
-                problems.add(f"[{index}].route", policy.route, f"is also the route of [{seen[policy.route]}]", "merge the two")
+                problems.add(
+                    f"[{index}].route", policy.route, f"is also the route of [{seen[policy.route]}]", "merge the two"
+                )
             seen.setdefault(policy.route, index)
         problems.raise_if_any()
         self._names: list[list[str]] = []

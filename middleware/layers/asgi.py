@@ -119,8 +119,11 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
     Only behind a proxy that authenticates and *overwrites* these headers: whoever can send them can be anybody.
     A header that is missing, empty or sent twice names nobody.
     """
-    wanted = {name.lower().encode("latin-1"): role for role, name in
-              (("tenant", tenant), ("user", user), ("grants", grants)) if name is not None}
+    wanted = {
+        name.lower().encode("latin-1"): role
+        for role, name in (("tenant", tenant), ("user", user), ("grants", grants))
+        if name is not None
+    }
 
     def identify(scope: Scope) -> Identity | None:
         found: dict[str, str] = {}
