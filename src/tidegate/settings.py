@@ -1,0 +1,375 @@
+"""Settings of the layers, the flags and the controller: from `tidegate.toml`, then from the environment.
+
+Every field has a default that works with nothing but Python. The environment overrides the file, so that secrets need
+not be written down: `TIDEGATE_<SECTION>_<FIELD>` (`TIDEGATE_FLAGS_UNLEASH_TOKEN`), and four names of longer standing:
+`REDIS_URL`, `REDIS_ENABLED`, `REDIS_DEFAULT_TTL`, `CACHE_VERSION`.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+from tidegate.errors import Problems
+from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.vocabulary import BAND_EDGES, Unit
+
+__all__ = ["CacheSettings", "FlagSettings", "RolloutSettings", "Settings", "StoreSettings", "TelemetrySettings"]
+
+FlagProviderName = Literal["none", "local", "unleash"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """The cache layer.
+
+    share: who may be served a response of a route without a policy. "user" is the narrowest: nothing is shared
+        by accident.
+    version: part of every key (`CACHE_VERSION`): change it and the cache starts cold. Also set it when two apps share
+        one Redis.
+    default_ttl: seconds that a policy without its own `ttl` gives (`REDIS_DEFAULT_TTL`); None: only response headers.
+    max_body: bytes; larger responses pass unstored. One of them would push out hundreds of usual ones.
+    policies: one table per route, see RoutePolicy.
+    """
+
+    share: Share = "user"
+    version: str = "v1"
+    default_ttl: float | None = None
+    max_body: int = 1024 * 1024
+    policies: tuple[RoutePolicy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Where stored responses live.
+
+    url: `redis://host:port/0`, `rediss://`, `unix:///path`; None: this process's memory (`REDIS_URL`).
+    enabled: False keeps to memory although `url` is set (`REDIS_ENABLED`).
+    max_bytes: bytes of the memory store. 64 MiB holds about 30,000 responses of 2 KiB.
+    budget: seconds that a request waits for the store at most, before it goes on as a miss (P5).
+    """
+
+    url: str | None = None
+    enabled: bool = True
+    max_bytes: int = 64 * 1024 * 1024
+    budget: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagSettings:
+    """For whom the layers are open.
+
+    provider: `none` (no gates: every layer is open), `local` (a file) or `unleash`.
+    file: the local flag file.
+    unleash_url, unleash_token, app_name, environment: the Unleash server (".../api"), a backend token, how we call
+        ourselves there, and the environment that the token belongs to.
+    poll_interval: seconds between looks at the provider. 2: a shut gate is shut everywhere within 3 s (P8).
+    unit: what a percentage is drawn over. Tenants by default: everybody at one customer sees one behaviour.
+    bands: upper edges of the cohort counters' bands; the steps of a rollout should be among them.
+    """
+
+    provider: FlagProviderName = "none"
+    file: str = "flags.json"
+    unleash_url: str = "http://127.0.0.1:4242/api"
+    unleash_token: str = ""
+    app_name: str = "tidegate"
+    environment: str = "development"
+    poll_interval: float = 2.0
+    unit: Unit = "tenant"
+    bands: tuple[int, ...] = BAND_EDGES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySettings:
+    """What is measured and shown.
+
+    metrics_dir: a folder in which each worker keeps its cohort counters, so that they are summed over workers, dead
+        ones included; None: this process only. Defaults to `PROMETHEUS_MULTIPROC_DIR` if that is set. Empty it before
+        the server starts, as prometheus_client asks.
+    debug_headers: add `X-Cache-Hits` and `X-Cache-Misses` to responses.
+    """
+
+    metrics_dir: str | None = None
+    debug_headers: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSettings:
+    """The controller.
+
+    journal: SQLite file with every rollout's state and decisions. Keep it on a local disk.
+    admin_token: token for Unleash's Admin API; a personal access token of its own Editor user shows in the audit log.
+    prometheus_url: base URL of Prometheus; None: read `metrics_urls` ourselves.
+    metrics_urls: the app's own /metrics, one per instance.
+    listen: `host:port` for alerts and status; None: do not listen.
+    alert_token: bearer token that a sender of alerts must show. Needed when `listen` is set.
+    """
+
+    journal: str = "tidegate-journal.sqlite3"
+    admin_token: str = ""
+    prometheus_url: str | None = None
+    metrics_urls: tuple[str, ...] = ()
+    listen: str | None = None
+    alert_token: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings. `Settings()` is the zero-configuration default; `Settings.load()` reads file and environment."""
+
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    flags: FlagSettings = field(default_factory=FlagSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+
+    @classmethod
+    def load(cls, path: str | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read `path` (default: `TIDEGATE_CONFIG`, else `tidegate.toml` if it is there), then the environment.
+
+        Raises:
+            ConfigError: with every problem in file and environment, each with its path, value and fix.
+        """
+        named = path or environ.get("TIDEGATE_CONFIG")
+        file = Path(named or "tidegate.toml")
+        problems = Problems(str(file) if named or file.exists() else "settings")
+        table = _read_toml(file, problems) if named or file.exists() else {}
+        return _build(table, environ, problems)
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> "Settings":
+        """Settings from nested mappings of the same shape as the file.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        return _build(table, {}, Problems("settings"))
+
+
+def _read_toml(file: Path, problems: Problems) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.add("file", str(file), "does not exist", "create it, or name another with --config or TIDEGATE_CONFIG")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.add("file", str(file), f"is not TOML: {error}", "correct that line")
+    except OSError as error:
+        problems.add("file", str(file), f"cannot be read: {error.strerror}", "make it readable")
+    return {}
+
+
+_LEGACY: Mapping[str, tuple[str, str]] = {
+    "REDIS_URL": ("store", "url"),
+    "REDIS_ENABLED": ("store", "enabled"),
+    "REDIS_DEFAULT_TTL": ("cache", "default_ttl"),
+    "CACHE_VERSION": ("cache", "version"),
+    "PROMETHEUS_MULTIPROC_DIR": ("telemetry", "metrics_dir"),
+}
+
+_SECTIONS: Mapping[str, type] = {
+    "cache": CacheSettings,
+    "store": StoreSettings,
+    "flags": FlagSettings,
+    "telemetry": TelemetrySettings,
+    "rollout": RolloutSettings,
+}
+
+
+def _build(table: Mapping[str, Any], environ: Mapping[str, str], problems: Problems) -> Settings:
+    for name in table:
+        if name not in _SECTIONS:
+            problems.add(name, table[name], "is not a section", _did_you_mean(name, _SECTIONS))
+    made: dict[str, Any] = {}
+    for name, kind in _SECTIONS.items():
+        section = table.get(name, {})
+        if not isinstance(section, Mapping):
+            problems.add(name, section, "is not a table", f"write [{name}]")
+            section = {}
+        given = dict(cast(Mapping[str, Any], section))
+        made[name] = _section(name, kind, given, _from_environ(name, kind, environ), problems)
+    settings = Settings(**made) if not problems else None
+    problems.raise_if_any()
+    assert settings is not None
+    return settings
+
+
+def _from_environ(section: str, kind: type, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    found: dict[str, tuple[str, str]] = {}
+    for variable, (its_section, name) in _LEGACY.items():
+        if its_section == section and environ.get(variable):
+            found[name] = (variable, environ[variable])
+    for spec in fields(kind):
+        variable = f"TIDEGATE_{section}_{spec.name}".upper()
+        if spec.name != "policies" and variable in environ:
+            found[spec.name] = (variable, environ[variable])
+    return found
+
+
+def _section(
+    section: str, kind: type, given: dict[str, Any], environ: dict[str, tuple[str, str]], problems: Problems
+) -> Any:
+    known = {spec.name: spec for spec in fields(kind)}
+    values: dict[str, Any] = {}
+    for name, raw in given.items():
+        if name not in known:
+            problems.add(f"{section}.{name}", raw, "is not a setting", _did_you_mean(name, known))
+        elif name == "policies":
+            values[name] = _policies(f"{section}.{name}", raw, problems)
+        else:
+            _check(f"{section}.{name}", name, raw, values, problems)
+    for name, (variable, text) in environ.items():
+        _check(variable, name, _from_text(text, known[name].default), values, problems)
+    return kind(**values)
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
+
+
+def _from_text(text: str, default: Any) -> Any:
+    """A value from the environment, by the kind of its default; text that does not fit stays text and is refused."""
+    if isinstance(default, bool):
+        lowered = text.strip().lower()
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(lowered, text)
+    if isinstance(default, tuple):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return [int(part) if part.isdigit() else part for part in parts]
+    try:
+        return (
+            float(text)
+            if isinstance(default, float) or (default is None and _numeric(text))
+            else _int_like(text, default)
+        )
+    except ValueError:
+        return text
+
+
+def _numeric(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def _int_like(text: str, default: Any) -> Any:
+    return int(text) if isinstance(default, int) and default is not MISSING else text
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _url(*schemes: str) -> Callable[[Any], bool]:
+    def valid(value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        parts = urlsplit(value)
+        return parts.scheme in schemes and bool(parts.netloc or parts.path)
+
+    return valid
+
+
+def _listen(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    host, _, port = value.rpartition(":")
+    return bool(host) and port.isdigit() and int(port) < 65536
+
+
+def _items(value: Any) -> list[Any] | None:
+    """The items of a list or tuple, or None."""
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def _edges(value: Any) -> bool:
+    edges = _items(value)
+    if not edges or not all(_number(1, 100, whole=True)(edge) for edge in edges):
+        return False
+    return edges == sorted(set(edges)) and edges[-1] == 100
+
+
+def _urls(value: Any) -> bool:
+    urls = _items(value)
+    return urls is not None and all(_HTTP(url) for url in urls)
+
+
+def _number(low: float, high: float = float("inf"), *, whole: bool = False) -> Callable[[Any], bool]:
+    kinds = int if whole else (int, float)
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+
+
+_HTTP = _url("http", "https")
+
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
+    "share": (lambda v: v in get_args(Share), "is not a share", "use public, tenant or user"),
+    "version": (_text, "is not a name", 'give text such as "v1"'),
+    "default_ttl": (_number(0, 31_536_000), "is not a number of seconds", "give 0 to 31536000"),
+    "max_body": (_number(0, whole=True), "is not a number of bytes", "give a whole number >= 0"),
+    "url": (
+        _url("redis", "rediss", "unix"),
+        "is not a Redis URL",
+        "write redis://host:6379/0, rediss:// or unix:///path",
+    ),
+    "enabled": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
+    "max_bytes": (_number(1024, whole=True), "is not a size", "give a whole number of bytes >= 1024"),
+    "budget": (_number(0.001, 10), "is not a time budget", "give seconds from 0.001 to 10 (0.05 is usual)"),
+    "provider": (lambda v: v in get_args(FlagProviderName), "is not a flag provider", "use none, local or unleash"),
+    "file": (_text, "is not a path", "give the path of the flag file"),
+    "unleash_url": (_HTTP, "is not an HTTP URL", "write http://host:4242/api"),
+    "unleash_token": (lambda v: isinstance(v, str), "is not text", "give a backend token of this environment"),
+    "app_name": (_text, "is not a name", "give the name under which Unleash shows this app"),
+    "environment": (_text, "is not a name", 'give an Unleash environment such as "production"'),
+    "poll_interval": (_number(0.1, 60), "is not an interval", "give seconds from 0.1 to 60"),
+    "unit": (lambda v: v in get_args(Unit), "is not a unit", "use tenant, user or session"),
+    "bands": (_edges, "is not a list of band edges", "give rising whole percentages that end with 100"),
+    "metrics_dir": (_text, "is not a path", "give a folder that the workers may write"),
+    "debug_headers": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
+    "journal": (_text, "is not a path", "give the path of the journal file"),
+    "admin_token": (lambda v: isinstance(v, str), "is not text", "give an Unleash admin or personal access token"),
+    "prometheus_url": (_HTTP, "is not an HTTP URL", "write http://host:9090"),
+    "metrics_urls": (_urls, "is not a list of HTTP URLs", 'write ["http://host:8000/metrics"]'),
+    "listen": (_listen, "is not an address", 'write "127.0.0.1:9000"'),
+    "alert_token": (lambda v: isinstance(v, str), "is not text", "give a secret text"),
+}
+
+
+def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Problems) -> None:
+    valid, problem, fix = _RULES[name]
+    if valid(raw):
+        items = _items(raw)
+        values[name] = raw if items is None else tuple(items)
+    else:
+        problems.add(path, "***" if name.endswith("token") else raw, problem, fix)
+
+
+def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...]:
+    items = _items(raw)
+    if items is None:
+        problems.add(path, raw, "is not a list of tables", f"write [[{path}]]")
+        return ()
+    known = {spec.name: spec for spec in fields(RoutePolicy)}
+    made: list[RoutePolicy] = []
+    for index, item in enumerate(items):
+        at = f"{path}[{index}]"
+        if not isinstance(item, Mapping) or not isinstance(cast(Mapping[str, Any], item).get("route"), str):
+            problems.add(at, item, "names no route", 'give it route = "/path/{param}"')
+            continue
+        table = cast(Mapping[str, Any], item)
+        given: dict[str, Any] = {}
+        for name, value in table.items():
+            if name in known:
+                values = _items(value)
+                given[name] = value if values is None else tuple(values)
+        for name in table:
+            if name not in known:
+                problems.add(f"{at}.{name}", table[name], "is not a field of a policy", _did_you_mean(name, known))
+        with problems.under(at):
+            made.append(RoutePolicy(**given))
+    routes: dict[str, int] = {}
+    for index, policy in enumerate(made):
+        if policy.route in routes:
+            problems.add(f"{path}[{index}].route", policy.route, "has a policy already", "merge the two")
+        routes.setdefault(policy.route, index)
+    return tuple(made)
