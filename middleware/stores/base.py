@@ -4,17 +4,19 @@ Guarantees asked of every store:
 - `get` returns the record last put under the key unless it expired, was evicted, or any of its tags was purged after
   the positions the record carries. It also returns the *current* positions of the scopes asked for: a caller reads
   them before it asks the app and puts them into the entry that it stores, so that a purge between the two wins.
-- `purge` is done (every later `get` in this store honours it) or pending (it will be retried; see P4), never lost silently.
+- `purge` is done (every later `get` in this store honours it) or pending (it will be retried; see P4), never lost
+  silently.
 - Failures are raised as StoreError, never as anything else. `GuardedStore` turns them into misses.
 Not guaranteed: that a record which was put can be got (stores evict).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 __all__ = [
     "PUBLIC_SCOPE",
+    "WHOLE_SCOPE",
     "Entry",
     "Headers",
     "Lookup",
@@ -34,6 +36,9 @@ ScopedTag = tuple[str, str]
 
 PUBLIC_SCOPE = "public"
 """The scope of tags that belong to nobody, among them every entry's own URI. Tenants' scopes are `tenant:<id>`."""
+
+WHOLE_SCOPE: Final = ""
+"""As a tag in `purge`: everything that was filled with a position of the scope. No tag has the empty name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +111,13 @@ class StoreStats:
 
 
 class Store(Protocol):
-    """Where stored responses live. Keys are opaque bytes made by `core.keys`."""
+    """Where stored responses live. Keys are opaque bytes made by `core.keys`.
+
+    local: calls never wait for anything (memory), so that nobody needs to put a deadline on them.
+    """
+
+    @property
+    def local(self) -> bool: ...
 
     async def start(self) -> None:
         """Connect in the background; returns at once and never raises for an unreachable server."""
@@ -142,6 +153,8 @@ class Store(Protocol):
 
     async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
         """Purge tags, given by scope: no entry that carries one of them and was filled before is served again.
+
+        The tag WHOLE_SCOPE stands for all of its scope.
 
         Raises:
             StoreError: if the store cannot answer (then the purge did not happen here).
