@@ -7,7 +7,7 @@ Set-Cookie, `Vary: *` or a missing identity; `core.storing` sees to that.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 from tidegate.errors import Problems
 
@@ -74,8 +74,9 @@ class RoutePolicy:
             problems.add("share", self.share, "is not a share", "use public, tenant or user")
         if self.mode not in get_args(Mode):
             problems.add("mode", self.mode, "is not a mode", "use serve, shadow or off")
-        if not isinstance(self.max_body, int) or isinstance(self.max_body, bool) or self.max_body < 0:
-            problems.add("max_body", self.max_body, "is not a number of bytes", "give a whole number >= 0")
+        max_body: object = self.max_body  # a settings file may hold anything
+        if type(max_body) is not int or max_body < 0:
+            problems.add("max_body", max_body, "is not a number of bytes", "give a whole number >= 0")
         for name in ("tags", "invalidates", "vary", "query"):
             self._check_names(name, params, problems)
         problems.raise_if_any()
@@ -100,18 +101,15 @@ class RoutePolicy:
         return seen
 
     def _check_names(self, name: str, params: set[str], problems: Problems) -> None:
-        values = getattr(self, name)
-        if values is None and name == "query":
+        given: object = getattr(self, name)
+        if given is None and name == "query":
             return
-        if isinstance(values, str) or not isinstance(values, tuple):
-            problems.add(
-                name,
-                values,
-                "is not a list",
-                f"write [{values!r}]" if isinstance(values, str) else "give a list of names",
-            )
+        if not isinstance(given, tuple):
+            fix = f"write [{given!r}]" if isinstance(given, str) else "give a list of names"
+            problems.add(name, given, "is not a list", fix)
             return
-        for index, value in enumerate(values):  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        values = cast(tuple[object, ...], given)
+        for index, value in enumerate(values):
             path = f"{name}[{index}]"
             if not isinstance(value, str) or not value:
                 problems.add(path, value, "is not a name", "give text that is not empty")

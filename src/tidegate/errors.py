@@ -8,7 +8,7 @@ TidegateError
 └── RolloutError           a rollout cannot do what was asked (wrong state, unknown name)
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ class Problems:
         return len(self._found)
 
     @contextmanager
-    def under(self, prefix: str) -> Iterator[None]:
+    def under(self, prefix: str) -> Generator[None, None, None]:
         """Take in the problems of a ConfigError raised inside, with `prefix` before their paths."""
         try:
             yield

@@ -8,7 +8,7 @@ not be written down: `TIDEGATE_<SECTION>_<FIELD>` (`TIDEGATE_FLAGS_UNLEASH_TOKEN
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -137,7 +137,7 @@ class Settings:
         named = path or environ.get("TIDEGATE_CONFIG")
         file = Path(named or "tidegate.toml")
         problems = Problems(str(file) if named or file.exists() else "settings")
-        table = _read_toml(file, problems) if named or file.exists() else {}
+        table: Mapping[str, Any] = _read_toml(file, problems) if named or file.exists() else {}
         return _build(table, environ, problems)
 
     @classmethod
@@ -254,7 +254,7 @@ def _numeric(text: str) -> bool:
 
 
 def _int_like(text: str, default: Any) -> Any:
-    return int(text) if isinstance(default, int) and default is not MISSING else text
+    return int(text) if isinstance(default, int) else text
 
 
 def _text(value: Any) -> bool:
@@ -280,7 +280,7 @@ def _listen(value: Any) -> bool:
 
 def _items(value: Any) -> list[Any] | None:
     """The items of a list or tuple, or None."""
-    return list(value) if isinstance(value, list | tuple) else None
+    return [*value] if isinstance(value, list | tuple) else None  # pyright: ignore[reportUnknownVariableType]
 
 
 def _edges(value: Any) -> bool:
@@ -353,10 +353,10 @@ def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...
     made: list[RoutePolicy] = []
     for index, item in enumerate(items):
         at = f"{path}[{index}]"
-        if not isinstance(item, Mapping) or not isinstance(cast(Mapping[str, Any], item).get("route"), str):
-            problems.add(at, item, "names no route", 'give it route = "/path/{param}"')
+        table: dict[str, Any] = dict(cast(Mapping[str, Any], item)) if isinstance(item, Mapping) else {}
+        if not isinstance(table.get("route"), str):
+            problems.add(at, cast(object, item), "names no route", 'give it route = "/path/{param}"')
             continue
-        table = cast(Mapping[str, Any], item)
         given: dict[str, Any] = {}
         for name, value in table.items():
             if name in known:

@@ -1,0 +1,93 @@
+"""Cache keys: one injective encoding of everything that selects a stored response, hashed with a key.
+
+A key is built from the identity itself, so isolation is structural (P2): no response header, tag or policy can make two
+identities' keys meet. Parts are length-prefixed; "absent" differs from "empty". The path is the raw one, as it was
+sent: `/a%2Fb` is not `/a/b`.
+"""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.policy import Share
+
+__all__ = ["SCHEMA", "counted_query", "encode_parts", "primary_parts", "scope_of", "tag_of_uri", "variant_values"]
+
+SCHEMA = b"tidegate-key-1"
+"""Version of this encoding. Changing what a key is made of changes it, so that old entries are never misread."""
+
+
+def encode_parts(parts: Iterable[bytes | None]) -> bytes:
+    """Injective: each part with its length before it; None is not the empty string."""
+    out: list[bytes] = []
+    for part in parts:
+        if part is None:
+            out.append(b"\x00")
+        else:
+            out.append(b"\x01%d:" % len(part))
+            out.append(part)
+    return b"".join(out)
+
+
+def primary_parts(
+    *,
+    namespace: bytes,
+    share: Share,
+    identity: Identity | None,
+    scheme: str,
+    host: bytes,
+    raw_path: bytes,
+    query: bytes,
+) -> tuple[bytes | None, ...]:
+    """What selects a URL's responses for one share.
+
+    Raises:
+        ValueError: if the share is `tenant` or `user` and the identity does not name one.
+    """
+    tenant = user = grants = None
+    if share != "public":
+        if identity is None:
+            raise ValueError(f"share {share!r} needs an identity")
+        tenant, grants = identity.tenant.encode(), identity.grants.encode()
+        if share == "user":
+            if identity.user is None:
+                raise ValueError("share 'user' needs Identity.user")
+            user = identity.user.encode()
+    return (SCHEMA, namespace, share.encode(), tenant, user, grants, scheme.encode(), host, raw_path, query)
+
+
+def digest(parts: Sequence[bytes | None], naming_key: bytes) -> bytes:
+    """The key under which a store keeps the record: 20 bytes of keyed BLAKE2b, so that nothing of it is readable."""
+    return blake2b(encode_parts(parts), digest_size=20, key=naming_key).digest()
+
+
+def variant_values(
+    request: Iterable[tuple[bytes, bytes]], names: Sequence[bytes]
+) -> tuple[tuple[bytes, bytes | None], ...]:
+    """The values of the fields that Vary names: lines joined, white space trimmed, absent is None."""
+    wanted: dict[bytes, list[bytes]] = {name: [] for name in names}
+    for name, value in request:
+        if name in wanted:
+            wanted[name].append(value.strip(b" \t"))
+    return tuple((name, b", ".join(values) if values else None) for name, values in wanted.items())
+
+
+def counted_query(query: bytes, counted: Sequence[str] | None) -> bytes:
+    """The part of a raw query string that counts: all of it as sent, or the named parameters in their order.
+
+    `;` does not separate parameters: a name hidden behind one is part of the value before it, and so of the key.
+    """
+    if counted is None or not query:
+        return query
+    names = {name.encode() for name in counted}
+    return b"&".join(part for part in query.split(b"&") if part.partition(b"=")[0] in names)
+
+
+def scope_of(identity: Identity | None, share: Share) -> str:
+    """The ledger scope of an entry's own tags."""
+    return "public" if share == "public" or identity is None else f"tenant:{identity.tenant}"
+
+
+def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
+    """The tag that every entry of a URI carries, whatever its share, so that an unsafe request clears them all."""
+    return "uri:" + encode_parts((scheme.encode(), host, raw_path, query)).decode("latin-1")
