@@ -1,0 +1,79 @@
+"""The servers as pytest fixtures.
+
+| fixture | what it gives | lives |
+|---|---|---|
+| `valkey`, `redis_server` | the shared server, emptied before the test | a session |
+| `valkey_server`, `shared_redis` | the same, not emptied: for fixtures of a wider scope | a session |
+| `start_valkey`, `start_redis` | a function that starts a private one: kill it, restart it, configure it | the test |
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.services.server import Server, ServiceError
+from tests.services.valkey import Redis, Valkey
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Let a server that cannot be had fail the test with its message alone."""
+    try:
+        yield
+    except ServiceError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _shared(make: Callable[[], AnyServer]) -> Iterator[AnyServer]:
+    with _one_line():
+        server = make().start()
+    yield server
+    server.stop()
+
+
+def _private(make: Callable[..., AnyServer]) -> Iterator[Callable[..., AnyServer]]:
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> AnyServer:
+            with _one_line():
+                return stack.enter_context(make(**settings))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    yield from _shared(Valkey)
+
+
+@pytest.fixture
+def valkey(valkey_server: Valkey) -> Valkey:
+    valkey_server.flush()
+    return valkey_server
+
+
+@pytest.fixture
+def start_valkey() -> Iterator[Callable[..., Valkey]]:
+    """Call with the arguments of `Valkey`."""
+    yield from _private(Valkey)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[Redis]:
+    yield from _shared(Redis)
+
+
+@pytest.fixture
+def redis_server(shared_redis: Redis) -> Redis:
+    shared_redis.flush()
+    return shared_redis
+
+
+@pytest.fixture
+def start_redis() -> Iterator[Callable[..., Redis]]:
+    """Call with the arguments of `Redis`."""
+    yield from _private(Redis)
