@@ -81,6 +81,11 @@ class RoutePolicy:
             self._check_names(name, params, problems)
         problems.raise_if_any()
 
+    @property
+    def storable(self) -> bool:
+        """Whether this policy by itself makes answers to GET and HEAD storable (the hit ratio's denominator)."""
+        return self.ttl is not None and self.mode == "serve"
+
     def _check_route(self, problems: Problems) -> set[str]:
         if not self.route.startswith("/"):
             problems.add("route", self.route, "is not a path", "start it with /")

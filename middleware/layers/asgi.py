@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import Match, Policies
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.tracing import Tracer
 
 __all__ = [
     "ASGIApp",
@@ -61,9 +62,23 @@ class RequestContext:
     own_etag: the ETag on the response was made by the etag layer.
     tags: further tags for the entry, from the handler.
     deadline: event-loop time after which the store is not asked again for this request (P5).
+    coalesce_key: the cache's key, where a policy or a stored Vary says which parts of the request count.
+    tracer: set where the telemetry layer is open and an OpenTelemetry SDK is there.
     """
 
-    __slots__ = ("deadline", "decision", "identity", "match", "outcome", "own_etag", "reason", "storable", "tags")
+    __slots__ = (
+        "coalesce_key",
+        "deadline",
+        "decision",
+        "identity",
+        "match",
+        "outcome",
+        "own_etag",
+        "reason",
+        "storable",
+        "tags",
+        "tracer",
+    )
 
     def __init__(self, identity: Identity | None, match: Match, decision: Decision | None) -> None:
         self.identity = identity
@@ -75,6 +90,12 @@ class RequestContext:
         self.own_etag = False
         self.tags: list[str] | None = None
         self.deadline: float | None = None
+        self.coalesce_key: bytes | None = None
+        self.tracer: Tracer | None = None
+
+    def is_open(self, layer: str) -> bool:
+        """Whether another layer is open for this request; layers without flags always are."""
+        return self.decision is None or layer in self.decision.open
 
     def tag(self, *names: str) -> None:
         """Add tags to the entry that this response may become."""

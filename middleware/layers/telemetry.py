@@ -1,0 +1,188 @@
+"""Measures every request: the cohort counters that a rollout is judged by, metrics per route, spans, debug headers.
+
+The gate opens spans, debug headers and the metrics per route. The cohort counters are not gated: a judge that could
+only see the canary would have nothing to compare it with.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+from prometheus_client import Counter, Histogram
+
+from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.layers.asgi import (
+    ASGIApp,
+    ContextResolver,
+    Gate,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    always,
+)
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.tracing import Tracer
+
+__all__ = ["TelemetryLayer"]
+
+_HITS = ("hit", "stale")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class TelemetryLayer:
+    """The outermost layer.
+
+    cohorts: counters to count into; None: no flags, nothing to compare.
+    metrics: where the metrics per route live.
+    tracer: makes spans where the gate is open; None: no tracing.
+    debug_headers: add `X-Cache-Hits` and `X-Cache-Misses` (1 or 0) to responses of requests that could be stored.
+    clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate = always,
+        resolver: ContextResolver | None = None,
+        cohorts: CohortCounters | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        debug_headers: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.app = app
+        self.gate = gate
+        self.cohorts = cohorts
+        self.metrics = metrics if metrics is not None else Metrics.of()
+        self.tracer = tracer
+        self.debug_headers = debug_headers
+        self.clock = clock
+        self._resolver = resolver if resolver is not None else ContextResolver()
+        self._bound: dict[tuple[str, str, str], Counter] = {}
+        self._bound_seconds: dict[str, Histogram] = {}
+        self._bound_cache: dict[tuple[str, str], Counter] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = self._resolver.of(scope)
+        opened = self.gate(context)
+        watch = _Watch(self, scope, context, send, opened=opened)
+        span: AbstractContextManager[Any] | None = None
+        if opened and self.tracer is not None:
+            context.tracer = self.tracer
+            attributes = {"http.request.method": scope["method"], "http.route": context.match.route}
+            span = self.tracer.start_as_current_span("tidegate.request", attributes=attributes)
+        try:
+            if span is None:
+                await self.app(scope, receive, watch)
+            else:
+                with span:
+                    await self.app(scope, receive, watch)
+        except Exception:
+            watch.failed = True
+            raise
+        finally:
+            watch.finish()
+
+    def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
+        """Count one finished request per route; labels are templates and fixed words only."""
+        route = _route(scope, context)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        key = (route, method, f"{status // 100}xx")
+        counter = self._bound.get(key)
+        if counter is None:
+            counter = self._bound[key] = self.metrics.requests.labels(*key)
+        counter.inc()
+        histogram = self._bound_seconds.get(route)
+        if histogram is None:
+            histogram = self._bound_seconds[route] = self.metrics.seconds.labels(route)
+        histogram.observe(seconds)
+        if context.outcome is not None:
+            outcome = (route, context.outcome)
+            counter = self._bound_cache.get(outcome)
+            if counter is None:
+                counter = self._bound_cache[outcome] = self.metrics.cache.labels(*outcome)
+            counter.inc()
+            if context.outcome == "bypass" and context.reason is not None:
+                self.metrics.bypass.labels(context.reason).inc()
+
+
+def _route(scope: Scope, context: RequestContext) -> str:
+    """The policy's route, else the template that the framework left in the scope, else `other`; never a raw path."""
+    if context.match.policy is not None:
+        return context.match.route
+    template = getattr(scope.get("route"), "path", None)
+    return cast(str, template) if isinstance(template, str) else "other"
+
+
+class _Watch:
+    """The `send` of one request: sees status and end, changes nothing but the debug headers.
+
+    The request is counted before its last message leaves, so that whoever has an answer finds it counted.
+    """
+
+    def __init__(
+        self, layer: TelemetryLayer, scope: Scope, context: RequestContext, send: Send, *, opened: bool
+    ) -> None:
+        self._layer = layer
+        self._scope = scope
+        self._context = context
+        self._send = send
+        self._opened = opened
+        self._started = layer.clock()
+        self._status = 0
+        self._trailers = False
+        self._counted = False
+        self.failed = False
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._status = message["status"]
+            self._trailers = message.get("trailers", False)
+            if self._opened and self._layer.debug_headers and self._is_storable():
+                message = {**message, "headers": [*message.get("headers", ()), *self._debug()]}
+        elif (
+            (kind == "http.response.body" and not message.get("more_body", False) and not self._trailers)
+            or (kind == "http.response.trailers" and not message.get("more_trailers", False))
+            or kind == "http.response.pathsend"
+        ):
+            self.finish()
+        await self._send(message)
+
+    def _is_storable(self) -> bool:
+        context = self._context
+        if context.storable:
+            return True
+        policy = context.match.policy
+        return policy is not None and policy.storable and self._scope["method"] in ("GET", "HEAD")
+
+    def _debug(self) -> list[tuple[bytes, bytes]]:
+        hit = self._context.outcome in _HITS
+        return [(b"x-cache-hits", b"%d" % hit), (b"x-cache-misses", b"%d" % (not hit))]
+
+    def finish(self) -> None:
+        """Count the request, once."""
+        if self._counted:
+            return
+        self._counted = True
+        layer, context = self._layer, self._context
+        if self._status == 0 and not self.failed:
+            return  # nobody was answered: the client left, or the server is going down
+        seconds = layer.clock() - self._started
+        if layer.cohorts is not None and context.decision is not None:
+            layer.cohorts.count(
+                context.decision.cohorts,
+                seconds=seconds,
+                error=self.failed or self._status >= 500,
+                storable=self._is_storable(),
+                hit=context.outcome in _HITS,
+            )
+        if self._opened:
+            layer.record(self._scope, context, status=self._status or 500, seconds=seconds)
