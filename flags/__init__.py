@@ -1,0 +1,27 @@
+"""For whom a layer is open: flags from Unleash or a local file, one sticky decision a request.
+
+The Unleash provider, which needs the extra `unleash`, is `tidegate.flags.unleash.UnleashFlags`.
+"""
+
+from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, band_of, is_open, normalized
+from tidegate.flags.gate import UNIT_FIELDS, Decision, FlagProvider, Gates, ProviderHealth
+from tidegate.flags.local import LocalFlags, parse_flags
+from tidegate.flags.report import OnError
+
+__all__ = [
+    "UNIT_FIELDS",
+    "Constraint",
+    "Decision",
+    "Flag",
+    "FlagContext",
+    "FlagProvider",
+    "Gates",
+    "LocalFlags",
+    "OnError",
+    "ProviderHealth",
+    "Strategy",
+    "band_of",
+    "is_open",
+    "normalized",
+    "parse_flags",
+]
