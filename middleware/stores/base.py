@@ -12,7 +12,17 @@ Not guaranteed: that a record which was put can be got (stores evict).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
+
+from tidegate.middleware.core.records import (
+    PUBLIC_SCOPE,
+    WHOLE_SCOPE,
+    Entry,
+    Headers,
+    Record,
+    ScopedTag,
+    Variants,
+)
 
 __all__ = [
     "PUBLIC_SCOPE",
@@ -27,57 +37,6 @@ __all__ = [
     "StoreStats",
     "Variants",
 ]
-
-Headers = tuple[tuple[bytes, bytes], ...]
-"""Header fields in order, names in lower case, duplicates kept."""
-
-ScopedTag = tuple[str, str]
-"""(scope, tag): a tag's name within its scope."""
-
-PUBLIC_SCOPE = "public"
-"""The scope of tags that belong to nobody, among them every entry's own URI. Tenants' scopes are `tenant:<id>`."""
-
-WHOLE_SCOPE: Final = ""
-"""As a tag in `purge`: everything that was filled with a position of the scope. No tag has the empty name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A stored response (RFC 9111 section 2) and what is needed to decide whether it may be used.
-
-    born: wall-clock seconds at which the response had age 0 (response time less its corrected initial age).
-    lifetime: freshness lifetime in seconds from `born`.
-    stale_while_revalidate, stale_if_error: seconds past `lifetime` (RFC 5861); 0 where forbidden.
-    vary: the request fields that selected this response, with the values they had (None: absent).
-    tags, positions: what it depends on, and each scope's ledger position read before the app was asked.
-    own_etag: the ETag among `headers` was made by the etag layer, not by the app.
-    must_revalidate: never to be served stale (must-revalidate, proxy-revalidate, s-maxage; RFC 9111 5.2.2).
-    no_cache: to be validated before every use.
-    """
-
-    status: int
-    headers: Headers
-    body: bytes
-    born: float
-    lifetime: float
-    stale_while_revalidate: float = 0.0
-    stale_if_error: float = 0.0
-    must_revalidate: bool = False
-    no_cache: bool = False
-    vary: tuple[tuple[bytes, bytes | None], ...] = ()
-    tags: tuple[ScopedTag, ...] = ()
-    positions: tuple[tuple[str, int], ...] = ()
-    own_etag: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variants:
-    """Stands under a URL's primary key where its responses vary: the request field names that a key must add."""
-
-    names: tuple[bytes, ...]
-
-
-Record = Entry | Variants
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,13 @@ _NEVER: Final = 0
 
 
 class _Scope:
-    """Stamps of one scope, in the order in which they were given; `floor` stands for all that were let go."""
+    """Stamps of one scope, oldest first; `last` is the newest, `floor` stands for all that were let go."""
 
-    __slots__ = ("floor", "stamps")
+    __slots__ = ("floor", "last", "stamps")
 
     def __init__(self) -> None:
         self.floor = _NEVER
+        self.last = _NEVER
         self.stamps: OrderedDict[str, int] = OrderedDict()
 
 
@@ -36,8 +37,8 @@ class Ledger:
     """
 
     def __init__(self, *, max_stamps: int, max_scopes: int) -> None:
-        self.position = _NEVER
-        """The last stamp given; the position of every scope."""
+        self.stamp = _NEVER
+        """The last stamp given, in whichever scope."""
         self.forgotten = 0
         """Stamps let go because of a limit."""
         self._max_stamps = max_stamps
@@ -50,12 +51,13 @@ class Ledger:
 
     def purge(self, tags: Mapping[str, Sequence[str]]) -> None:
         """Stamp these tags, given by scope, all with one new stamp."""
-        self.position = stamp = self.position + 1
+        self.stamp = stamp = self.stamp + 1
         for name, purged in tags.items():
             scope = self._scopes.get(name)
             if scope is None:
                 scope = self._scopes[name] = _Scope()
             self._scopes.move_to_end(name)
+            scope.last = stamp
             for tag in purged:
                 if tag == WHOLE_SCOPE:
                     scope.floor = stamp
@@ -67,10 +69,13 @@ class Ledger:
                 scope.floor = max(scope.floor, scope.stamps.popitem(last=False)[1])
                 self.forgotten += 1
         while len(self._scopes) > self._max_scopes:
-            _, gone = self._scopes.popitem(last=False)
-            last = next(reversed(gone.stamps.values()), _NEVER)
-            self._floor = max(self._floor, gone.floor, last)
+            self._floor = max(self._floor, self._scopes.popitem(last=False)[1].last)
             self.forgotten += 1
+
+    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
+        """Where each scope stands: its last stamp, or the floor of all where that is higher."""
+        floor, known = self._floor, self._scopes
+        return {name: max(known[name].last, floor) if name in known else floor for name in scopes}
 
     def allows(self, entry: Entry) -> bool:
         """Whether an entry is newer than every purge that concerns it."""

@@ -40,7 +40,7 @@ def size_of(key: bytes, record: Record) -> int:
 
 
 class _Slot:
-    """A record, what it weighs, when it goes, and the ledger position at which it was last found valid."""
+    """A record, what it weighs, when it goes, and the ledger's last stamp when it was last found valid."""
 
     __slots__ = ("expires", "record", "size", "valid_at")
 
@@ -111,8 +111,7 @@ class MemoryStore:
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """The record, if it is there, alive and newer than every purge of its tags, and the scopes' positions."""
-        position = self._ledger.position
-        positions = dict.fromkeys(scopes, position)
+        positions = self._ledger.positions(scopes)
         slot = self._slots.get(key)
         if slot is None:
             return Lookup(None, positions)
@@ -120,11 +119,11 @@ class MemoryStore:
             self._drop(key)
             return Lookup(None, positions)
         record = slot.record
-        if slot.valid_at != position:
+        if slot.valid_at != self._ledger.stamp:
             if isinstance(record, Entry) and not self._ledger.allows(record):
                 self._drop(key)
                 return Lookup(None, positions)
-            slot.valid_at = position
+            slot.valid_at = self._ledger.stamp
         self._slots.move_to_end(key)
         return Lookup(record, positions)
 
@@ -138,7 +137,7 @@ class MemoryStore:
         if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record)):
             return False
         self._drop(key)
-        self._slots[key] = _Slot(record, size, self._clock() + retain, self._ledger.position)
+        self._slots[key] = _Slot(record, size, self._clock() + retain, self._ledger.stamp)
         self._bytes += size
         while self._bytes > self._max_bytes or len(self._slots) > self._max_entries:
             self._bytes -= self._slots.popitem(last=False)[1].size
