@@ -8,14 +8,19 @@ Each is a context manager; in tests take the fixtures of `tests.services.fixture
 What pip does not bring is fetched by `python -m tests.services.install`.
 """
 
+from tests.services.postgres import Postgres
 from tests.services.server import Server, ServiceError, free_port, wait_until
+from tests.services.unleash import Unleash, UnleashAdmin
 from tests.services.valkey import Redis, RedisServer, Valkey
 
 __all__ = [
+    "Postgres",
     "Redis",
     "RedisServer",
     "Server",
     "ServiceError",
+    "Unleash",
+    "UnleashAdmin",
     "Valkey",
     "free_port",
     "wait_until",

@@ -4,6 +4,8 @@
 |---|---|---|
 | `valkey`, `redis_server` | the shared server, emptied before the test | a session |
 | `valkey_server`, `shared_redis` | the same, not emptied: for fixtures of a wider scope | a session |
+| `unleash` | the shared Unleash; take fresh flag names (`unleash.admin.fresh_name()`) | a session |
+| `start_unleash` | a function that starts a private one; `own_postgres=True` gives it a database to break | the test |
 | `start_valkey`, `start_redis` | a function that starts a private one: kill it, restart it, configure it | the test |
 """
 
@@ -13,7 +15,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.services.postgres import Postgres
 from tests.services.server import Server, ServiceError
+from tests.services.unleash import Unleash
 from tests.services.valkey import Redis, Valkey
 
 AnyServer = TypeVar("AnyServer", bound=Server)
@@ -77,3 +81,23 @@ def redis_server(shared_redis: Redis) -> Redis:
 def start_redis() -> Iterator[Callable[..., Redis]]:
     """Call with the arguments of `Redis`."""
     yield from _private(Redis)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    yield from _shared(Postgres)
+
+
+@pytest.fixture(scope="session")
+def unleash(postgres: Postgres) -> Iterator[Unleash]:
+    yield from _shared(lambda: Unleash(postgres))
+
+
+@pytest.fixture
+def start_unleash(postgres: Postgres) -> Iterator[Callable[..., Unleash]]:
+    """Call with nothing, or with `own_postgres=True` to have `.postgres` to stop, kill or suspend."""
+
+    def make(*, own_postgres: bool = False) -> Unleash:
+        return Unleash() if own_postgres else Unleash(postgres)
+
+    yield from _private(make)

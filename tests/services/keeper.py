@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 POLITE_SECONDS = 3.0
 PARENT_CHECK_SECONDS = 0.5
 
@@ -40,6 +41,8 @@ class Keeper:
         self._parent = os.getppid()
         self._children: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+        # What a killed server leaves behind (PostgreSQL has many processes) becomes ours to bury.
+        self._prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def serve(self) -> None:
         """Answer requests until the parent is gone; then stop everything."""
@@ -110,6 +113,10 @@ class Keeper:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                    time.sleep(0.005)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def http_request(
     headers: dict[str, str] | None = None,
     seconds: float = 5.0,
 ) -> tuple[int, bytes, dict[str, str]]:
-    """One request to 127.0.0.1: status, body, headers. `body` is sent as JSON.
+    """One request to 127.0.0.1: status, body, headers (names in lower case). `body` is sent as JSON.
 
     Raises:
         OSError: nobody answered within `seconds`.
@@ -155,7 +155,7 @@ def http_request(
     try:
         connection.request(method, path, body=payload, headers=kind | (headers or {}))
         response = connection.getresponse()
-        return response.status, response.read(), dict(response.getheaders())
+        return response.status, response.read(), {name.lower(): value for name, value in response.getheaders()}
     except http.client.HTTPException as error:
         raise ConnectionError(f"no HTTP answer: {error!r}") from error
     finally:
