@@ -9,14 +9,18 @@ What pip does not bring is fetched by `python -m tests.services.install`.
 """
 
 from tests.services.postgres import Postgres
+from tests.services.prometheus import AlertReceiver, Prometheus, Sample
 from tests.services.server import Server, ServiceError, free_port, wait_until
 from tests.services.unleash import Unleash, UnleashAdmin
 from tests.services.valkey import Redis, RedisServer, Valkey
 
 __all__ = [
+    "AlertReceiver",
     "Postgres",
+    "Prometheus",
     "Redis",
     "RedisServer",
+    "Sample",
     "Server",
     "ServiceError",
     "Unleash",

@@ -6,6 +6,7 @@
 | `valkey_server`, `shared_redis` | the same, not emptied: for fixtures of a wider scope | a session |
 | `unleash` | the shared Unleash; take fresh flag names (`unleash.admin.fresh_name()`) | a session |
 | `start_unleash` | a function that starts a private one; `own_postgres=True` gives it a database to break | the test |
+| `prometheus` | a function that starts one with the arguments of `Prometheus` | the test |
 | `start_valkey`, `start_redis` | a function that starts a private one: kill it, restart it, configure it | the test |
 """
 
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.services.postgres import Postgres
+from tests.services.prometheus import Prometheus
 from tests.services.server import Server, ServiceError
 from tests.services.unleash import Unleash
 from tests.services.valkey import Redis, Valkey
@@ -42,9 +44,9 @@ def _shared(make: Callable[[], AnyServer]) -> Iterator[AnyServer]:
 def _private(make: Callable[..., AnyServer]) -> Iterator[Callable[..., AnyServer]]:
     with ExitStack() as stack:
 
-        def start(**settings: Any) -> AnyServer:
+        def start(*arguments: Any, **settings: Any) -> AnyServer:
             with _one_line():
-                return stack.enter_context(make(**settings))
+                return stack.enter_context(make(*arguments, **settings))
 
         yield start
 
@@ -101,3 +103,9 @@ def start_unleash(postgres: Postgres) -> Iterator[Callable[..., Unleash]]:
         return Unleash() if own_postgres else Unleash(postgres)
 
     yield from _private(make)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Callable[..., Prometheus]]:
+    """Call with the arguments of `Prometheus`. The first sample comes some six seconds after the start."""
+    yield from _private(Prometheus)
