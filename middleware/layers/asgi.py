@@ -116,7 +116,8 @@ def always(_context: RequestContext) -> bool:
 def starlette_user(scope: Scope) -> Identity | None:
     """Reads `scope["user"]` as Starlette's AuthenticationMiddleware leaves it.
 
-    The user needs the attributes `tenant` and, for user shares, `identity` or `username`; `grants` is used if it is there.
+    The user needs the attributes `tenant` and, for user shares, `username` or `identity`; `grants` is used if it is
+    there.
     A user that is not authenticated, or names no tenant, is nobody.
     """
     user = scope.get("user")
@@ -164,7 +165,8 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
 class ContextResolver:
     """Makes a request's context, or finds the one that a layer further out has made.
 
-    identify: who asks. An error in it counts as nobody (`on_error` hears of it; default: metric and log): the request is served, not stored.
+    identify: who asks. An error in it counts as nobody (`on_error` hears of it; by default it is counted and logged):
+        the request is served, and not stored.
     policies: what the application says about its routes.
     decide: what is open, from the identity and scope; None: no flags, every layer's own gate says.
     """

@@ -1,13 +1,14 @@
 """ETags for responses that have none, and 304 for clients that have the bytes already (RFC 9110 8.8.3, 13.1.2).
 
-A strong ETag is made of the body where the body comes in one message: then nothing is held that could have left earlier.
-A streamed response passes as it comes and gets none. Inside a content coding the tag is weak, because the coding may be
-applied anew each time. The application's own ETag is never touched.
+A strong ETag is made of the body where the body comes whole in one message. Only a response that states its
+Content-Length is held for that, from its start to its first body message: a stream (SSE, a generator) states none and
+passes as it comes. Inside a content coding the tag is weak, because the coding may be applied anew each time. The
+application's own ETag is never touched.
 """
 
 from collections.abc import Sequence
 
-from tidegate.middleware.core.message import field_values
+from tidegate.middleware.core.message import field_values, single_value
 from tidegate.middleware.core.validators import is_not_modified, make_etag, not_modified_headers
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -49,48 +50,59 @@ class ETagLayer:
 
 
 class _Labelling:
-    """The `send` of one request: holds the start message until the first body message tells what comes."""
+    """The `send` of one request."""
 
     def __init__(self, scope: Scope, context: RequestContext, send: Send) -> None:
         self._request: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        self._head = scope["method"] == "HEAD"
         self._context = context
         self._send = send
-        self._start: Message | None = None
+        self._held: Message | None = None
         self._swallow = False
 
     async def __call__(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "http.response.start" and _may_label(message):
-            self._start = message
-        elif self._start is not None:
-            start, self._start = self._start, None
-            if kind == "http.response.body":
-                await self._answer(start, message)
+        if self._swallow:
+            return  # the rest of a body that the client has
+        if kind == "http.response.start":
+            await self._begin(message)
+        elif self._held is not None:
+            start, self._held = self._held, None
+            if kind == "http.response.body" and not message.get("more_body", False):
+                await self._label(start, message)
             else:
                 await self._send(start)
                 await self._send(message)
-        elif not self._swallow:
+        else:
             await self._send(message)
 
-    async def _answer(self, start: Message, body: Message) -> None:
-        headers = list(start.get("headers", ()))
-        whole = not body.get("more_body", False)
-        if whole and not self._head and not field_values(headers, b"etag"):
-            coded = bool(field_values(headers, b"content-encoding"))
-            headers.append((b"etag", make_etag(body.get("body", b""), weak=coded)))
-            self._context.own_etag = True
-            start = {**start, "headers": headers}
-        if is_not_modified(self._request, headers, status=start["status"]):
-            # What follows would be the rest of a body that the client has.
-            self._swallow = not whole
-            await self._send({**start, "status": 304, "headers": not_modified_headers(headers)})
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _begin(self, start: Message) -> None:
+        if start["status"] != 200 or start.get("trailers", False):
+            await self._send(start)
             return
-        await self._send(start)
+        headers = list(start.get("headers", ()))
+        names = {name for name, _ in headers}
+        if b"etag" not in names and b"content-length" in names:
+            self._held = start
+        elif is_not_modified(self._request, headers):
+            await self._not_modified(start, headers)
+        else:
+            await self._send(start)
+
+    async def _label(self, start: Message, body: Message) -> None:
+        headers = list(start.get("headers", ()))
+        content = body.get("body", b"")
+        # The answer to HEAD may come without the body that its ETag would be made of.
+        if b"%d" % len(content) == single_value(headers, b"content-length"):
+            coded = bool(field_values(headers, b"content-encoding"))
+            headers.append((b"etag", make_etag(content, weak=coded)))
+            self._context.own_etag = True
+        if is_not_modified(self._request, headers):
+            await self._not_modified(start, headers)
+            return
+        await self._send({**start, "headers": headers})
         await self._send(body)
 
-
-def _may_label(start: Message) -> bool:
-    """Only a whole 200 is labelled; trailers would come after what the tag was made of."""
-    return start["status"] == 200 and not start.get("trailers", False)
+    async def _not_modified(self, start: Message, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._swallow = True
+        await self._send({**start, "status": 304, "headers": not_modified_headers(headers)})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})

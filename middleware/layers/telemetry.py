@@ -7,7 +7,7 @@ only see the canary would have nothing to compare it with.
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 
@@ -118,7 +118,7 @@ def _route(scope: Scope, context: RequestContext) -> str:
     if context.match.policy is not None:
         return context.match.route
     template = getattr(scope.get("route"), "path", None)
-    return cast(str, template) if isinstance(template, str) else "other"
+    return template if isinstance(template, str) else "other"
 
 
 class _Watch:

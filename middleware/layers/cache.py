@@ -1,0 +1,172 @@
+"""The response cache: answers GET and HEAD from stored responses, stores what may be stored, purges on writes.
+
+On a miss everything passes to the client as it comes; a bounded copy is kept aside and stored after the last body
+message, if it is whole. A hit never waits for a write to the store. Shut, the layer stores and serves nothing;
+invalidation alone is never gated, because a write by somebody whose gate is shut must still clear what others would be
+served (P4).
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.keys import counted_query, scope_of
+from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Share
+from tidegate.middleware.core.storing import Bypass, judge_request, request_directives
+from tidegate.middleware.layers.asgi import (
+    ASGIApp,
+    ContextResolver,
+    Gate,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    always,
+)
+from tidegate.middleware.layers.exchange import CacheConfig, Exchange, Uri
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag, Store
+
+__all__ = ["CacheLayer"]
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class CacheLayer:
+    """A shared cache inside the application (RFC 9111), split by identity.
+
+    store: where responses live, behind the Store protocol (`MemoryStore()` is one).
+    gate, resolver: for whom it is open; who asks, and the routes' policies.
+    share: who may be served responses of routes without a policy. "user" is the narrowest.
+    default_ttl: seconds for policies that give no ttl; None: none.
+    max_body: bytes; a larger response passes through unstored. A policy says its own.
+    namespace: part of every key: two apps on one store, or a new version of one app, keep apart.
+    naming_key: secret (0 to 64 bytes) that makes the names of keys unreadable and unguessable in a shared store.
+    clock: wall-clock seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        gate: Gate = always,
+        resolver: ContextResolver | None = None,
+        share: Share = "user",
+        default_ttl: float | None = None,
+        max_body: int = DEFAULT_MAX_BODY,
+        namespace: str = "v1",
+        naming_key: bytes = b"",
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.app = app
+        self._share: Share = share
+        self._config = CacheConfig(
+            store=store,
+            default_ttl=default_ttl,
+            max_body=max_body,
+            namespace=namespace.encode(),
+            naming_key=naming_key,
+            metrics=metrics if metrics is not None else Metrics.of(),
+            clock=clock,
+        )
+        self._gate = gate
+        self._resolver = resolver if resolver is not None else ContextResolver()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = self._resolver.of(scope)
+        if scope["method"] not in _SAFE:
+            await self.app(scope, receive, self._invalidating(scope, context, send))
+        elif not self._gate(context):
+            await self.app(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send, context)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        wanted = request_directives(scope["headers"])
+        verdict = judge_request(
+            method=scope["method"],
+            headers=scope["headers"],
+            wanted=wanted,
+            policy=context.match.policy,
+            default_share=self._share,
+            identity=context.identity,
+            has_credential=context.identity is None and self._has_credential(scope),
+        )
+        if isinstance(verdict, Bypass):
+            context.outcome, context.reason = "bypass", verdict.reason
+            await self.app(scope, receive, _noting(send, verdict.reason))
+            return
+        exchange = Exchange(self._config, context, scope, _uri(scope, context), verdict, wanted)
+        if context.tracer is None:
+            await exchange.run(self.app, receive, send)
+            return
+        with context.tracer.start_as_current_span("tidegate.cache") as span:
+            await exchange.run(self.app, receive, send)
+            span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
+            span.set_attribute("tidegate.cache.share", verdict.share)
+
+    def _has_credential(self, scope: Scope) -> bool:
+        tls = cast(dict[str, Any], scope.get("extensions", {}).get("tls") or {})
+        return self._resolver.credentials.present(
+            scope["headers"], scope.get("query_string", b""), client_certificate=bool(tls.get("client_cert_chain"))
+        )
+
+    def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:
+        """A `send` that purges before a successful response to an unsafe request starts (RFC 9111 4.4)."""
+
+        async def purging(message: Message) -> None:
+            if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
+                await self._purge(_purged_by(scope, context))
+            await send(message)
+
+        return purging
+
+    async def _purge(self, tags: Iterable[ScopedTag]) -> None:
+        by_scope: dict[str, list[str]] = {}
+        for scope, tag in tags:
+            by_scope.setdefault(scope, []).append(tag)
+        try:
+            await self._config.store.purge(by_scope)
+        except StoreError as error:
+            # Only an unguarded store raises: GuardedStore keeps the purge as pending and tries again.
+            self._config.metrics.fail("purge", error)
+
+
+def _purged_by(scope: Scope, context: RequestContext) -> list[ScopedTag]:
+    """The tags that a successful unsafe request purges: its own URI's, and what its policy names."""
+    tags = [_uri(scope, context).tag]
+    match = context.match
+    if match.policy is not None:
+        scopes = dict.fromkeys((scope_of(context.identity, "tenant"), PUBLIC_SCOPE))
+        for template in match.policy.invalidates:
+            name = template.format_map(match.params)
+            tags += [(own, name) for own in scopes]
+    return tags
+
+
+def _uri(scope: Scope, context: RequestContext) -> Uri:
+    policy = context.match.policy
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    # A request with two Host lines is some attack or other: joined, it meets nobody else's key.
+    host = b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
+    query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)
+    return Uri(scope.get("scheme", "http"), host, raw_path.partition(b"?")[0], query)
+
+
+def _noting(send: Send, reason: str) -> Send:
+    """A `send` that says in Cache-Status why the cache stood aside (RFC 9211 2.2)."""
+    note = (b"cache-status", b"Tidegate; fwd=bypass; detail=" + reason.encode())
+
+    async def noted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), note]}
+        await send(message)
+
+    return noted

@@ -1,0 +1,105 @@
+"""Passes a response to the client as it comes and keeps a bounded copy beside it.
+
+The client is never made to wait: a chunk is sent before it is copied. The copy is handed over after the last body
+message, and only if it is whole: the stated length matches, nothing came that a stored response could not repeat
+(trailers, a file sent by path), and the limit was not passed.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from tidegate.middleware.core.message import single_value
+from tidegate.middleware.core.validators import is_not_modified, not_modified_headers
+from tidegate.middleware.layers.asgi import Message, Send
+
+__all__ = ["FAILURES", "Keeper", "Pairs", "Tee"]
+
+Pairs = Sequence[tuple[bytes, bytes]]
+
+FAILURES: Final = frozenset({500, 502, 503, 504})
+"""Statuses that a stale response may stand in for (RFC 5861 4)."""
+
+_UNREPEATABLE: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
+
+
+class Keeper(Protocol):
+    """Decides about a response and takes the copy."""
+
+    def begin(self, status: int, headers: Pairs, *, trailers: bool) -> tuple[Pairs, int | None]:
+        """The headers for the client, and how many bytes to keep; None: do not keep this response."""
+        ...
+
+    async def commit(self, status: int, headers: Pairs, body: bytes) -> None:
+        """Take the whole response, with the headers as the client got them."""
+        ...
+
+
+class Tee:
+    """The `send` of one request that the app answers.
+
+    request: the client's own fields; its conditions were withheld from the app, so a 304 is made here.
+    stand_in: called instead of forwarding a failure (5xx); sends another answer. None: forward failures.
+    """
+
+    def __init__(
+        self, send: Send, *, request: Pairs, keeper: Keeper, stand_in: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        self.started = False
+        self._send = send
+        self._request = request
+        self._keeper = keeper
+        self._stand_in = stand_in
+        self._copy: list[bytes] | None = None
+        self._room = 0
+        self._status = 0
+        self._headers: Pairs = ()
+        self._silent = False
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.started = True
+            await self._begin(message)
+            return
+        if not self._silent:
+            await self._send(message)
+        if kind == "http.response.body":
+            if self._copy is not None:
+                await self._keep(self._copy, message)
+        elif kind in _UNREPEATABLE:
+            self._copy = None
+
+    async def _begin(self, message: Message) -> None:
+        status: int = message["status"]
+        if status in FAILURES and self._stand_in is not None:
+            self._silent = True
+            await self._stand_in()
+            return
+        headers, room = self._keeper.begin(
+            status, tuple(message.get("headers", ())), trailers=message.get("trailers", False)
+        )
+        self._status, self._headers = status, headers
+        if room is not None:
+            self._copy, self._room = [], room
+        if is_not_modified(self._request, headers, status=status):
+            self._silent = True
+            await self._send({**message, "status": 304, "headers": not_modified_headers(headers), "trailers": False})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        await self._send({**message, "headers": list(headers)})
+
+    async def _keep(self, copy: list[bytes], message: Message) -> None:
+        chunk: bytes = message.get("body", b"")
+        self._room -= len(chunk)
+        if self._room < 0:
+            self._copy = None
+            return
+        if chunk:
+            copy.append(chunk)
+        if message.get("more_body", False):
+            return
+        self._copy = None
+        body = b"".join(copy)
+        stated = single_value(self._headers, b"content-length")
+        if stated is None or stated == b"%d" % len(body):
+            await self._keeper.commit(self._status, self._headers, body)
