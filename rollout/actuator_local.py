@@ -125,9 +125,7 @@ class LocalActuator:
     def _strategy(self, flag: str, found: _Flag) -> _Flag:
         strategies = _strategies(found)
         if len(strategies) != 1:
-            have = (
-                "no strategy" if not strategies else f"{len(strategies)} strategies, and which one to move is unclear"
-            )
+            have = f"{len(strategies)} strategies, so which one to move is unclear" if strategies else "no strategy"
             raise FlagError(f'{self._path}: flag {flag!r} has {have}; give it one: {{"percentage": 0}}')
         return strategies[0]
 

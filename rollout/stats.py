@@ -8,6 +8,7 @@ sample that is too old, is *no data* (None), which is not zero.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["Increase", "Sample", "Series", "increase", "is_fresh", "total"]
 
@@ -49,7 +50,7 @@ def increase(samples: Iterable[Sample], start: float, end: float) -> Increase | 
         return None
     grown = 0.0
     gaps: list[float] = []
-    for (before, low), (after, high) in zip(usable, usable[1:], strict=False):
+    for (before, low), (after, high) in pairwise(usable):
         grown += high - low if high >= low else high
         gaps.append(after - before)
     gaps.sort()

@@ -12,15 +12,16 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 from tidegate.errors import RolloutError
 from tidegate.rollout.machine import ACTIVE, State
+from tidegate.rollout.records import Command, ConflictError, Entry, Lease, LostLeaseError, Rollout, rollout_of
 from tidegate.rollout.spec import RolloutSpec
 
-__all__ = ["Command", "ConflictError", "Entry", "Intent", "Journal", "Lease", "LostLeaseError", "Rollout"]
+__all__ = ["Journal"]
 
 SCHEMA_VERSION: Final = 1
 
@@ -42,88 +43,11 @@ CREATE TABLE commands (
   id INTEGER PRIMARY KEY, rollout INTEGER NOT NULL REFERENCES rollouts (id), at REAL NOT NULL, kind TEXT NOT NULL,
   reason TEXT NOT NULL, result TEXT
 );
-CREATE TABLE lease (one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, token INTEGER NOT NULL, until REAL NOT NULL);
+CREATE TABLE lease (
+  one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, token INTEGER NOT NULL, until REAL NOT NULL
+);
 INSERT INTO lease VALUES (1, '', 0, 0);
 """
-
-
-class ConflictError(RolloutError):
-    """Somebody else changed the rollout in the meantime: read it again."""
-
-
-class LostLeaseError(RolloutError):
-    """Another controller holds the lease: stop writing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """What is about to be done to the flag, written down before it is done.
-
-    do: `begin` turns the flag on, `open` raises the percentage, `shut` turns it off.
-    step, percent: what is reached by it. on_request: a person asked for it (abort).
-    """
-
-    do: Literal["begin", "open", "shut"]
-    step: int = 0
-    percent: int = 0
-    on_request: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """A rollout as the journal has it.
-
-    percent: what the controller last set and read back. entered: when the present step, or the bake, began.
-    reason, cause: why it is where it is. memory: the judge's. latest: verdicts and counts of the last tick.
-    """
-
-    id: int
-    name: str
-    flag: str
-    environment: str
-    spec: RolloutSpec
-    state: State
-    step: int
-    percent: int
-    entered: float
-    reason: str
-    cause: str
-    intent: Intent | None
-    memory: Mapping[str, Any]
-    latest: Mapping[str, Any]
-    created: float
-    updated: float
-    version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One line of the append-only log."""
-
-    at: float
-    kind: str
-    came_from: str
-    went_to: str
-    reason: str
-    evidence: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What a person asks of the controller: abort, pause or resume."""
-
-    id: int
-    rollout: int
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """The right to write. token: rises with every new holder."""
-
-    holder: str
-    token: int
 
 
 class Journal:
@@ -172,7 +96,8 @@ class Journal:
                     f"wait for it, or end it: tidegate rollout abort {taken['name']}"
                 )
             made = db.execute(
-                "INSERT INTO rollouts VALUES (NULL, ?, ?, ?, ?, 'pending', 1, 0, 0, ?, '', '', 'null', '{}', '{}', ?, ?, 1)",
+                "INSERT INTO rollouts VALUES "
+                "(NULL, ?, ?, ?, ?, 'pending', 1, 0, 0, ?, '', '', 'null', '{}', '{}', ?, ?, 1)",
                 (spec.name, spec.flag, environment, json.dumps(spec.to_mapping()), now, now, now),
             )
             self._log(db, cast(int, made.lastrowid), now, "start", "", "pending", f"start {spec.flag}", {})
@@ -188,7 +113,7 @@ class Journal:
         if not rows:
             names = ", ".join(rollout.name for rollout in self.all()) or "none"
             raise RolloutError(f"{self.path} knows no rollout {name!r}; it knows {names}")
-        return _rollout(rows[0])
+        return rollout_of(rows[0])
 
     def by_id(self, rollout: int) -> Rollout:
         """The rollout with this number."""
@@ -197,7 +122,7 @@ class Journal:
     def all(self) -> list[Rollout]:
         """The latest rollout of every name, oldest first."""
         return [
-            _rollout(row)
+            rollout_of(row)
             for row in self._query(
                 "SELECT * FROM rollouts WHERE id IN (SELECT max(id) FROM rollouts GROUP BY name) ORDER BY id"
             )
@@ -205,7 +130,7 @@ class Journal:
 
     def active(self) -> list[Rollout]:
         """The rollouts that are not over."""
-        return [_rollout(row) for row in self._query("SELECT * FROM rollouts WHERE active ORDER BY id")]
+        return [rollout_of(row) for row in self._query("SELECT * FROM rollouts WHERE active ORDER BY id")]
 
     def record(
         self,
@@ -353,9 +278,9 @@ class Journal:
             (rollout, now, kind, came_from, went_to, reason, json.dumps(dict(evidence))),
         )
 
-    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with self._errors():
-            return self._db.execute(statement, values).fetchall()
+            return [dict(row) for row in self._db.execute(statement, values)]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -374,26 +299,3 @@ class Journal:
             yield
         except sqlite3.Error as error:
             raise RolloutError(f"journal {self.path} cannot be used: {error}") from error
-
-
-def _rollout(row: sqlite3.Row) -> Rollout:
-    intent = json.loads(row["intent"])
-    return Rollout(
-        id=row["id"],
-        name=row["name"],
-        flag=row["flag"],
-        environment=row["environment"],
-        spec=RolloutSpec.parse(json.loads(row["spec"]), f"journal, rollout {row['name']}"),
-        state=State(row["state"]),
-        step=row["step"],
-        percent=row["percent"],
-        entered=row["entered"],
-        reason=row["reason"],
-        cause=row["cause"],
-        intent=Intent(**intent) if intent else None,
-        memory=json.loads(row["memory"]),
-        latest=json.loads(row["latest"]),
-        created=row["created"],
-        updated=row["updated"],
-        version=row["version"],
-    )
