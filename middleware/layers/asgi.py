@@ -5,7 +5,7 @@ layer therefore also works alone, on any ASGI app.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import Match, Policies
@@ -50,6 +50,16 @@ class Decision(Protocol):
     def cohorts(self) -> tuple[tuple[str, str, str], ...]:
         """For every flag: (flag, band, cohort), the labels of its cohort counters."""
         ...
+
+
+class _Shut:
+    """The decision where deciding failed: nothing is open, and nobody is counted in a cohort."""
+
+    open: frozenset[str] = frozenset()
+    cohorts: tuple[tuple[str, str, str], ...] = ()
+
+
+_SHUT: Final = _Shut()
 
 
 class RequestContext:
@@ -168,7 +178,8 @@ class ContextResolver:
     identify: who asks. An error in it counts as nobody (`on_error` hears of it; by default it is counted and logged):
         the request is served, and not stored.
     policies: what the application says about its routes.
-    decide: what is open, from the identity and scope; None: no flags, every layer's own gate says.
+    decide: what is open, from the identity and scope; None: no flags, every layer's own gate says. An error in it shuts
+        every layer for the request.
     """
 
     def __init__(
@@ -192,13 +203,17 @@ class ContextResolver:
         if found is not None:
             return cast(RequestContext, found)
         identity: Identity | None = None
-        decision: Decision | None = None
         try:
             identity = self._identify(scope)
-            if self._decide is not None:
-                decision = self._decide(identity, scope)
         except Exception as error:  # noqa: BLE001 - P5: the app answers whatever identify() does; counted by on_error
             self._on_error("identify", error)
+        decision: Decision | None = None
+        if self._decide is not None:
+            try:
+                decision = self._decide(identity, scope)
+            except Exception as error:  # noqa: BLE001 - P5, as above
+                self._on_error("flags", error)
+                decision = _SHUT
         context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
         scope["tidegate"] = context
         return context

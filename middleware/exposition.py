@@ -1,0 +1,55 @@
+"""`/metrics` as an ASGI app: everything that Tidegate and prometheus_client count in this process or its workers.
+
+With `PROMETHEUS_MULTIPROC_DIR` set, prometheus_client's own metrics are summed over workers as well; the cohort
+counters always are, where they have a folder.
+"""
+
+import asyncio
+import os
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.layers.asgi import Receive, Scope, Send
+
+__all__ = ["MetricsApp"]
+
+
+class MetricsApp:
+    """Answers GET with the text format; mount it where only Prometheus and the controller can reach it.
+
+    registry: what to expose.
+    cohorts: the cohort counters, if they are not on that registry.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, cohorts: CohortCounters | None = None) -> None:
+        self._cohorts = cohorts
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self._registry = CollectorRegistry()
+            MultiProcessCollector(self._registry)
+        else:
+            self._registry = registry
+
+    def render(self) -> bytes:
+        """The exposition in the text format, version 0.0.4. Reads files; call it off the event loop."""
+        text = generate_latest(self._registry)
+        if self._cohorts is not None:
+            own = CollectorRegistry()
+            own.register(self._cohorts)
+            text += generate_latest(own)
+        return text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"/metrics answers HTTP only, not {scope['type']}")
+        method = scope["method"]
+        status, body = (200, await asyncio.to_thread(self.render)) if method in ("GET", "HEAD") else (405, b"")
+        headers = [
+            (b"content-type", CONTENT_TYPE_PLAIN_0_0_4.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
