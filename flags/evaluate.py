@@ -11,7 +11,6 @@ Source: https://docs.getunleash.io/reference/activation-strategies and the engin
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, Literal, get_args
 
 import mmh3
@@ -23,7 +22,6 @@ __all__ = ["Constraint", "Flag", "FlagContext", "Operator", "Strategy", "band_of
 
 Operator = Literal["IN", "NOT_IN"]
 
-_NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 _FLAG_NAME = re.compile(r"[A-Za-z0-9._~-]+")
 _RESERVED: Final = frozenset({"appName", "currentTime", "environment"})
 """Context fields that the SDK fills in itself."""
@@ -42,7 +40,7 @@ class FlagContext:
     """
 
     unit: str | None = field(compare=False)
-    properties: Mapping[str, str] = field(default=_NOBODY, compare=False)
+    properties: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
     key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

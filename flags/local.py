@@ -153,22 +153,20 @@ def parse_flags(content: str | bytes, source: str) -> Mapping[str, Flag]:
         ConfigError: with every problem found, each under its path (`flags["tidegate.cache"].strategies[0].percentage`).
     """
     problems = Problems(source)
-    document = _parse_json(content, problems)
+    root = _object(problems, "", _parse_json(content, problems), required=("version", "flags"))
+    version = root.get("version", 1)
+    if type(version) is not int or version != 1:
+        problems.add("version", version, "is not a version of this format", "write 1")
     flags: dict[str, Flag] = {}
-    if document is not None:
-        root = _object(problems, "", document, required=("version", "flags"))
-        version = root.get("version", 1)
-        if type(version) is not int or version != 1:
-            problems.add("version", version, "is not a version of this format", "write 1")
-        for name, raw in _object(problems, "flags", root.get("flags", {}), required=None).items():
-            flag = _flag(problems, f"flags[{json.dumps(name, ensure_ascii=False)}]", name, raw)
-            if flag is not None:
-                flags[name] = flag
+    for name, raw in _object(problems, "flags", root.get("flags", {}), required=None).items():
+        flag = _flag(problems, f"flags[{json.dumps(name, ensure_ascii=False)}]", name, raw)
+        if flag is not None:
+            flags[name] = flag
     problems.raise_if_any()
     return flags
 
 
-def _parse_json(content: str | bytes, problems: Problems) -> object | None:
+def _parse_json(content: str | bytes, problems: Problems) -> object:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         unique = dict(found)
         if len(unique) != len(found):
@@ -190,6 +188,7 @@ def _parse_json(content: str | bytes, problems: Problems) -> object | None:
         problems.add(f"byte {error.start}", error.object[error.start : error.end], "is not UTF-8", "save it as UTF-8")
     except RecursionError:
         problems.add("(file)", "", "is nested too deeply", "follow the format in the documentation")
+    problems.raise_if_any()
     return None
 
 
