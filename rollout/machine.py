@@ -87,7 +87,6 @@ TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
     State.HOLDING: _STEP,
     State.PAUSED: {
         Event.RESUME: State.OBSERVING,
-        Event.UNKNOWN: State.PAUSED,
         Event.ALERT: State.ROLLING_BACK,
         Event.ABORT: State.ROLLING_BACK,
         Event.STOPPED: State.ABORTED,
@@ -170,7 +169,8 @@ def decide(
 
 
 def _cause(verdicts: tuple[Verdict, ...]) -> Cause:
-    return next((verdict.cause for verdict in verdicts if verdict.outcome == "unknown"), "no_data")
+    causes = [verdict.cause for verdict in verdicts if verdict.outcome == "unknown"]
+    return causes[0] if causes else "no_data"
 
 
 def diagram() -> str:

@@ -25,13 +25,16 @@ class Intent:
     """What is about to be done to the flag, written down before it is done.
 
     do: `begin` turns the flag on, `open` raises the percentage, `shut` turns it off.
-    step, percent: what is reached by it. on_request: a person asked for it (abort).
+    step, percent: what is reached by it. on_request: a person asked for it (abort). at, reason: when it was decided,
+        and why.
     """
 
     do: Literal["begin", "open", "shut"]
     step: int = 0
     percent: int = 0
     on_request: bool = False
+    at: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

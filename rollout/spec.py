@@ -271,7 +271,7 @@ OBJECTIVES: Final[Mapping[str, tuple[type, Mapping[str, Field]]]] = {
 
 def _steps(raw: object, interval: float | None, problems: Problems) -> tuple[Step, ...]:
     if not isinstance(raw, list | tuple) or not raw:
-        problems.add("steps", raw, "is not a list of steps", "write at least one, such as {percent: 10}")
+        problems.add("steps", cast(object, raw), "is not a list of steps", "write at least one, such as {percent: 10}")
         return ()
     steps: list[Step] = []
     highest = 0
@@ -302,7 +302,7 @@ def _objectives(raw: object, problems: Problems) -> Objectives:
         if len(limits) == len(fields):
             made[name] = kind(**limits)
     if isinstance(raw, Mapping) and not given:
-        problems.add("objectives", raw, "sets no objective", f"set one of {', '.join(OBJECTIVES)}")
+        problems.add("objectives", cast(object, raw), "sets no objective", f"set one of {', '.join(OBJECTIVES)}")
     return Objectives(**made)
 
 

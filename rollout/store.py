@@ -10,7 +10,7 @@ the *flag service* is stopped; `tidegate.rollout.actuator` makes that harmless.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -117,7 +117,7 @@ class Journal:
 
     def by_id(self, rollout: int) -> Rollout:
         """The rollout with this number."""
-        return _rollout(self._query("SELECT * FROM rollouts WHERE id = ?", (rollout,))[0])
+        return rollout_of(self._query("SELECT * FROM rollouts WHERE id = ?", (rollout,))[0])
 
     def all(self) -> list[Rollout]:
         """The latest rollout of every name, oldest first."""
@@ -283,7 +283,7 @@ class Journal:
             return [dict(row) for row in self._db.execute(statement, values)]
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -294,7 +294,7 @@ class Journal:
             self._db.execute("COMMIT")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None, None, None]:
         try:
             yield
         except sqlite3.Error as error:
