@@ -1,0 +1,180 @@
+"""Records to bytes and back: a version byte, the length of the meta part, the meta part as msgpack, the body raw.
+
+    1 byte   version (1)
+    4 bytes  length of the meta part, big-endian
+    meta     msgpack: ["v", names] for Variants, ["e", ...] for an Entry, its body's length last
+    body     as it is
+
+The decoder trusts nothing: whatever the bytes, the result is a record that was encoded by `encode` in its every type
+and range, or CodecError. No pickle, no code, no object beyond the two records.
+"""
+
+import struct
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, Final, TypeGuard, TypeVar
+
+import msgpack  # type: ignore[import-untyped]
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.records import Entry, Record, Variants
+
+__all__ = ["VERSION", "CodecError", "decode", "encode"]
+
+VERSION: Final = 1
+_HEAD: Final = struct.Struct(">BI")
+_FIELDS: Final = 13
+_msgpack: Any = msgpack
+
+T = TypeVar("T")
+
+
+class CodecError(StoreError, ValueError):
+    """Bytes that are no record of this version."""
+
+
+def encode(record: Record) -> bytes:
+    """The record as bytes."""
+    if isinstance(record, Variants):
+        return _framed(["v", record.names], b"")
+    e = record
+    meta: list[object] = [
+        "e",
+        e.status,
+        e.headers,
+        e.born,
+        e.lifetime,
+        e.stale_while_revalidate,
+        e.stale_if_error,
+        e.must_revalidate,
+        e.no_cache,
+        e.vary,
+        e.tags,
+        e.positions,
+        e.own_etag,
+        len(e.body),
+    ]
+    return _framed(meta, e.body)
+
+
+def _framed(meta: list[object], body: bytes) -> bytes:
+    packed: bytes = _msgpack.packb(meta, unicode_errors="surrogatepass")
+    return b"".join((_HEAD.pack(VERSION, len(packed)), packed, body))
+
+
+def decode(data: bytes) -> Record:
+    """The record that `encode` made these bytes of.
+
+    Raises:
+        CodecError: if it did not.
+    """
+    if len(data) < _HEAD.size:
+        raise CodecError(f"{len(data)} bytes are no record")
+    version, length = _HEAD.unpack_from(data)
+    if version != VERSION:
+        raise CodecError(f"version {version} is not {VERSION}")
+    end = _HEAD.size + length
+    if end > len(data):
+        raise CodecError(f"meta part of {length} bytes in {len(data)}")
+    meta = _unpacked(data[_HEAD.size : end])
+    if _is_list(meta) and meta:
+        kind, *fields = meta
+        if kind == "e" and len(fields) == _FIELDS:
+            return _entry(fields, data[end:])
+        if kind == "v" and len(fields) == 1 and end == len(data):
+            return Variants(names=_items(fields[0], _bytes))
+    raise CodecError("the meta part is no record's")
+
+
+def _unpacked(packed: bytes) -> object:
+    try:
+        return _msgpack.unpackb(packed, strict_map_key=True, use_list=True, unicode_errors="surrogatepass")
+    except (ValueError, TypeError, OverflowError, RecursionError, _msgpack.UnpackException) as error:
+        raise CodecError(f"the meta part is not msgpack: {type(error).__name__}") from error
+
+
+def _entry(fields: list[object], body: bytes) -> Entry:
+    status, headers, born, lifetime, swr, sie, must, no_cache, vary, tags, positions, own, length = fields
+    if _whole(length) != len(body):
+        raise CodecError(f"body of {len(body)} bytes, not {length}")
+    return Entry(
+        status=_status(status),
+        headers=_pairs(headers, _bytes, _bytes),
+        body=body,
+        born=_number(born),
+        lifetime=_number(lifetime),
+        stale_while_revalidate=_number(swr),
+        stale_if_error=_number(sie),
+        must_revalidate=_flag(must),
+        no_cache=_flag(no_cache),
+        vary=_pairs(vary, _bytes, _bytes_or_none),
+        tags=_pairs(tags, _text, _text),
+        positions=_pairs(positions, _text, _whole),
+        own_etag=_flag(own),
+    )
+
+
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return type(value) is list
+
+
+def _items(value: object, item: Callable[[object], T]) -> tuple[T, ...]:
+    if not _is_list(value):
+        raise CodecError(f"{type(value).__name__} is no list")
+    return tuple([item(each) for each in value])
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _pairs(value: object, first: Callable[[object], A], second: Callable[[object], B]) -> tuple[tuple[A, B], ...]:
+    def pair(each: object) -> tuple[A, B]:
+        if not _is_list(each) or len(each) != 2:
+            raise CodecError("not a pair")
+        return first(each[0]), second(each[1])
+
+    return _items(value, pair)
+
+
+def _bytes(value: object) -> bytes:
+    if type(value) is not bytes:
+        raise CodecError(f"{type(value).__name__} is no bytes")
+    return value
+
+
+def _bytes_or_none(value: object) -> bytes | None:
+    return None if value is None else _bytes(value)
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise CodecError(f"{type(value).__name__} is no text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise CodecError(f"{type(value).__name__} is no whole number")
+    return value
+
+
+def _status(value: object) -> int:
+    status = _whole(value)
+    if not 100 <= status <= 999:
+        raise CodecError(f"{status} is no status")
+    return status
+
+
+def _number(value: object) -> float:
+    if type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not float or not isfinite(value):
+        raise CodecError(f"{type(value).__name__} is no number")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise CodecError(f"{type(value).__name__} is no flag")
+    return value

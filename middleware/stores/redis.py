@@ -1,0 +1,321 @@
+"""The Redis store: stored responses and the purge ledger of all processes, in Redis 7 or later, or in Valkey.
+
+Keys, all under `namespace`:
+
+    <ns>:e:<hex key>          a record (core.codec), expires
+    <ns>:s:{<scope>}          the scope's position: its last stamp; never expires
+    <ns>:g:{<scope>}:<tag>    the tag's last purge; never expires
+    <ns>:g:{<scope>}:*        the scope's floor: the stamp that every tag has at least
+    <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
+
+Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis.
+
+A purge is one script per scope: stamp = max(server time in microseconds, last stamp + 1). An entry carries the
+positions that were read together with the look-up that missed, before the app was asked; it is served iff neither the
+stamp of one of its tags nor a floor is above its position. A scope that was never purged has position 0, and its first
+stamp is a time, so above 0: the first purge too beats every fill that began before it. Where the script lets a stamp
+go (too old for any entry to be older, or too many), it raises the floor to it first, so that this errs to a miss.
+
+Guaranteed: a purge that returned done is honoured by every `get` that begins later, in every process.
+Not guaranteed, and said: a failover may lose what was not replicated; a server whose policy may evict keys without
+expiry (`allkeys-*`) may lose stamps, which is reported at start.
+Deadlines are the caller's (`GuardedStore`): redis-py's own `socket_timeout` swallows cancellations on Python 3.11.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from tidegate.errors import Problems, StoreError
+from tidegate.middleware.core.codec import CodecError, decode, encode
+from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+
+__all__ = ["RedisStore"]
+
+PURGE: Final = """#!lua flags=allow-oom
+-- KEYS: position, index, floor, tags' stamps. ARGV: retention (us), most stamps, tags' names; no name: the whole scope.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local stamp = now
+if stamp <= last then stamp = last + 1 end
+local text = string.format('%.0f', stamp)
+local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
+redis.call('SET', KEYS[1], text)
+for i = 3, #ARGV do
+  redis.call('SET', KEYS[i + 1], text)
+  redis.call('ZADD', KEYS[2], text, ARGV[i])
+end
+local raised = floor
+if #ARGV == 2 then raised = stamp end
+-- Let go of more than came in, so that the index shrinks to its limit, and of a bounded number, so that nobody waits.
+local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[2])
+local oldest = redis.call('ZRANGE', KEYS[2], 0, #ARGV + 100, 'WITHSCORES')
+local gone = {}
+for i = 1, #oldest, 2 do
+  local score = tonumber(oldest[i + 1])
+  if score > raised and score > now - tonumber(ARGV[1]) and #gone >= surplus then break end
+  if score > raised then raised = score end
+  gone[#gone + 1] = oldest[i]
+end
+if raised > floor then redis.call('SET', KEYS[3], string.format('%.0f', raised)) end
+local prefix = string.sub(KEYS[3], 1, -2)
+for _, tag in ipairs(gone) do
+  redis.call('DEL', prefix .. tag)
+  redis.call('ZREM', KEYS[2], tag)
+end
+return text
+"""
+
+SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"})
+"""Values of `maxmemory-policy` that leave keys without expiry alone."""
+
+DAY: Final = 24 * 3600.0
+_CHECK_EVERY: Final = 5.0
+
+
+# redis-py's annotations leave parameters open; what comes from it is annotated where it is taken.
+_redis: Any = Redis
+
+
+class RedisStore:
+    """Stored responses in Redis.
+
+    url: `redis://`, `rediss://` or `unix://`, as redis-py takes it.
+    namespace: first part of every key.
+    naming_key: at most 64 bytes; keys the hashes that stand for scopes and tags. All processes need the same.
+    max_retain: seconds; no record is kept longer. Stamps older than this are let go.
+    max_entry_bytes: a larger record is refused, so that it does not hold up the others on its connection.
+    max_stamps: purged tags remembered in one scope; above it the scope's floor rises.
+    max_connections: commands in flight; more wait within their caller's deadline.
+
+    Raises:
+        ConfigError: with every option that cannot be used.
+    """
+
+    local: Final = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "tidegate",
+        naming_key: bytes = b"",
+        max_retain: float = 7 * DAY,
+        max_entry_bytes: int = 8 * 1024 * 1024,
+        max_stamps: int = 100_000,
+        max_connections: int = 50,
+        metrics: Metrics | None = None,
+    ) -> None:
+        problems = Problems("redis store")
+        client: Any = None
+        try:
+            client = _redis.from_url(
+                url,
+                retry=Retry(NoBackoff(), 0),
+                socket_timeout=None,
+                socket_connect_timeout=None,
+                socket_keepalive=True,
+                max_connections=max_connections,
+            )
+        except (ValueError, TypeError) as error:
+            problems.add("url", url, f"cannot be used ({error})", "write redis://host:6379/0, rediss:// or unix://")
+        if not namespace or any(c in namespace for c in "{}: \n"):
+            problems.add("namespace", namespace, "is not a name", "use letters, digits, - and _")
+        if len(naming_key) > 64:
+            problems.add("naming_key", f"<{len(naming_key)} bytes>", "is too long", "give at most 64 bytes")
+        for name, value in (("max_retain", max_retain), ("max_entry_bytes", max_entry_bytes)):
+            if value <= 0:
+                problems.add(name, value, "is not a limit", "give a number above 0")
+        for name, value in (("max_stamps", max_stamps), ("max_connections", max_connections)):
+            if value < 1:
+                problems.add(name, value, "is not a limit", "give a whole number above 0")
+        problems.raise_if_any()
+        self._redis = client
+        self._turn = asyncio.Semaphore(max_connections)
+        self._script = client.register_script(PURGE)
+        self._prefix = namespace.encode()
+        self._naming_key = naming_key
+        self._max_retain = max_retain
+        self._max_entry_bytes = max_entry_bytes
+        self._max_stamps = max_stamps
+        self._metrics = metrics if metrics is not None else Metrics.of()
+        limits = self._metrics.limits
+        self._limit_entry = limits.labels("redis-entry-bytes").inc
+        self._limit_memory = limits.labels("redis-memory").inc
+        self._rejected = 0
+        self._check: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look in the background whether the server may evict stamps; connections are made when they are needed."""
+        if self._check is None:
+            self._check = asyncio.get_running_loop().create_task(self._check_policy(), name="tidegate-redis-check")
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.wait([self._check])
+        await self._redis.aclose()
+
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """Record and positions in one round trip; on a hit the stamps of the entry's tags in a second one.
+
+        Raises:
+            StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
+        """
+        names = [self._scope(scope) for scope in scopes]
+        found, *stamps = await self._mget([self._key(key), *[self._name(b"s", name) for name in names]])
+        positions = {scope: _stamp(value) for scope, value in zip(scopes, stamps, strict=True)}
+        if found is None:
+            return Lookup(None, positions)
+        try:
+            record = decode(found)
+        except CodecError as error:
+            self._metrics.fail("redis-codec", error)
+            return Lookup(None, positions)
+        if isinstance(record, Entry) and not await self._valid(record):
+            return Lookup(None, positions)
+        return Lookup(record, positions)
+
+    async def _valid(self, entry: Entry) -> bool:
+        held = dict(entry.positions)
+        keys = [self._stamp_key(self._scope(scope), WHOLE_SCOPE) for scope in held]
+        limits = list(held.values())
+        for scope, tag in entry.tags:
+            if scope not in held:
+                return False
+            keys.append(self._stamp_key(self._scope(scope), tag))
+            limits.append(held[scope])
+        if not keys:
+            return True
+        return all(_stamp(value) <= limit for value, limit in zip(await self._mget(keys), limits, strict=True))
+
+    async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """Keep a record for `retain` seconds, at most `max_retain`.
+
+        False if it is too large, not to be kept at all, has a tag whose scope it holds no position of, or if the
+        server is out of memory.
+
+        Raises:
+            StoreError: if Redis cannot be reached, or refuses for another reason.
+        """
+        milliseconds = int(min(retain, self._max_retain) * 1000)
+        data = encode(record)
+        if len(data) > self._max_entry_bytes:
+            self._limit_entry()
+            self._rejected += 1
+            return False
+        if milliseconds <= 0 or (isinstance(record, Entry) and not _anchored(record)):
+            return False
+        try:
+            await self._run(lambda: self._redis.set(self._key(key), data, px=milliseconds))
+        except _Full:
+            self._limit_memory()
+            self._rejected += 1
+            return False
+        return True
+
+    async def delete(self, key: bytes) -> None:
+        """Forget a record.
+
+        Raises:
+            StoreError: if Redis cannot be reached, or refuses.
+        """
+        await self._run(lambda: self._redis.unlink(self._key(key)))
+
+    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+        """One script per scope. If one of several fails the others may have been made; purging again is harmless.
+
+        Raises:
+            StoreError: if Redis cannot be reached, or refuses.
+        """
+        retention = int(self._max_retain * 1_000_000)
+        for scope, purged in tags.items():
+            if not purged:
+                continue
+            name = self._scope(scope)
+            named = [] if WHOLE_SCOPE in purged else [self._tag(name, tag) for tag in dict.fromkeys(purged)]
+            floor = self._stamp_key(name, WHOLE_SCOPE)
+            keys = [self._name(b"s", name), self._name(b"i", name), floor, *[floor[:-1] + tag for tag in named]]
+            arguments: list[Any] = [retention, self._max_stamps, *named]
+            await self._run(partial(self._script, keys=keys, args=arguments))
+        return Purge("done", sum(map(len, tags.values())))
+
+    def stats(self) -> StoreStats:
+        """What this process knows: how many records it did not keep."""
+        return StoreStats(rejected=self._rejected)
+
+    def _key(self, key: bytes) -> bytes:
+        return b"%b:e:%b" % (self._prefix, key.hex().encode())
+
+    def _name(self, kind: bytes, scope: bytes) -> bytes:
+        return b"%b:%b:{%b}" % (self._prefix, kind, scope)
+
+    def _stamp_key(self, scope: bytes, tag: str) -> bytes:
+        return b"%b:%b" % (self._name(b"g", scope), b"*" if tag == WHOLE_SCOPE else self._tag(scope, tag))
+
+    def _scope(self, scope: str) -> bytes:
+        return self._hash(b"scope", scope.encode("utf-8", "surrogatepass"))
+
+    def _tag(self, scope: bytes, tag: str) -> bytes:
+        # With its scope, so that nobody can see two tenants use the same tag.
+        return self._hash(b"tag", scope + tag.encode("utf-8", "surrogatepass"))
+
+    def _hash(self, kind: bytes, name: bytes) -> bytes:
+        return blake2b(name, digest_size=16, key=self._naming_key, person=kind).hexdigest().encode()
+
+    async def _mget(self, keys: list[bytes]) -> list[bytes | None]:
+        values: list[bytes | None] = await self._run(lambda: self._redis.mget(keys))
+        return values
+
+    async def _run(self, call: Callable[[], Any]) -> Any:
+        try:
+            async with self._turn:
+                return await call()
+        except OutOfMemoryError as error:
+            raise _Full(str(error)) from error
+        except (RedisError, OSError) as error:
+            raise StoreError(f"redis: {type(error).__name__}: {error}") from error
+
+    async def _check_policy(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_CHECK_EVERY):
+                    memory: dict[str, Any] = await self._run(lambda: self._redis.info("memory"))
+            except (StoreError, TimeoutError) as error:
+                self._metrics.fail("redis-check", error)
+            else:
+                break
+            await asyncio.sleep(_CHECK_EVERY)
+        policy = str(memory.get("maxmemory_policy", "unknown"))
+        if policy not in SAFE_POLICIES:
+            problem = f"maxmemory-policy {policy} may evict purge stamps: set noeviction or one of volatile-*"
+            self._metrics.fail("redis-policy", StoreError(problem))
+
+
+class _Full(StoreError):
+    """Redis is out of memory: it still answers, so this is no reason to stop reading."""
+
+
+def _anchored(entry: Entry) -> bool:
+    held = {scope for scope, _ in entry.positions}
+    return all(scope in held for scope, _ in entry.tags)
+
+
+def _stamp(value: bytes | None) -> int:
+    if value is None:
+        return 0
+    try:
+        return int(value)
+    except ValueError as error:
+        raise StoreError(f"redis: {value[:20]!r} is no stamp") from error
