@@ -1,0 +1,240 @@
+"""The breaker layer: when a route keeps failing for a tenant, answer 503 at once instead of asking the app again.
+
+One circuit per route and tenant, so that a tenant whose requests fail does not shut others out. Routes are those that
+policies name; everything else is one route, "other". A cache further out turns the 503 into a stale response where it
+may (RFC 5861 stale-if-error).
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from tidegate.middleware.breaker import LEVELS, Breaker, State, Ticket
+from tidegate.middleware.core.breaker import BreakerSettings
+from tidegate.middleware.layers.asgi import (
+    ASGIApp,
+    ContextResolver,
+    Gate,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    always,
+)
+from tidegate.middleware.metrics import Metrics
+
+__all__ = ["FAILURES", "BreakerLayer"]
+
+FAILURES: Final = frozenset({500, 502, 503, 504})
+"""Statuses that say the app, or what it depends on, is not well. 501 and 505 and above answer the request itself."""
+
+
+class BreakerLayer:
+    """Refuses requests that would most likely fail.
+
+    app: the ASGI application inside.
+    gate: whether the layer is open for a request; shut, it forwards everything as it is and learns nothing.
+    resolver: shared by the layers of one stack; a layer alone makes its own.
+    settings: when a circuit opens, and for how long.
+    failures: statuses that count as failures; an exception always does. A cancelled request, or one whose client left
+        before the answer, says nothing about the app.
+    max_circuits: circuits kept, one for each route and tenant seen lately; the least recently used is forgotten.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate = always,
+        resolver: ContextResolver | None = None,
+        settings: BreakerSettings | None = None,
+        failures: frozenset[int] = FAILURES,
+        max_circuits: int = 10_000,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.app = app
+        self._gate = gate
+        self._resolver = resolver if resolver is not None else ContextResolver()
+        self._failures = failures
+        metrics = metrics if metrics is not None else Metrics.of()
+        self._circuits = _Circuits(settings or BreakerSettings(), max_circuits, metrics, clock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = self._resolver.of(scope)
+        if not self._gate(context):
+            await self.app(scope, receive, send)
+            return
+        breaker = self._circuits.of(context)
+        ticket = breaker.admit()
+        if ticket is None:
+            self._circuits.count_refusal(context)
+            await _refuse(scope, send, breaker.retry_after)
+            return
+        watch = _Watch(breaker, ticket, self._failures, receive, send)
+        try:
+            await self.app(scope, watch.receive, watch.send)
+        except Exception:
+            watch.settle(failed=True)
+            raise
+        except BaseException:
+            watch.abandon()
+            raise
+        watch.settle(failed=not watch.started)
+
+
+async def _refuse(scope: Scope, send: Send, retry_after: float) -> None:
+    text = b"" if scope["method"] == "HEAD" else b"Service unavailable\n"
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"20"),
+        (b"retry-after", b"%d" % max(1, math.ceil(retry_after))),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": text, "more_body": False})
+
+
+class _Watch:
+    """Learns how one request ends, without changing what passes.
+
+    The outcome is settled once: for a probe at the start of the response, so that a stream that goes on for hours does
+    not keep the circuit half-open; for others at its last body message, so that what fails in a background task is no
+    failure of the response.
+    """
+
+    __slots__ = ("_breaker", "_failing", "_failures", "_gone", "_receive", "_send", "_settled", "_ticket", "started")
+
+    def __init__(
+        self, breaker: Breaker, ticket: Ticket, failures: frozenset[int], receive: Receive, send: Send
+    ) -> None:
+        self._breaker = breaker
+        self._ticket = ticket
+        self._failures = failures
+        self._receive = receive
+        self._send = send
+        self._gone = False
+        self._failing = False
+        self._settled = False
+        self.started = False
+
+    async def receive(self) -> Message:
+        """The server's `receive`; notes that the client left."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._gone = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The server's `send`; notes the status, and a client that cannot be reached any more."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.started = True
+            self._failing = message["status"] in self._failures
+            if self._ticket.probe:
+                self.settle(failed=False)
+        elif kind == "http.response.body" and not message.get("more_body", False):
+            self.settle(failed=False)
+        try:
+            await self._send(message)
+        except BaseException:
+            self._gone = True
+            raise
+
+    def settle(self, *, failed: bool) -> None:
+        """Report, the first time. A failure after the client left is none: leaving may be what caused it."""
+        if self._settled:
+            return
+        self._settled = True
+        failed = failed or self._failing
+        if failed and self._gone:
+            self._breaker.abandon(self._ticket)
+        else:
+            self._breaker.report(self._ticket, failed=failed)
+
+    def abandon(self) -> None:
+        """The request was cancelled."""
+        if not self._settled:
+            self._settled = True
+            self._breaker.abandon(self._ticket)
+
+
+class _Route:
+    """Metrics of one route: how many of its circuits are in each state; the gauge shows the worst."""
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
+        self._gauge = metrics.breaker_state.labels(label)
+        self._gauge.set(0)
+        self._transitions = {state: metrics.breaker_transitions.labels(label, state).inc for state in LEVELS}
+        self.refused = metrics.breaker_rejected.labels(label).inc
+        self._not_closed: dict[object, State] = {}
+        self._counts: dict[State, int] = dict.fromkeys(LEVELS, 0)
+
+    def changed(self, circuit: object, state: State) -> None:
+        """A circuit of this route is in another state now."""
+        self._transitions[state]()
+        self.forget(circuit)
+        if state != "closed":
+            self._not_closed[circuit] = state
+            self._counts[state] += 1
+        self._gauge.set(max((LEVELS[each] for each, count in self._counts.items() if count), default=0))
+
+    def forget(self, circuit: object) -> None:
+        """A circuit was let go; the gauge follows at the next change."""
+        former = self._not_closed.pop(circuit, None)
+        if former is not None:
+            self._counts[former] -= 1
+
+
+Circuit = tuple[str, str | None]
+
+
+class _Circuits:
+    """The circuits by route and tenant, bounded."""
+
+    def __init__(self, settings: BreakerSettings, limit: int, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._limit = limit
+        self._metrics = metrics
+        self._clock = clock
+        self._forgotten = metrics.limits.labels("breaker-circuits").inc
+        self._breakers: OrderedDict[Circuit, Breaker] = OrderedDict()
+        self._routes: dict[str, _Route] = {}
+
+    def of(self, context: RequestContext) -> Breaker:
+        """The circuit for a request."""
+        identity = context.identity
+        circuit = (context.match.route, identity.tenant if identity is not None else None)
+        breaker = self._breakers.get(circuit)
+        if breaker is None:
+            return self._make(circuit)
+        self._breakers.move_to_end(circuit)
+        return breaker
+
+    def count_refusal(self, context: RequestContext) -> None:
+        """A request was answered with 503."""
+        self._routes[context.match.route].refused()
+
+    def _make(self, circuit: Circuit) -> Breaker:
+        route = self._routes.get(circuit[0])
+        if route is None:
+            route = self._routes[circuit[0]] = _Route(self._metrics, f"app:{circuit[0]}")
+        changed = route.changed
+
+        def on_change(state: State) -> None:
+            if self._breakers.get(circuit) is breaker:  # not of a request that outlived its circuit
+                changed(circuit, state)
+
+        breaker = Breaker(self._settings, clock=self._clock, on_change=on_change)
+        self._breakers[circuit] = breaker
+        if len(self._breakers) > self._limit:
+            forgotten, _ = self._breakers.popitem(last=False)
+            self._routes[forgotten[0]].forget(forgotten)
+            self._forgotten()
+        return breaker
