@@ -79,7 +79,9 @@ def scope_of(
     return scope | more
 
 
-async def call(app: App, path: str = "/", *, body: bytes = b"", scope: dict[str, Any] | None = None, **of: Any) -> Answer:
+async def call(
+    app: App, path: str = "/", *, body: bytes = b"", scope: dict[str, Any] | None = None, **of: Any
+) -> Answer:
     """One request through the app; the client stays until the app call has returned."""
     answer = Answer()
     sent = False

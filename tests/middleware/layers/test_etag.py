@@ -1,0 +1,96 @@
+"""The ETag layer alone."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.driver import Answer, Origin, call
+from tidegate.middleware.layers.etag import ETagLayer
+
+
+def ask(app: Any, **request: Any) -> Answer:
+    return asyncio.run(call(app, **request))
+
+
+def test_a_whole_body_gets_a_strong_etag_and_the_client_that_has_it_a_304() -> None:
+    app = ETagLayer(Origin(b"body", headers=[("cache-control", "no-cache"), ("content-type", "text/plain")]))
+    first = ask(app)
+    etag = first.header("etag")
+    assert etag is not None
+    assert etag.startswith('"')
+    again = ask(app, headers=[("if-none-match", f'"other", {etag}')])
+    assert (again.status, again.body) == (304, b"")
+    assert (again.header("etag"), again.header("cache-control")) == (etag, "no-cache")
+    assert (again.header("content-length"), again.header("content-type")) == (None, None)
+
+
+def test_other_bytes_get_another_etag() -> None:
+    assert ask(ETagLayer(Origin(b"a"))).header("etag") != ask(ETagLayer(Origin(b"b"))).header("etag")
+
+
+def test_a_body_in_a_content_coding_gets_a_weak_etag() -> None:
+    etag = ask(ETagLayer(Origin(b"zip", headers=[("content-encoding", "gzip")]))).header("etag")
+    assert etag is not None
+    assert etag.startswith('W/"')
+
+
+def test_the_apps_own_etag_is_kept_and_answers() -> None:
+    app = ETagLayer(Origin(headers=[("etag", '"own"')]))
+    assert ask(app).header("etag") == '"own"'
+    assert ask(app, headers=[("if-none-match", 'W/"own"')]).status == 304
+
+
+def test_if_modified_since_counts_only_without_if_none_match() -> None:
+    date, later = "Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"
+    app = ETagLayer(Origin(headers=[("last-modified", date), ("etag", '"own"')]))
+    assert ask(app, headers=[("if-modified-since", later)]).status == 304
+    assert ask(app, headers=[("if-modified-since", "Sun, 06 Nov 1994 08:49:36 GMT")]).status == 200
+    assert ask(app, headers=[("if-modified-since", later), ("if-none-match", '"else"')]).status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_unsafe_methods_are_not_labelled(method: str) -> None:
+    assert ask(ETagLayer(Origin()), method=method).header("etag") is None
+
+
+@pytest.mark.parametrize("status", [201, 404, 500])
+def test_only_a_200_is_labelled(status: int) -> None:
+    assert ask(ETagLayer(Origin(status=status))).header("etag") is None
+
+
+def test_a_stream_passes_as_it_comes_and_gets_no_etag() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert seen == ["http.response.start"]
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        assert seen[-1] == "http.response.body"
+        await send({"type": "http.response.body", "body": b"b"})
+
+    async def send(message: Any) -> None:
+        seen.append(message["type"])
+
+    async def receive() -> Any: ...
+
+    asyncio.run(
+        ETagLayer(app)(
+            {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}, receive, send
+        )
+    )
+    assert len(seen) == 3
+
+
+def test_a_head_answer_without_its_body_is_not_labelled_with_the_empty_bodys_tag() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"body"})
+
+    assert ask(ETagLayer(app), method="HEAD").header("etag") is None
+    assert ask(ETagLayer(app)).header("etag") is not None
+
+
+def test_a_shut_gate_adds_and_matches_nothing() -> None:
+    app = ETagLayer(Origin(headers=[("etag", '"own"')]), gate=lambda _context: False)
+    assert ask(app, headers=[("if-none-match", '"own"')]).status == 200

@@ -1,0 +1,59 @@
+"""Law: two requests share a key only if everything that selects a response is the same (P2)."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.keys import counted_query, digest, encode_parts, primary_parts, variant_values
+
+PARTS = st.lists(
+    st.none() | st.binary(max_size=6) | st.sampled_from([b"", b":", b"\x00", b"1:a", b"\x011:"]), max_size=5
+)
+NAMES = st.text(min_size=1, max_size=4)
+
+
+@given(PARTS, PARTS)
+def test_the_encoding_is_injective(one: list[bytes | None], other: list[bytes | None]) -> None:
+    assert (encode_parts(one) == encode_parts(other)) == (one == other)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    share = draw(st.sampled_from(["public", "tenant", "user"]))
+    return {
+        "namespace": draw(st.sampled_from([b"v1", b"v2"])),
+        "share": share,
+        "identity": Identity(draw(NAMES), draw(NAMES), draw(st.text(max_size=2))),
+        "scheme": draw(st.sampled_from(["http", "https"])),
+        "host": draw(st.sampled_from([b"a", b"a:80", b""])),
+        "raw_path": draw(st.sampled_from([b"/a", b"/a%2Fb", b"/a/b", b"/a%3Fb"])),
+        "query": draw(st.sampled_from([b"", b"b", b"a=1", b"a=1&b=2", b"b=2&a=1"])),
+    }
+
+
+def selecting(request: dict[str, Any]) -> tuple[Any, ...]:
+    who: Identity = request["identity"]
+    by_share = {"public": (), "tenant": (who.tenant, who.grants), "user": (who.tenant, who.grants, who.user)}
+    return (*(v for k, v in request.items() if k != "identity"), by_share[request["share"]])
+
+
+@given(requests(), requests())
+def test_keys_meet_exactly_where_all_that_selects_is_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    same = digest(primary_parts(**one), b"k") == digest(primary_parts(**other), b"k")
+    assert same == (selecting(one) == selecting(other))
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.sampled_from([b"", b"x", b" x "])), max_size=3))
+def test_an_absent_field_is_not_an_empty_one(headers: list[tuple[bytes, bytes]]) -> None:
+    values = dict(variant_values(headers, (b"a",)))
+    assert (values[b"a"] is None) == all(name != b"a" for name, _ in headers)
+
+
+def test_a_name_hidden_behind_a_semicolon_stays_part_of_the_value() -> None:
+    assert counted_query(b"a=1;b=2&c=3&b=4", ("a", "b")) == b"a=1;b=2&b=4"
+
+
+def test_the_naming_key_changes_every_name() -> None:
+    assert digest((b"x",), b"one") != digest((b"x",), b"two")
