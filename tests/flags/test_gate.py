@@ -1,0 +1,291 @@
+"""One decision a request for all flags: what it holds, how long it is remembered, and when it is shut."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.errors import ConfigError
+from tidegate.flags import FlagContext, Gates, ProviderHealth, band_of, normalized
+from tidegate.vocabulary import BAND_EDGES, FLAGS
+
+CACHE, ETAG = FLAGS["cache"], FLAGS["etag"]
+
+
+class Provider:
+    """A provider by the book whose flags a test sets; it notes what it is asked."""
+
+    def __init__(self, **percentages: int) -> None:
+        self.version = 1
+        self.staleness = 0.0
+        self.percentages = {f"tidegate.{layer}": percentage for layer, percentage in percentages.items()}
+        self.asked: list[tuple[str, FlagContext]] = []
+        self.fails = False
+
+    def set(self, **percentages: int) -> None:
+        self.percentages |= {f"tidegate.{layer}": percentage for layer, percentage in percentages.items()}
+        self.version += 1
+
+    def is_enabled(self, flag: str, context: FlagContext) -> bool:
+        self.asked.append((flag, context))
+        if self.fails:
+            raise RuntimeError("the engine broke")
+        value = context.properties.get("tenantId")
+        return value is not None and normalized(flag, value) <= self.percentages.get(flag, 0)
+
+    def partly_open(self, flag: str) -> bool:
+        return 0 < self.percentages.get(flag, 0) < 100
+
+    def health(self) -> ProviderHealth:
+        return ProviderHealth(ready=self.version > 0, staleness=self.staleness, detail="")
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Errors:
+    """An on_error that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Exception]] = []
+
+    def __call__(self, component: str, error: Exception) -> None:
+        self.seen.append((component, error))
+
+
+def tenant(name: str, **properties: str) -> FlagContext:
+    return FlagContext(unit=name, properties={"tenantId": name, **properties})
+
+
+def test_a_decision_names_the_open_layers_and_labels_every_flag() -> None:
+    gates = Gates(Provider(cache=100, etag=0))
+    decision = gates.decide(tenant("acme"))
+    assert decision.open == {"cache"}
+    assert decision.cohorts == tuple(
+        (flag, band_of(normalized(flag, "acme")), "canary" if flag == CACHE else "control") for flag in FLAGS.values()
+    )
+
+
+def test_all_flags_are_decided_once_per_unit() -> None:
+    provider = Provider(cache=100)
+    gates = Gates(provider)
+    first = gates.decide(tenant("acme"))
+    assert [flag for flag, _ in provider.asked] == list(FLAGS.values())
+    assert gates.decide(tenant("acme")) is first
+    assert gates.decide_for("globex") is gates.decide_for("globex")
+    assert len(provider.asked) == 2 * len(FLAGS)
+
+
+def test_other_properties_of_the_same_unit_are_another_decision() -> None:
+    provider = Provider(cache=100)
+    gates = Gates(provider)
+    gates.decide(tenant("acme", region="eu"))
+    gates.decide(tenant("acme", region="us"))
+    gates.decide_for("acme", "ann")
+    gates.decide_for("acme", "bob")
+    assert len(provider.asked) == 4 * len(FLAGS)
+
+
+def test_decide_for_says_what_decide_says() -> None:
+    provider = Provider(cache=50)
+    gates = Gates(provider)
+    for number in range(50):
+        assert gates.decide_for(f"t{number}", "ann") == gates.decide(tenant(f"t{number}", userId="ann"))
+
+
+@pytest.mark.parametrize(
+    ("unit", "field", "value"), [("tenant", "tenantId", "t"), ("user", "userId", "u"), ("session", "sessionId", "s")]
+)
+def test_the_unit_s_field_carries_the_unit(unit: str, field: str, value: str) -> None:
+    provider = Provider()
+    gates = Gates(provider, unit=unit)  # type: ignore[arg-type]
+    gates.decide_for("t", "u", "s")
+    gates.decide(FlagContext(unit=value))
+    gates.decide(FlagContext(unit=value, properties={field: "somebody else"}))
+    assert [context.properties[field] for _, context in provider.asked] == [value] * (3 * len(FLAGS))
+    assert [context.unit for _, context in provider.asked] == [value] * (3 * len(FLAGS))
+
+
+def test_without_a_unit_everything_is_shut_and_judged_by_nobody() -> None:
+    provider = Provider(**dict.fromkeys(FLAGS, 100))
+    gates = Gates(provider)
+    for decision in (gates.decide(FlagContext(unit=None)), gates.decide_for(None, "ann")):
+        assert decision.open == frozenset()
+        assert decision.cohorts == tuple((flag, "none", "none") for flag in FLAGS.values())
+    assert provider.asked == []
+
+
+def test_a_user_gate_is_shut_for_a_tenant_whose_user_is_unknown() -> None:
+    assert Gates(Provider(cache=100), unit="user").decide_for("acme").cohorts[0] == (FLAGS["telemetry"], "none", "none")
+
+
+def test_a_new_version_of_the_flags_takes_effect_at_the_next_decision() -> None:
+    provider = Provider(cache=0)
+    gates = Gates(provider)
+    assert gates.decide_for("acme").open == frozenset()
+    provider.set(cache=100)
+    assert gates.decide_for("acme").open == {"cache"}
+    provider.set(cache=0)
+    assert gates.decide_for("acme").open == frozenset()
+
+
+def test_a_change_in_mid_decision_is_not_remembered_as_the_old_flags() -> None:
+    """The state changes between the look at the version and the answer, as a poll in another thread may do."""
+
+    class Racing(Provider):
+        def is_enabled(self, flag: str, context: FlagContext) -> bool:
+            before = super().is_enabled(flag, context)
+            if flag == ETAG and self.version == 1:
+                self.set(cache=100)
+            return before
+
+    gates = Gates(Racing(cache=0))
+    assert gates.decide_for("acme").open == frozenset()
+    assert gates.decide_for("acme").open == {"cache"}
+
+
+def test_the_memory_is_bounded_and_lets_the_oldest_go() -> None:
+    provider = Provider(cache=100)
+    gates = Gates(provider, max_units=3)
+    for name in ("a", "b", "c", "d"):
+        gates.decide_for(name)
+    assert len(gates._remembered) == 3
+    asked = len(provider.asked)
+    for name in ("b", "c", "d"):
+        gates.decide_for(name)
+    assert len(provider.asked) == asked
+    gates.decide_for("a")
+    assert len(provider.asked) == asked + len(FLAGS)
+    for number in range(1000):
+        gates.decide(tenant(f"t{number}"))
+        assert len(gates._remembered) == 3
+
+
+def test_labels_and_open_sets_are_shared_between_decisions() -> None:
+    gates = Gates(Provider(cache=100))
+    one, other = gates.decide_for("acme", "ann"), gates.decide_for("acme", "bob")
+    assert one is not other
+    assert one.open is other.open
+    assert all(mine is theirs for mine, theirs in zip(one.cohorts, other.cohorts, strict=True))
+
+
+def test_a_provider_that_raises_is_shut_reported_and_asked_again() -> None:
+    provider, errors = Provider(cache=100), Errors()
+    gates = Gates(provider, on_error=errors)
+    provider.fails = True
+    decision = gates.decide(tenant("acme"))
+    assert decision.open == frozenset()
+    assert {cohort for _, _, cohort in decision.cohorts} == {"control"}
+    assert gates.decide_for("acme").open == frozenset()
+    assert gates.decide_for(None) == gates.nobody
+    assert [(component, str(error)) for component, error in errors.seen] == [("flags", "the engine broke")] * 2
+    provider.fails = False
+    assert gates.decide(tenant("acme")).open == {"cache"}
+
+
+def test_a_provider_whose_health_fails_counts_as_too_old() -> None:
+    class Sick(Provider):
+        def health(self) -> ProviderHealth:
+            raise RuntimeError("no health")
+
+    errors = Errors()
+    gates = Gates(Sick(cache=50, etag=100), on_error=errors)
+    assert gates.decide_for("acme").open == {"etag"}
+    assert gates.health() == ProviderHealth(ready=False, staleness=math.inf, detail="RuntimeError: no health")
+    assert {str(error) for _, error in errors.seen} == {"no health"}
+
+
+def test_a_partly_open_flag_shuts_at_60_seconds_and_a_fully_open_one_stays() -> None:
+    provider, clock = Provider(cache=99, etag=100), Clock()
+    gates = Gates(provider, clock=clock)
+    inside = next(name for name in map(str, range(100)) if normalized(CACHE, name) <= 99)
+    for seconds in (0.0, 30.0, 59.9, 60.0):
+        clock.now, provider.staleness = 1000.0 + seconds, seconds
+        assert gates.decide_for(inside).open == {"cache", "etag"}
+    clock.now, provider.staleness = 1060.1, 60.1
+    decision = gates.decide_for(inside)
+    assert decision.open == {"etag"}
+    assert (CACHE, band_of(normalized(CACHE, inside)), "control") in decision.cohorts
+    clock.now, provider.staleness = 1061.0, 0.5
+    assert gates.decide_for(inside).open == {"cache", "etag"}
+
+
+def test_old_news_shut_within_max_staleness_of_the_last_answer_however_seldom_one_looks() -> None:
+    """Decisions 7 s apart, a provider that answered last at second 20."""
+    provider, clock = Provider(cache=100), Clock()
+    provider.partly_open = lambda flag: True  # type: ignore[method-assign]
+    gates = Gates(provider, clock=clock, max_staleness=30)
+    opened = []
+    for seconds in range(0, 120, 7):
+        clock.now, provider.staleness = 1000.0 + seconds, max(0.0, seconds - 20.0)
+        if gates.decide_for("acme").open:
+            opened.append(seconds)
+    assert opened == [seconds for seconds in range(0, 120, 7) if seconds <= 50]
+
+
+def test_layers_that_share_a_flag_open_together_and_are_counted_once() -> None:
+    provider = Provider(cache=100)
+    gates = Gates(provider, flags={"cache": CACHE, "coalesce": CACHE})
+    decision = gates.decide_for("acme")
+    assert decision.open == {"cache", "coalesce"}
+    assert [flag for flag, _, _ in decision.cohorts] == [CACHE]
+    assert len(provider.asked) == 1
+
+
+units = st.none() | st.text(max_size=4)
+
+
+@given(name=units, percentages=st.dictionaries(st.sampled_from(list(FLAGS)), st.integers(0, 100)), stale=st.booleans())
+def test_every_label_of_a_decision_is_among_the_combinations(
+    name: str | None, percentages: dict[str, int], stale: bool
+) -> None:
+    provider = Provider(**percentages)
+    provider.staleness = 100 if stale else 0
+    gates = Gates(provider)
+    combinations = gates.label_combinations()
+    decision = gates.decide_for(name)
+    assert set(decision.cohorts) <= set(combinations)
+    assert len(decision.cohorts) == len(FLAGS)
+    assert len(combinations) == len(set(combinations)) == len(FLAGS) * (len(BAND_EDGES) * 2 + 1)
+
+
+@given(name=st.text(max_size=4), smaller=st.integers(0, 100), larger=st.integers(0, 100))
+def test_a_unit_that_is_in_stays_in_as_the_percentage_grows_and_keeps_its_band(
+    name: str, smaller: int, larger: int
+) -> None:
+    smaller, larger = sorted((smaller, larger))
+    before, after = Gates(Provider(cache=smaller)).decide_for(name), Gates(Provider(cache=larger)).decide_for(name)
+    assert before.open <= after.open
+    assert [band for _, band, _ in before.cohorts] == [band for _, band, _ in after.cohorts]
+
+
+def test_every_argument_that_cannot_be_used_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Gates(
+            Provider(),
+            flags={"cahce": CACHE, "etag": ""},
+            unit="planet",  # type: ignore[arg-type]
+            edges=(5, 1, 50),
+            max_units=0,
+            max_staleness=0,
+        )
+    assert [problem.path for problem in caught.value.problems] == [
+        "flags['cahce']",
+        "flags['etag']",
+        "unit",
+        "edges",
+        "max_units",
+        "max_staleness",
+    ]
