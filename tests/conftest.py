@@ -1,3 +1,15 @@
-"""What holds for every test: the servers' fixtures, and checks that no test can forget."""
+"""What holds for every test: the servers' fixtures, and checks that no test can forget.
 
-pytest_plugins = ["tests.services.fixtures"]
+- A blocked event loop, a task that is left behind, and an error that asyncio only logs fail the test.
+- On CI (`CI=true`) a run with a skipped or expectedly failing test fails.
+"""
+
+import os
+
+from hypothesis import settings
+
+pytest_plugins = ["tests.services.fixtures", "tests.watch", "tests.nothing_skipped"]
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")

@@ -1,0 +1,93 @@
+"""Fails a test that blocks its event loop, leaves a task behind, or makes asyncio log an error.
+
+`asyncio.run` cancels without a word what is still running when the main coroutine returns; a test that relies on that
+hides a leak. Mark the few that mean it: `@pytest.mark.leaves_tasks("why")`, `@pytest.mark.blocks_the_loop("why")`.
+"""
+
+import asyncio
+import logging
+import time
+from asyncio import runners
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.services.server import Server
+
+# Far above what our code may take and what a crowded machine takes from it, below what a person calls hanging.
+LONGEST_CALLBACK_SECONDS = 0.5
+
+
+class Watch:
+    """What was seen of all event loops during one test."""
+
+    def __init__(self) -> None:
+        self.blocked: list[str] = []
+        self.left: list[str] = []
+        self.logged: list[str] = []
+
+    def note_slow(self, handle: asyncio.Handle, seconds: float) -> None:
+        """Take down one callback that kept its loop from everything else."""
+        self.blocked.append(f"{handle!r} ran for {seconds:.2f} s")
+
+    def note_left(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take down the tasks that still run when the loop is about to close."""
+        self.left += [repr(task) for task in asyncio.all_tasks(loop) if not task.done()]
+
+    def report(self, item: pytest.Item) -> list[str]:
+        """One line for each thing that the test was not marked for."""
+        found = [f"asyncio logged: {line}" for line in self.logged]
+        found += [f"event loop blocked: {line}" for line in self.blocked]
+        if item.get_closest_marker("leaves_tasks") is None:
+            found += [f"task left behind: {line}" for line in self.left]
+        return found
+
+
+class LoggedErrors(logging.Handler):
+    """Hands what asyncio logs as an error (a lost exception, a destroyed task) to the watch."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(logging.ERROR)
+        self._watch = watch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self._watch.logged.append(self.format(record))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marks known."""
+    config.addinivalue_line("markers", "leaves_tasks(why): the test may end with running tasks")
+    config.addinivalue_line("markers", "blocks_the_loop(why): the test may block its event loop")
+
+
+@pytest.fixture(autouse=True)
+def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Watch every event loop of the test (uvloop's callbacks excepted: they are not Python)."""
+    seen = Watch()
+    run_callback: Any = asyncio.Handle._run
+    cancel_all: Any = runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+    def timed(handle: asyncio.Handle) -> None:
+        began, waited = time.perf_counter(), Server.seconds_waited
+        run_callback(handle)
+        # A test that stops a server from within its loop means to wait for it.
+        seconds = time.perf_counter() - began - (Server.seconds_waited - waited)
+        if seconds > LONGEST_CALLBACK_SECONDS:
+            seen.note_slow(handle, seconds)
+
+    def looked_at(loop: asyncio.AbstractEventLoop) -> None:
+        seen.note_left(loop)
+        cancel_all(loop)
+
+    if request.node.get_closest_marker("blocks_the_loop") is None:
+        monkeypatch.setattr(asyncio.Handle, "_run", timed)
+    monkeypatch.setattr(runners, "_cancel_all_tasks", looked_at)
+    handler = LoggedErrors(seen)
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    yield seen
+    logger.removeHandler(handler)
+    if found := seen.report(request.node):
+        pytest.fail("\n".join(found), pytrace=False)
