@@ -169,7 +169,7 @@ def decide(
 
 
 def _cause(verdicts: tuple[Verdict, ...]) -> Cause:
-    causes = [verdict.cause for verdict in verdicts if verdict.outcome == "unknown"]
+    causes: list[Cause] = [verdict.cause for verdict in verdicts if verdict.outcome == "unknown"]
     return causes[0] if causes else "no_data"
 
 

@@ -35,14 +35,15 @@ class PrometheusSource:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.post(self._address, data=asked)
-            if len(response.content) > _MAX_BYTES:
-                raise MetricsError(f"{self._shown} sent more than {_MAX_BYTES} bytes")
-            document = cast(Mapping[str, Any], response.json())
-            return list(_series(self._result(response.status_code, document)))
         except TimeoutError as error:
             raise MetricsError(f"{self._shown} did not answer within {self._timeout:g} s") from error
         except httpx2.HTTPError as error:
             raise MetricsError(f"{self._shown} could not be asked: {error or type(error).__name__}") from error
+        if len(response.content) > _MAX_BYTES:
+            raise MetricsError(f"{self._shown} sent more than {_MAX_BYTES} bytes")
+        try:
+            document = cast(Mapping[str, Any], response.json())
+            return list(_series(self._result(response.status_code, document)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MetricsError(f"{self._shown} answered nonsense ({response.status_code}): {error!r}") from error
 

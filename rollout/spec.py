@@ -270,8 +270,8 @@ OBJECTIVES: Final[Mapping[str, tuple[type, Mapping[str, Field]]]] = {
 
 
 def _steps(raw: object, interval: float | None, problems: Problems) -> tuple[Step, ...]:
-    if not isinstance(raw, list | tuple) or not raw:
-        problems.add("steps", cast(object, raw), "is not a list of steps", "write at least one, such as {percent: 10}")
+    if not isinstance(raw, list | tuple) or not cast(list[object], raw):
+        problems.add("steps", raw, "is not a list of steps", "write at least one, such as {percent: 10}")
         return ()
     steps: list[Step] = []
     highest = 0
