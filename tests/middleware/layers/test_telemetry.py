@@ -1,0 +1,151 @@
+"""The telemetry layer: cohort counters, metrics per route, debug headers."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.driver import Origin, User, call
+from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.core.policy import Policies, RoutePolicy
+from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.layers.cache import CacheLayer
+from tidegate.middleware.layers.telemetry import TelemetryLayer
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.memory import MemoryStore
+
+CANARY = ("tidegate.cache", "10", "canary")
+CONTROL = ("tidegate.cache", "50", "control")
+ANN, BEN = User("acme", "ann"), User("acme", "ben")
+
+
+@dataclass
+class Decided:
+    open: frozenset[str]
+    cohorts: tuple[tuple[str, str, str], ...]
+
+
+class Stand:
+    """Telemetry and cache on an origin; ann's gates are open, ben's are shut."""
+
+    def __init__(self, origin: Any, *policies: RoutePolicy, **options: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.cohorts = CohortCounters([CANARY, CONTROL])
+        metrics = Metrics.of(self.registry)
+        resolver = ContextResolver(policies=Policies(policies), decide=self._decide)
+        inner = CacheLayer(
+            origin, store=MemoryStore(), resolver=resolver, metrics=metrics, gate=lambda c: c.is_open("cache")
+        )
+        self.app = TelemetryLayer(
+            inner,
+            gate=lambda context: context.is_open("telemetry"),
+            resolver=resolver,
+            cohorts=self.cohorts,
+            metrics=metrics,
+            **options,
+        )
+
+    @staticmethod
+    def _decide(identity: Any, _scope: Any) -> Decided:
+        if identity is not None and identity.user == "ann":
+            return Decided(frozenset({"telemetry", "cache"}), (CANARY,))
+        return Decided(frozenset(), (CONTROL,))
+
+    def counted(self, label: tuple[str, str, str]) -> dict[str, float]:
+        values = self.cohorts.totals()[label]
+        return dict(zip(("requests", "errors", "storable", "hits"), values, strict=False))
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+def test_both_cohorts_are_counted_alike_whatever_is_open() -> None:
+    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60))
+
+    async def run() -> None:
+        for user in (ANN, ANN, ANN, BEN, BEN):
+            await call(stand.app, user=user)
+        await call(stand.app, user=BEN, method="POST")
+
+    asyncio.run(run())
+    assert stand.counted(CANARY) == {"requests": 3, "errors": 0, "storable": 3, "hits": 2}
+    assert stand.counted(CONTROL) == {"requests": 3, "errors": 0, "storable": 2, "hits": 0}
+
+
+@pytest.mark.parametrize("fault", ["500", "raises", "raises late"])
+def test_failures_are_errors_of_their_cohort(fault: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if fault == "raises":
+            raise RuntimeError
+        status = 500 if fault == "500" else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        if fault == "raises late":
+            raise RuntimeError
+        await send({"type": "http.response.body"})
+
+    stand = Stand(app)
+    if fault == "500":
+        asyncio.run(call(stand.app, user=BEN))
+    else:
+        with pytest.raises(RuntimeError):
+            asyncio.run(call(stand.app, user=BEN))
+    assert stand.counted(CONTROL) == {"requests": 1, "errors": 1, "storable": 0, "hits": 0}
+
+
+def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
+    stand = Stand(Origin())
+
+    async def send(message: Any) -> None:
+        expected = 1.0 if message["type"] == "http.response.body" else 0.0
+        assert stand.counted(CONTROL)["requests"] == expected
+
+    async def receive() -> Any: ...
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "user": BEN}
+    asyncio.run(stand.app(scope, receive, send))
+
+
+def test_a_background_task_neither_counts_again_nor_lengthens_the_request() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Origin()(scope, receive, send)
+        now[0] += 100.0
+
+    now = [0.0]
+    stand = Stand(app, clock=lambda: now[0])
+    asyncio.run(call(stand.app, user=BEN))
+    values = stand.cohorts.totals()[CONTROL]
+    assert (values[0], values[4]) == (1.0, 0.0)
+
+
+def test_routes_are_labelled_by_template_and_only_where_the_gate_is_open() -> None:
+    stand = Stand(Origin(), RoutePolicy(route="/clients/{id}", ttl=60))
+
+    async def run() -> None:
+        for path in ("/clients/1", "/clients/1", "/clients/2", "/unknown/secret"):
+            await call(stand.app, path, user=ANN)
+        await call(stand.app, "/clients/1", user=BEN)
+
+    asyncio.run(run())
+    sample = stand.sample
+    assert sample("tidegate_requests_total", route="/clients/{id}", method="GET", status="2xx") == 3
+    assert sample("tidegate_requests_total", route="other", method="GET", status="2xx") == 1
+    assert sample("tidegate_cache_requests_total", route="/clients/{id}", outcome="hit") == 1
+    assert sample("tidegate_cache_requests_total", route="/clients/{id}", outcome="miss") == 2
+
+
+def test_an_invented_method_is_no_label() -> None:
+    stand = Stand(Origin())
+    asyncio.run(call(stand.app, user=ANN, method="X" * 40))
+    assert stand.sample("tidegate_requests_total", route="other", method="other", status="2xx") == 1
+
+
+def test_debug_headers_tell_hit_from_miss_when_asked_for() -> None:
+    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60), debug_headers=True)
+
+    async def run() -> list[tuple[str | None, str | None]]:
+        answers = [await call(stand.app, user=user) for user in (ANN, ANN, BEN)]
+        return [(answer.header("x-cache-hits"), answer.header("x-cache-misses")) for answer in answers]
+
+    assert asyncio.run(run()) == [("0", "1"), ("1", "0"), (None, None)]

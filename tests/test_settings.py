@@ -1,0 +1,78 @@
+"""Settings: from file and environment, with every problem named at once."""
+
+from pathlib import Path
+
+import pytest
+
+from tidegate.errors import ConfigError
+from tidegate.settings import Settings
+
+
+def test_without_anything_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load(environ={}) == Settings()
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.toml"
+    file.write_text('[flags]\nprovider = "local"\nunit = "user"\n[store]\nbudget = 0.1\n')
+    settings = Settings.load(str(file), {"TIDEGATE_FLAGS_UNIT": "session", "TIDEGATE_FLAGS_BANDS": "1, 10,100"})
+    assert (settings.flags.provider, settings.flags.unit, settings.flags.bands) == ("local", "session", (1, 10, 100))
+    assert settings.store.budget == 0.1
+
+
+def test_the_names_of_longer_standing_are_understood() -> None:
+    environ = {
+        "REDIS_URL": "redis://localhost:6379",
+        "REDIS_ENABLED": "false",
+        "REDIS_DEFAULT_TTL": "300",
+        "CACHE_VERSION": "v1-dev",
+        "TIDEGATE_ROLLOUT_METRICS_URLS": "http://a/metrics,http://b/metrics",
+    }
+    settings = Settings.load(environ=environ)
+    assert (settings.store.url, settings.store.enabled) == ("redis://localhost:6379", False)
+    assert (settings.cache.default_ttl, settings.cache.version) == (300.0, "v1-dev")
+    assert settings.rollout.metrics_urls == ("http://a/metrics", "http://b/metrics")
+
+
+def test_every_problem_is_reported_at_once_with_path_value_and_fix(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        '[cache]\nshar = "x"\nshare = "all"\n[[cache.policies]]\nroute = "/a/{x}"\nttl = -1\ntags = ["u:{y}"]\n'
+        'tll = 3\n[[cache.policies]]\nttl = 1\n[store]\nurl = "http://foo"\n[flags]\nbands = [10, 5]\n[foo]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(str(file), {"REDIS_ENABLED": "maybe", "TIDEGATE_ROLLOUT_LISTEN": "nowhere"})
+    assert {problem.path for problem in caught.value.problems} == {
+        "foo",
+        "cache.shar",
+        "cache.share",
+        "cache.policies[0].ttl",
+        "cache.policies[0].tags[0]",
+        "cache.policies[0].tll",
+        "cache.policies[1]",
+        "store.url",
+        "flags.bands",
+        "REDIS_ENABLED",
+        "TIDEGATE_ROLLOUT_LISTEN",
+    }
+    text = str(caught.value)
+    assert "did you mean share?" in text
+    assert "'all' is not a share; use public, tenant or user" in text
+
+
+def test_a_wrong_token_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.of({"flags": {"unleash_token": 12345}})
+    assert "12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("[cache\n", "is not TOML"), (None, "does not exist")], ids=["broken", "missing"]
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, says: str) -> None:
+    file = tmp_path / "tidegate.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        Settings.load(str(file), {})
