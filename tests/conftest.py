@@ -8,7 +8,7 @@ import os
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.services.fixtures", "tests.watch", "tests.nothing_skipped"]
+pytest_plugins = ["tests.services.fixtures", "tests.subject", "tests.watch", "tests.nothing_skipped"]
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -22,6 +22,19 @@ from tests.services.server import Server, ServiceError
 from tests.services.unleash import Unleash
 from tests.services.valkey import Redis, Valkey
 
+__all__ = [
+    "postgres",
+    "prometheus",
+    "redis_server",
+    "shared_redis",
+    "start_redis",
+    "start_unleash",
+    "start_valkey",
+    "unleash",
+    "valkey",
+    "valkey_server",
+]
+
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 
