@@ -4,7 +4,7 @@ The context is the only thing that Tidegate adds to a scope. The outermost layer
 layer therefore also works alone, on any ASGI app.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final, Protocol, cast
 
 from tidegate.middleware.core.identity import Credentials, Identity
@@ -73,17 +73,21 @@ class RequestContext:
     tags: further tags for the entry, from the handler.
     deadline: event-loop time after which the store is not asked again for this request (P5).
     coalesce_key: the cache's key, where a policy or a stored Vary says which parts of the request count.
+    positions: the ledger positions that the cache read before the app was asked; None where it has none.
+    collapsed: the response is that of another request's run (RFC 9211 `collapsed`), which also stores it.
     tracer: set where the telemetry layer is open and an OpenTelemetry SDK is there.
     """
 
     __slots__ = (
         "coalesce_key",
+        "collapsed",
         "deadline",
         "decision",
         "identity",
         "match",
         "outcome",
         "own_etag",
+        "positions",
         "reason",
         "storable",
         "tags",
@@ -101,6 +105,8 @@ class RequestContext:
         self.tags: list[str] | None = None
         self.deadline: float | None = None
         self.coalesce_key: bytes | None = None
+        self.positions: Mapping[str, int] | None = None
+        self.collapsed = False
         self.tracer: Tracer | None = None
 
     def is_open(self, layer: str) -> bool:

@@ -1,0 +1,320 @@
+"""The coalescing layer: identical requests that come while one of them runs share its answer.
+
+One leader asks the app; followers get its bytes, or go on alone as if they had been the first: when the answer is not
+for sharing (an error, Set-Cookie, no-store, private, Vary, too large, a stream, an extension's message), when the run
+fails, or when they have waited long enough. What turned out not to be shareable is remembered for some seconds, so that
+such requests do not queue behind each other ("hit-for-miss").
+
+Not shared, ever: requests of different identities (unless the cache says that identity does not count), requests with
+a body, requests that came after a purge or after a write of their tenant with a run that began before it.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import Any, Final, cast
+
+from tidegate.errors import TidegateError
+from tidegate.middleware.core.keys import digest
+from tidegate.middleware.core.policy import DEFAULT_MAX_BODY
+from tidegate.middleware.core.sharing import request_parts
+from tidegate.middleware.core.storing import Pairs
+from tidegate.middleware.layers.asgi import (
+    ASGIApp,
+    ContextResolver,
+    Gate,
+    Message,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    always,
+)
+from tidegate.middleware.layers.flight import Flight, Leader, Seat
+from tidegate.middleware.layers.listener import Listener
+from tidegate.middleware.metrics import Metrics
+
+__all__ = ["CoalesceLayer", "LeaderFailedError"]
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+_PASSING: Final = frozenset({"error"})
+"""Reasons not to share that say nothing about the next run."""
+
+
+class LeaderFailedError(TidegateError):
+    """The shared run ended in the middle of its body: this response cannot be finished, nor begun anew."""
+
+
+class CoalesceLayer:
+    """Runs the app once for identical requests that come at the same time.
+
+    app: the ASGI application inside.
+    gate: whether the layer is open for a request; shut, it forwards everything as it is.
+    resolver: shared by the layers of one stack; a layer alone makes its own.
+    max_followers: of one run; more run alone.
+    max_wait: seconds that a follower waits for its leader's answer to begin.
+    max_hold: seconds that it waits longer for the end of an answer that does not state its length.
+    max_body: bytes; larger answers are not shared.
+    remember, max_remembered: seconds and number of requests remembered as not to be shared.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate = always,
+        resolver: ContextResolver | None = None,
+        max_followers: int = 1000,
+        max_wait: float = 5.0,
+        max_hold: float = 0.1,
+        max_body: int = DEFAULT_MAX_BODY,
+        remember: float = 10.0,
+        max_remembered: int = 10_000,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.app = app
+        self._gate = gate
+        self._resolver = resolver if resolver is not None else ContextResolver()
+        self._max_followers = max_followers
+        self._max_wait = max_wait
+        self._max_hold = max_hold
+        self._max_body = max_body
+        self._flights: dict[bytes, Flight] = {}
+        self._tenants: dict[str | None, set[bytes]] = {}
+        self._lonely = _Remembered(remember, max_remembered)
+        self._metrics = metrics if metrics is not None else Metrics.of()
+        roles = self._metrics.coalesced
+        self._count_leader = roles.labels("leader").inc
+        self._count_follower = roles.labels("follower").inc
+        self._count_alone = roles.labels("alone").inc
+        limits = self._metrics.limits
+        self._limit_followers = limits.labels("coalesce-followers").inc
+        self._limit_wait = limits.labels("coalesce-wait").inc
+        self._limit_body = limits.labels("coalesce-body").inc
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = self._resolver.of(scope)
+        if not self._gate(context):
+            await self.app(scope, receive, send)
+        elif scope["method"] not in _SAFE:
+            await self.app(scope, receive, self._ending_flights(context, send))
+        elif not _may_share(scope, context):
+            await self.app(scope, receive, send)
+        else:
+            await self._share(scope, receive, send, context)
+
+    def _ending_flights(self, context: RequestContext, send: Send) -> Send:
+        """A `send` that, before a write is answered, lets nobody join a run of its tenant that began before it."""
+
+        async def ending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                tenant = context.identity.tenant if context.identity is not None else None
+                for key in tuple(self._tenants.get(tenant, ())):
+                    self._flights[key].close()
+            await send(message)
+
+        return ending
+
+    async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        key = _key(scope, context)
+        if self._lonely.holds(key, asyncio.get_running_loop().time()):
+            self._count_alone()
+            await self.app(scope, receive, send)
+            return
+        flight = self._flights.get(key)
+        if flight is not None and flight.positions != context.positions:
+            flight.close()  # something was purged since it began: it may answer with what was before
+            flight = None
+        if flight is None:
+            self._count_leader()
+            await self._lead(key, scope, receive, send, context)
+        elif len(flight.seats) >= self._max_followers:
+            self._limit_followers()
+            self._count_alone()
+            await self.app(scope, receive, send)
+        else:
+            await self._follow(flight, scope, receive, send, context)
+
+    async def _lead(self, key: bytes, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        tenant = context.identity.tenant if context.identity is not None else None
+
+        def closed(flight: Flight, refused: str | None) -> None:
+            del self._flights[key]
+            keys = self._tenants[tenant]
+            keys.discard(key)
+            if not keys:
+                del self._tenants[tenant]
+            if refused is not None and refused not in _PASSING:
+                self._lonely.add(key, asyncio.get_running_loop().time())
+            if refused == "too-large":
+                self._limit_body()
+
+        flight = Flight(
+            context=context,
+            request=scope["headers"],
+            same_user=_same_user(context),
+            max_body=self._max_body,
+            max_hold=self._max_hold,
+            closed=closed,
+        )
+        self._flights[key] = flight
+        self._tenants.setdefault(tenant, set()).add(key)
+        leader = Leader(flight, receive, send)
+        run = flight.run = asyncio.get_running_loop().create_task(self._run(flight, scope, leader))
+        try:
+            await leader.attend(run)
+        except asyncio.CancelledError:
+            leader.depart()
+            await _forsake(flight, run)
+            raise
+
+    async def _run(self, flight: Flight, scope: Scope, leader: Leader) -> None:
+        try:
+            await self.app(scope, leader.receive, leader.send)
+        except Exception as error:
+            if not flight.abandoned:
+                raise
+            self._metrics.fail("coalesce", error)  # the leader, who would have heard of it, is gone
+        finally:
+            flight.finish()
+
+    async def _follow(
+        self, flight: Flight, scope: Scope, receive: Receive, send: Send, context: RequestContext
+    ) -> None:
+        seat = flight.join()
+        listener = Listener(receive, seat.wake)
+        try:
+            if await self._shares(flight, seat, listener, scope):
+                self._count_follower()
+                await _relay(flight, seat, listener, send, context)
+                return
+            flight.leave(seat)
+            self._count_alone()
+            await self.app(scope, listener.receive, send)
+        finally:
+            flight.leave(seat)
+            listener.close()
+
+    async def _shares(self, flight: Flight, seat: Seat, listener: Listener, scope: Scope) -> bool:
+        """Wait for the leader's answer to begin: whether this request shares it (or its client has left)."""
+        timer = asyncio.get_running_loop().call_later(self._max_wait, seat.expire)
+        try:
+            while not (flight.ready or flight.over or seat.overdue or listener.done):
+                await seat.woken()
+        finally:
+            timer.cancel()
+        if listener.gone:
+            return True
+        if flight.ready and not flight.over and not listener.has_body:
+            return flight.fits(scope["headers"])
+        if seat.overdue:
+            self._limit_wait()
+        return False
+
+
+async def _forsake(flight: Flight, run: "asyncio.Task[None]") -> None:
+    """The leader was cancelled: the run goes on while somebody follows."""
+    if flight.shared:
+        return
+    flight.close()
+    run.cancel()
+    await asyncio.wait([run])
+    if not run.cancelled():
+        run.exception()  # it ended in the same moment; whoever would have heard of it is cancelled
+
+
+async def _relay(flight: Flight, seat: Seat, listener: Listener, send: Send, context: RequestContext) -> None:
+    """Give a follower the response as it comes, until its client leaves.
+
+    Raises:
+        LeaderFailedError: if the run ends in the middle.
+    """
+    context.collapsed = True
+    context.own_etag = flight.context.own_etag
+    sent = -1
+    while not listener.gone:
+        if sent < 0:
+            await send(flight.start_message())
+            sent = 0
+        elif sent < len(flight.chunks):
+            body = flight.chunks[sent]
+            sent += 1
+            last = flight.complete and sent == len(flight.chunks)
+            context.tags = flight.context.tags  # the handler may name some until the end
+            await send({"type": "http.response.body", "body": body, "more_body": not last})
+            if last:
+                return
+        elif flight.over:
+            raise LeaderFailedError("the run that this response shares ended before its body did")
+        else:
+            await seat.woken()
+
+
+def _may_share(scope: Scope, context: RequestContext) -> bool:
+    """GET and HEAD without a body; and no client certificate, which nothing in the request's head tells apart."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
+    for name, value in cast(Pairs, scope["headers"]):
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
+            return False
+    tls = cast(dict[str, Any], scope.get("extensions", {}).get("tls") or {})
+    return context.coalesce_key is not None or not tls.get("client_cert_chain")
+
+
+def _same_user(context: RequestContext) -> bool:
+    if context.identity is None or context.identity.user is None:
+        return False
+    policy = context.match.policy
+    return context.coalesce_key is None or (policy is not None and policy.share == "user")
+
+
+def _key(scope: Scope, context: RequestContext) -> bytes:
+    path: str = scope["path"]
+    raw_path: bytes = scope.get("raw_path") or path.encode("utf-8", "surrogatepass")
+    root_path: str = scope.get("root_path", "")
+    client: tuple[str, int] | None = scope.get("client")
+    parts = request_parts(
+        method=scope["method"],
+        headers=scope["headers"],
+        narrowed=context.coalesce_key,
+        identity=context.identity,
+        client=client[0] if client is not None else "",
+        url=(
+            scope.get("scheme", "http").encode(),
+            root_path.encode("utf-8", "surrogatepass"),
+            raw_path,
+            scope.get("query_string", b""),
+        ),
+    )
+    # The layers inside must be open for both, or one would get what its own gate forbids.
+    parts += [b"breaker" if context.is_open("breaker") else None, b"etag" if context.is_open("etag") else None]
+    return digest(parts, b"")
+
+
+class _Remembered:
+    """Keys for some seconds, bounded; the oldest go first."""
+
+    def __init__(self, seconds: float, limit: int) -> None:
+        self._seconds = seconds
+        self._limit = limit
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, key: bytes, now: float) -> None:
+        """Remember a key."""
+        self._until[key] = now + self._seconds
+        self._until.move_to_end(key)
+        if len(self._until) > self._limit:
+            self._until.popitem(last=False)
+
+    def holds(self, key: bytes, now: float) -> bool:
+        """Whether it is remembered."""
+        until = self._until.get(key)
+        if until is None:
+            return False
+        if until <= now:
+            del self._until[key]
+            return False
+        return True

@@ -1,0 +1,301 @@
+"""One run of the app that several requests wait for: what it has answered, who leads, who follows.
+
+The run belongs to nobody's connection. Its leader gets every message as it comes and, while it is alone, slows the run
+down as its connection asks; followers read from a bounded buffer. Whoever leaves, leaves the others untouched; when
+nobody is left the run is cancelled.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+from tidegate.middleware.core.sharing import refusal_to_share, stated_length, told_apart, varies_on
+from tidegate.middleware.core.storing import Pairs
+from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Send
+
+__all__ = ["Flight", "Leader", "Seat"]
+
+_START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
+_BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
+
+
+class Seat:
+    """A follower's place: woken when there is something to look at."""
+
+    __slots__ = ("_woken", "overdue")
+
+    def __init__(self) -> None:
+        self._woken: asyncio.Future[None] | None = None
+        self.overdue = False
+
+    def wake(self) -> None:
+        """Something has changed."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    def expire(self) -> None:
+        """The follower has waited long enough."""
+        self.overdue = True
+        self.wake()
+
+    async def woken(self) -> None:
+        """Return at the next `wake`. Look first, then wait: nothing can happen between, there is no await."""
+        self._woken = asyncio.get_running_loop().create_future()
+        await self._woken
+
+
+class Flight:
+    """What the run has answered so far, and whether it can still be shared.
+
+    closed: called once, when nobody may join any more, with the reason if the answer turned out not to be shareable.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: RequestContext,
+        request: Pairs,
+        same_user: bool,
+        max_body: int,
+        max_hold: float,
+        closed: Callable[["Flight", str | None], None],
+    ) -> None:
+        self.context = context
+        self.request = request
+        self.positions: Mapping[str, int] | None = context.positions
+        self.seats: set[Seat] = set()
+        self.run: asyncio.Task[None] | None = None
+        self.joinable = True
+        self.refused: str | None = None
+        self.complete = False
+        self.failed = False
+        self.chunks: list[bytes] = []
+        self.abandoned = False
+        self._status = 0
+        self._headers: tuple[tuple[bytes, bytes], ...] | None = None
+        self._vary: tuple[bytes, ...] = ()
+        self._live = False
+        self._size = 0
+        self._same_user = same_user
+        self._max_body = max_body
+        self._max_hold = max_hold
+        self._closed = closed
+        self._hold: asyncio.TimerHandle | None = None
+        self._desertion: asyncio.Event | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether somebody follows who still needs the run."""
+        return bool(self.seats) and not self.complete and self.refused is None
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for: the answer is not to be shared, or the run has failed."""
+        return self.refused is not None or self.failed
+
+    @property
+    def ready(self) -> bool:
+        """Whether a follower may begin to answer: nothing can turn up any more that would make it leave."""
+        return self._headers is not None and (self.complete or (self._live and bool(self.chunks)))
+
+    def fits(self, request: Pairs) -> bool:
+        """Whether the response is one for this request too, as far as Vary tells."""
+        return not told_apart(self._vary, self.request, request)
+
+    def start_message(self) -> Message:
+        """The response's start, anew for each follower: what is outside may change its own."""
+        return {"type": "http.response.start", "status": self._status, "headers": list(self._headers or ())}
+
+    def join(self) -> Seat:
+        """Take a seat."""
+        seat = Seat()
+        self.seats.add(seat)
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """Give it back. The last one out tells the run, if the leader has gone too."""
+        self.seats.discard(seat)
+        if self.shared:
+            return
+        if self._desertion is not None:
+            self._desertion.set()
+        if self.abandoned and not self.complete and self.run is not None:
+            self.close()
+            self.run.cancel()
+
+    async def deserted(self) -> None:
+        """Return when nobody follows, or needs to; from then on nobody may join."""
+        while self.shared:
+            if self._desertion is None:
+                self._desertion = asyncio.Event()
+            self._desertion.clear()
+            await self._desertion.wait()
+        self.close()
+
+    def close(self, refused: str | None = None) -> None:
+        """Let nobody join any more; with a reason, send those away who have not begun to answer."""
+        if refused is not None and self.refused is None:
+            self.refused = refused
+            self._drop_hold()
+        if self.joinable:
+            self.joinable = False
+            self._closed(self, refused)
+        if refused is not None:
+            self._wake()
+
+    def finish(self) -> None:
+        """The run is over."""
+        self._drop_hold()
+        if not self.complete:
+            self.failed = True
+        self.close()
+        self._wake()
+
+    def publish(self, message: Message) -> None:
+        """Look at a message of the run, and keep what followers need of it."""
+        if self.refused is not None or self.complete:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and self._headers is None and message.keys() <= _START_KEYS:
+            self._begin(message)
+        elif kind == "http.response.body" and self._headers is not None and message.keys() <= _BODY_KEYS:
+            self._extend(message)
+        else:
+            self.close("extension")
+
+    def _begin(self, message: Message) -> None:
+        headers = tuple(cast(list[tuple[bytes, bytes]], message.get("headers", ())))
+        status: int = message["status"]
+        length = stated_length(headers)
+        refused = refusal_to_share(status, headers, same_user=self._same_user)
+        if message.get("trailers"):
+            refused = "extension"
+        elif length is not None and length > self._max_body:
+            refused = "too-large"
+        if refused is not None:
+            self.close(refused)
+            return
+        self._status, self._headers, self._vary = status, headers, varies_on(headers)
+        self._live = length is not None
+
+    def _extend(self, message: Message) -> None:
+        self.close()  # a request that comes after the response began to flow runs on its own
+        if not self.seats:
+            return
+        body = cast(bytes, message.get("body", b""))
+        self._size += len(body)
+        if self._size > self._max_body:
+            self.close("too-large")
+            return
+        self.chunks.append(bytes(body))
+        if not message.get("more_body", False):
+            self.complete = True
+            self._drop_hold()
+            if self._desertion is not None:
+                self._desertion.set()
+        elif not self._live and self._hold is None:
+            # Followers of a response of unknown length begin when it is whole: one that has begun cannot leave, and
+            # a stream without end would hold it, or everybody, to the slowest reader.
+            self._hold = asyncio.get_running_loop().call_later(self._max_hold, self.close, "stream")
+        self._wake()
+
+    def _drop_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+
+    def _wake(self) -> None:
+        for seat in self.seats:
+            seat.wake()
+
+
+class Leader:
+    """The connection that the run began for: its `receive` and `send` as the run sees them."""
+
+    def __init__(self, flight: Flight, receive: Receive, send: Send) -> None:
+        self._flight = flight
+        self._receive = receive
+        self._send = send
+        self._outbox: deque[Message] = deque()
+        self._called: asyncio.Future[None] | None = None
+        self._drained: asyncio.Event | None = None
+        self._failure: Exception | None = None
+        self._sending = False
+
+    async def receive(self) -> Message:
+        """The client's messages; that it left is told only when nobody follows any more."""
+        if not self._flight.abandoned:
+            message = await self._receive()
+            if message["type"] != "http.disconnect":
+                return message
+        await self._flight.deserted()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Share a message with the followers, and give it to the client: at once, or in turn while others wait."""
+        flight = self._flight
+        flight.publish(message)
+        if flight.abandoned:
+            return
+        if self._failure is not None:
+            if not flight.shared:
+                raise self._failure
+        elif flight.seats and flight.refused is None:
+            # The client may be slow, and its followers are not to wait for it: the buffer bounds what stands here.
+            self._outbox.append(message)
+            self.call()
+        else:
+            await self._direct(message)
+
+    async def _direct(self, message: Message) -> None:
+        while (self._outbox or self._sending) and self._failure is None:
+            if self._drained is None:
+                self._drained = asyncio.Event()
+            self._drained.clear()
+            await self._drained.wait()
+        if self._failure is not None:
+            raise self._failure
+        if not self._flight.abandoned:
+            await self._send(message)
+
+    def depart(self) -> None:
+        """The connection is gone; the run may go on."""
+        self._flight.abandoned = True
+        self._outbox.clear()
+        if self._drained is not None:
+            self._drained.set()
+
+    def call(self, _: Any = None) -> None:
+        """Wake `attend`: there is something to send, or the run is over."""
+        if self._called is not None and not self._called.done():
+            self._called.set_result(None)
+
+    async def attend(self, run: asyncio.Task[None]) -> None:
+        """Send what waits, until the run is over.
+
+        Raises:
+            Exception: the run's own, or else what the client's connection raised.
+        """
+        run.add_done_callback(self.call)
+        while True:
+            await self._send_waiting()
+            if run.done() and not self._outbox:
+                break
+            self._called = asyncio.get_running_loop().create_future()
+            await self._called
+        run.result()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _send_waiting(self) -> None:
+        while self._outbox and self._failure is None:
+            self._sending = True
+            try:
+                await self._send(self._outbox.popleft())
+            except Exception as error:  # noqa: BLE001 - the client is gone; `attend` raises it when the run is over
+                self._failure = error
+                self._outbox.clear()
+            finally:
+                self._sending = False
+        if self._drained is not None:
+            self._drained.set()
