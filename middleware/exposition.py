@@ -28,7 +28,7 @@ class MetricsApp:
         self._cohorts = cohorts
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._registry = CollectorRegistry()
-            MultiProcessCollector(self._registry)
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         else:
             self._registry = registry
 

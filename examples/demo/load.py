@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -51,7 +51,7 @@ class Load:
     failures: int = 0
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Load"]:
+    async def running(self) -> AsyncGenerator["Load", None]:
         """Load while the block lasts."""
         limits = httpx2.Limits(max_connections=128, max_keepalive_connections=128)
         async with httpx2.AsyncClient(base_url=self.base, timeout=10, limits=limits) as client:

@@ -1,0 +1,301 @@
+"""Puts the parts together: settings in, five layers on an app out. Only this module and the CLI name concrete adapters.
+
+tide = Tidegate(policies=[RoutePolicy(route="/clients", ttl=60, share="tenant")])
+app = tide(app)
+"""
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from tidegate.errors import ConfigError, Problem
+from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalFlags
+from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.core.identity import Credentials, Identity
+from tidegate.middleware.core.keys import scope_of
+from tidegate.middleware.core.policy import Policies, RoutePolicy
+from tidegate.middleware.exposition import MetricsApp
+from tidegate.middleware.layers.asgi import (
+    ASGIApp,
+    ContextResolver,
+    Decision,
+    Gate,
+    Identify,
+    Receive,
+    RequestContext,
+    Scope,
+    Send,
+    starlette_user,
+)
+from tidegate.middleware.layers.breaker import BreakerLayer
+from tidegate.middleware.layers.cache import CacheLayer
+from tidegate.middleware.layers.coalesce import CoalesceLayer
+from tidegate.middleware.layers.etag import ETagLayer
+from tidegate.middleware.layers.telemetry import TelemetryLayer
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Purge, Store
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.tracing import opentelemetry_tracer
+from tidegate.settings import Settings
+from tidegate.vocabulary import LAYERS, Layer
+
+__all__ = ["Tidegate", "TidegateMiddleware"]
+
+_log = logging.getLogger("tidegate")
+
+FlagProperties = Callable[[Scope], Mapping[str, str]]
+"""Further context fields for flag constraints (region, plan, sessionId), from the scope."""
+
+
+class Tidegate:
+    """The five layers, their flags and their store, ready to mount on one application.
+
+    settings: from `Settings.load()`; default: memory store, no flags, every layer open.
+    identify: who asks; the default reads Starlette's `scope["user"]`. Mount Tidegate inside authentication.
+    policies: what the application says about its routes, before those of the settings.
+    properties: further context for flag constraints; `sessionId` is the unit where settings say `unit = "session"`.
+    layers: which layers to mount; always in the same order.
+    store, provider: instead of those that the settings name (tests, or stores of one's own).
+    credentials: what marks a request as somebody's.
+    registry: Prometheus registry; default: prometheus_client's own.
+
+    Raises:
+        ConfigError: if settings and policies do not fit together.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        identify: Identify = starlette_user,
+        policies: Iterable[RoutePolicy] = (),
+        properties: FlagProperties | None = None,
+        layers: Iterable[Layer] = LAYERS,
+        store: Store | None = None,
+        provider: FlagProvider | None = None,
+        credentials: Credentials | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self._layers = tuple(layers)
+        self._metrics = Metrics.of(registry)
+        self.provider = provider if provider is not None else _provider(self.settings, self._metrics)
+        self.store = GuardedStore(
+            store if store is not None else _store(self.settings, self._metrics),
+            budget=self.settings.store.budget,
+            metrics=self._metrics,
+        )
+        flags = self.settings.flags
+        self.gates = (
+            Gates(self.provider, unit=flags.unit, edges=flags.bands, on_error=self._metrics.fail)
+            if self.provider is not None
+            else None
+        )
+        self.cohorts = (
+            CohortCounters(self.gates.label_combinations(), directory=self.settings.telemetry.metrics_dir)
+            if self.gates is not None
+            else None
+        )
+        self.metrics_app: ASGIApp = MetricsApp(registry if registry is not None else REGISTRY, cohorts=self.cohorts)
+        self._properties = properties
+        ttl = self.settings.cache.default_ttl
+        self._resolver = ContextResolver(
+            identify=identify,
+            policies=Policies(_with_ttl(policy, ttl) for policy in (*policies, *self.settings.cache.policies)),
+            credentials=credentials,
+            decide=self._decide if self.gates is not None else None,
+            on_error=self._metrics.fail,
+        )
+        self._runtime = _Runtime(self.store, self.provider)
+
+    def __call__(self, app: ASGIApp) -> ASGIApp:
+        """Mount the layers on an app."""
+        return _Mounted(self._stack(app), self._runtime)
+
+    async def purge(self, *tags: str, tenant: str | None = None) -> Purge:
+        """Purge tags of a tenant, or public ones; for code that changes data outside an HTTP request."""
+        scope = PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
+        return await self.store.purge({scope: tags})
+
+    def _stack(self, app: ASGIApp) -> ASGIApp:
+        resolver, metrics = self._resolver, self._metrics
+        cache = self.settings.cache
+        makers: dict[Layer, Callable[[ASGIApp, Gate], ASGIApp]] = {
+            "telemetry": lambda inner, gate: TelemetryLayer(
+                inner,
+                gate=gate,
+                resolver=resolver,
+                cohorts=self.cohorts,
+                metrics=metrics,
+                tracer=opentelemetry_tracer(),
+                debug_headers=self.settings.telemetry.debug_headers,
+            ),
+            "cache": lambda inner, gate: CacheLayer(
+                inner,
+                gate=gate,
+                resolver=resolver,
+                store=self.store,
+                share=cache.share,
+                max_body=cache.max_body,
+                namespace=cache.version,
+                metrics=metrics,
+            ),
+            "coalesce": lambda inner, gate: CoalesceLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
+            "breaker": lambda inner, gate: BreakerLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
+            "etag": lambda inner, gate: ETagLayer(inner, gate=gate, resolver=resolver),
+        }
+        for layer in reversed(LAYERS):
+            if layer in self._layers:
+                app = makers[layer](app, _gate(layer))
+        return app
+
+    def _decide(self, identity: Identity | None, scope: Scope) -> Decision:
+        assert self.gates is not None
+        tenant = identity.tenant if identity is not None else None
+        user = identity.user if identity is not None else None
+        if self._properties is None:
+            return self.gates.decide_for(tenant, user)
+        properties = dict(self._properties(scope))
+        if tenant is not None:
+            properties["tenantId"] = tenant
+        if user is not None:
+            properties["userId"] = user
+        unit = properties.get(UNIT_FIELDS[self.settings.flags.unit])
+        return self.gates.decide(FlagContext(unit=unit, properties=properties))
+
+
+def _gate(layer: Layer) -> Gate:
+    def is_open(context: RequestContext) -> bool:
+        return context.decision is None or layer in context.decision.open
+
+    return is_open
+
+
+def _with_ttl(policy: RoutePolicy, ttl: float | None) -> RoutePolicy:
+    """A policy without a ttl of its own gets the settings' one."""
+    return replace(policy, ttl=ttl) if policy.ttl is None and ttl is not None else policy
+
+
+def _provider(settings: Settings, metrics: Metrics) -> FlagProvider | None:
+    flags = settings.flags
+    if flags.provider == "none":
+        return None
+    if flags.provider == "local":
+        return LocalFlags(flags.file, poll_interval=min(0.5, flags.poll_interval), on_error=metrics.fail)
+    try:
+        from tidegate.flags.unleash import UnleashFlags
+    except ImportError as error:
+        raise _missing_extra("flags.provider", "unleash", "unleash") from error
+    return UnleashFlags(
+        flags.unleash_url,
+        token=flags.unleash_token,
+        app_name=flags.app_name,
+        poll_interval=flags.poll_interval,
+        on_error=metrics.fail,
+    )
+
+
+def _store(settings: Settings, metrics: Metrics) -> Store:
+    store = settings.store
+    if store.url is None or not store.enabled:
+        if multiprocessing.parent_process() is not None:
+            _log.warning(
+                "this worker keeps its responses in its own memory: a purge in one worker does not reach the others;"
+                " set store.url (REDIS_URL) when several workers serve one application"
+            )
+        return MemoryStore(max_bytes=store.max_bytes, metrics=metrics)
+    try:
+        from tidegate.middleware.stores.redis import RedisStore
+    except ImportError as error:
+        raise _missing_extra("store.url", store.url, "redis") from error
+    return RedisStore(store.url, metrics=metrics)
+
+
+def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
+    return ConfigError(
+        "settings",
+        [
+            Problem(
+                path=path,
+                value=value,
+                problem="needs packages that are not here",
+                fix=f"pip install 'tidegate[{extra}]'",
+            )
+        ],
+    )
+
+
+class _Runtime:
+    """Starts store and flags once per event loop, and stops them with the application."""
+
+    def __init__(self, store: GuardedStore, provider: FlagProvider | None) -> None:
+        self._store = store
+        self._provider = provider
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        self._loop = loop
+        await self._store.start()
+        if self._provider is not None:
+            await self._provider.start()
+
+    async def stop(self) -> None:
+        """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
+        if self._loop is None:
+            return
+        self._loop = None
+        await self._store.aclose()
+        if self._provider is not None:
+            await self._provider.aclose()
+
+    def running(self) -> bool:
+        """Whether it was started on this event loop."""
+        return self._loop is asyncio.get_running_loop()
+
+
+class _Mounted:
+    """The outermost callable: lives with the application's lifespan, or starts at the first request without one."""
+
+    def __init__(self, app: ASGIApp, runtime: _Runtime) -> None:
+        self.app = app
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._runtime.start()
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                await self._runtime.stop()
+            return
+        if not self._runtime.running():
+            await self._runtime.start()
+        await self.app(scope, receive, send)
+
+
+class TidegateMiddleware:
+    """For frameworks that take a middleware class: `app.add_middleware(TidegateMiddleware, policies=[...])`.
+
+    tide: a Tidegate that was made before; or else the arguments of one.
+    """
+
+    def __init__(self, app: ASGIApp, tide: Tidegate | None = None, **arguments: Any) -> None:
+        if tide is not None and arguments:
+            raise TypeError(
+                f"TidegateMiddleware: give tide= or its arguments, not both: {', '.join(sorted(arguments))}"
+            )
+        self.tide = tide if tide is not None else Tidegate(**arguments)
+        self._app = self.tide(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
