@@ -1,0 +1,492 @@
+"""Flags from a real Unleash server, and from servers that misbehave."""
+
+import asyncio
+import http.server
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.services import Unleash, wait_until
+from tidegate.errors import ConfigError
+from tidegate.flags import FlagContext, Gates, normalized
+from tidegate.flags.unleash import UnleashFlags
+from tidegate.vocabulary import FLAGS
+
+pytestmark = pytest.mark.timeout(90)
+
+POLL = 0.5
+SERVER_REFRESH = 1.0
+"""Unleash looks for changes in its own database once a second."""
+MARGIN = 1.5
+"""For a machine that is busy with other tests."""
+ACME = FlagContext(unit="acme", properties={"tenantId": "acme"})
+
+
+class Errors:
+    """An on_error that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, component: str, error: Exception) -> None:
+        assert component == "flags.unleash"
+        self.seen.append(str(error))
+
+
+def run(flags: UnleashFlags, check: Callable[[], Awaitable[None]]) -> None:
+    """Start the provider, check, close it."""
+
+    async def main() -> None:
+        await flags.start()
+        try:
+            await check()
+        finally:
+            await flags.aclose()
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], object], seconds: float, what: str) -> float:
+    """Seconds until the condition held."""
+    began = time.monotonic()
+    await asyncio.to_thread(wait_until, condition, seconds, what)
+    return time.monotonic() - began
+
+
+def connect(server: Unleash, errors: Errors | None = None, **settings: Any) -> UnleashFlags:
+    settings = {"token": server.development_token, "poll_interval": POLL, "on_error": errors} | settings
+    return UnleashFlags(server.url, **settings)
+
+
+class Stub:
+    """An HTTP server that answers the feature poll with whatever a test puts in `answer`."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, bytes, str] = (500, b"", "")
+        self.polls = 0
+        self.conditions: list[str | None] = []
+
+
+@contextmanager
+def stub_server() -> Iterator[tuple[str, Stub]]:
+    stub = Stub()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(202)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            stub.polls += 1
+            condition = self.headers["If-None-Match"]
+            stub.conditions.append(condition)
+            status, body, etag = stub.answer
+            if etag and condition == etag:
+                status, body = 304, b""
+            self.send_response(status)
+            if etag:
+                self.send_header("ETag", etag)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", stub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def features(*names: str, rollout: str = "100") -> bytes:
+    strategy = {"name": "flexibleRollout", "parameters": {"rollout": rollout, "stickiness": "tenantId", "groupId": "g"}}
+    found = [{"name": name, "type": "release", "enabled": True, "strategies": [strategy]} for name in names]
+    return json.dumps({"version": 2, "features": found}).encode()
+
+
+def test_a_change_by_a_person_is_in_force_within_the_poll_interval_and_a_second(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    strategy = unleash.admin.roll_out(flag, 0)
+    flags = connect(unleash)
+    gates = Gates(flags, flags={"cache": flag})
+
+    async def check() -> None:
+        await until(lambda: flags.health().ready, 10, "the first answer")
+        assert gates.decide(ACME).open == frozenset()
+        changes: list[tuple[Callable[[], None], bool]] = [
+            (lambda: unleash.admin.set_percentage(flag, strategy, 100), True),
+            (lambda: unleash.admin.turn_off(flag), False),
+            (lambda: unleash.admin.turn_on(flag), True),
+            (lambda: unleash.admin.set_percentage(flag, strategy, 0), False),
+        ]
+        for change, is_open in changes:
+            await asyncio.to_thread(change)
+            expected = {"cache"} if is_open else frozenset()
+            await until(lambda: gates.decide(ACME).open == expected, POLL + SERVER_REFRESH + MARGIN, "the change")  # noqa: B023
+
+    run(flags, check)
+
+
+def test_a_percentage_admits_the_same_units_as_the_local_hash(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 37)
+    flags = connect(unleash)
+    contexts = [FlagContext(unit=f"t{i}", properties={"tenantId": f"t{i}"}) for i in range(300)]
+
+    async def check() -> None:
+        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        admitted = {one.unit for one in contexts if flags.is_enabled(flag, one)}
+        assert admitted == {one.unit for one in contexts if one.unit and normalized(flag, one.unit) <= 37}
+
+    run(flags, check)
+
+
+def test_users_sessions_and_other_properties_reach_the_engine(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.create_flag(flag)
+    for field in ("tenantId", "userId", "sessionId", "region"):
+        constraint = {"contextName": field, "operator": "IN", "values": [f"a {field}"]}
+        unleash.admin.create_context_field(field) if field in ("tenantId", "region") else None
+        unleash.admin.add_strategy(flag, 100, stickiness=field, constraints=(constraint,))
+    unleash.admin.turn_on(flag)
+    flags = connect(unleash)
+
+    async def check() -> None:
+        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        for field in ("tenantId", "userId", "sessionId", "region"):
+            assert flags.is_enabled(flag, FlagContext(unit=None, properties={field: f"a {field}"}))
+            assert not flags.is_enabled(flag, FlagContext(unit=None, properties={field: "another"}))
+        with pytest.raises(UnicodeEncodeError):
+            flags.is_enabled(flag, FlagContext(unit=None, properties={"tenantId": "\ud800"}))
+
+    run(flags, check)
+
+
+def test_environments_under_one_app_name_never_mix(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 100)
+    development = connect(unleash, poll_interval=0.05)
+    production = connect(unleash, poll_interval=0.05, token=unleash.production_token)
+
+    async def main() -> None:
+        await development.start()
+        await production.start()
+        await until(lambda: development.is_enabled(flag, ACME) and production.version, 10, "both know the flag")
+        deadline = time.monotonic() + 2
+        answers = []
+        while time.monotonic() < deadline:
+            answers.append((development.is_enabled(flag, ACME), production.is_enabled(flag, ACME)))
+            await asyncio.sleep(0)
+        assert set(answers) == {(True, False)}
+        assert len(answers) > 1000
+        await asyncio.gather(development.aclose(), production.aclose())
+
+    asyncio.run(main())
+
+
+def test_the_last_state_outlives_the_server_and_the_next_change_is_seen_when_it_is_back(
+    start_unleash: Callable[..., Unleash], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_unleash()
+    flag = server.admin.fresh_name()
+    server.admin.roll_out(flag, 100)
+    errors = Errors()
+    flags = connect(server, errors, poll_interval=0.2)
+    gates = Gates(flags, flags={"cache": flag})
+
+    async def check() -> None:
+        await until(lambda: gates.decide(ACME).open, 10, "the flag opens")
+        await until(lambda: flags.health().staleness < 0.15, 5, "a fresh answer, most of them 304")
+        version = flags.version
+        await asyncio.to_thread(server.kill)
+        await until(lambda: flags.health().staleness > 1.5, 10, "the state ages")
+        assert gates.decide(ACME).open == {"cache"}
+        assert flags.version == version
+        health = flags.health()
+        assert health.ready
+        assert "refused" in health.detail
+        assert len(errors.seen) >= 3
+        assert all(error.startswith(f"{server.api_url}: ") for error in errors.seen)
+        await asyncio.to_thread(server.start)
+        await until(lambda: flags.health().staleness < 0.2, 10, "an answer from the server that is back")
+        assert flags.health().detail == ""
+        await asyncio.to_thread(server.admin.turn_off, flag)
+        await until(lambda: not gates.decide(ACME).open, 0.2 + SERVER_REFRESH + MARGIN, "the change")
+
+    run(flags, check)
+    assert [record for record in caplog.records if record.name in ("UnleashClient", "urllib3.connectionpool")] == []
+
+
+def test_a_server_that_hangs_after_a_good_answer_leaves_the_state_in_force_and_ageing(
+    start_unleash: Callable[..., Unleash],
+) -> None:
+    server = start_unleash()
+    flag = server.admin.fresh_name()
+    server.admin.roll_out(flag, 50)
+    errors = Errors()
+    flags = connect(server, errors, poll_interval=0.1, request_timeout=0.3)
+    inside = next(f"t{i}" for i in range(100) if normalized(flag, f"t{i}") <= 50)
+    gates = Gates(flags, flags={"cache": flag}, max_staleness=1.5)
+
+    async def check() -> None:
+        await until(lambda: gates.decide_for(inside).open, 10, "the flag opens")
+        server.suspend()
+        try:
+            await until(lambda: flags.health().staleness > 1.0, 10, "the state ages")
+            assert gates.decide_for(inside).open == {"cache"}
+            await until(lambda: not gates.decide_for(inside).open, 5, "a partly open flag shuts")
+            assert flags.is_enabled(flag, FlagContext(unit=inside, properties={"tenantId": inside}))
+            assert any("timed out" in error for error in errors.seen)
+        finally:
+            server.resume()
+        await until(lambda: gates.decide_for(inside).open, 10, "fresh news open it again")
+
+    run(flags, check)
+
+
+def test_a_token_that_the_server_refuses_leaves_all_shut_and_says_why(unleash: Unleash) -> None:
+    errors = Errors()
+    flags = connect(unleash, errors, token="default:development.wrong", poll_interval=0.1)
+
+    async def check() -> None:
+        await until(lambda: len(errors.seen) >= 4, 10, "four failures")
+        assert not flags.health().ready
+        assert "unexpected HTTP status code: 401" in flags.health().detail
+        assert not any("default:development.wrong" in error for error in errors.seen)
+
+    run(flags, check)
+
+
+def test_start_returns_at_once_from_a_black_hole_and_all_is_shut(caplog: pytest.LogCaptureFixture) -> None:
+    errors = Errors()
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        flags = UnleashFlags(
+            f"http://127.0.0.1:{hole.getsockname()[1]}",
+            token="t",
+            request_timeout=0.2,
+            close_timeout=1,
+            on_error=errors,
+        )
+        gates = Gates(flags)
+
+        async def main() -> None:
+            began = time.monotonic()
+            await flags.start()
+            assert time.monotonic() - began < 0.05
+            assert gates.decide_for("acme").open == frozenset()
+            assert flags.health().detail.startswith("no answer from")
+            await until(lambda: len(errors.seen) >= 2, 10, "registration and first poll fail")
+            assert all("timed out" in error for error in errors.seen)
+            assert gates.decide_for("acme").open == frozenset()
+            assert not flags.health().ready
+            await flags.aclose()
+
+        asyncio.run(main())
+    assert caplog.records == []
+
+
+def test_closing_while_the_start_hangs_takes_no_longer_than_close_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        flags = UnleashFlags(
+            f"http://127.0.0.1:{hole.getsockname()[1]}",
+            token="t",
+            request_timeout=2,
+            close_timeout=0.2,
+            on_error=Errors(),
+        )
+
+        async def main() -> float:
+            await flags.start()
+            began = time.monotonic()
+            await flags.aclose()
+            return time.monotonic() - began
+
+        assert asyncio.run(main()) < 1.0
+        wait_until(lambda: not threads_of(flags), 10, "the threads end when the requests have timed out")
+
+
+def threads_of(flags: UnleashFlags) -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(f"{flags._thread_name}-")]
+
+
+def test_closing_ends_the_threads_keeps_the_state_and_reports_what_was_asked(
+    start_unleash: Callable[..., Unleash],
+) -> None:
+    # A server of its own: for ten seconds Unleash drops reports of a flag that is newer than its list of flags.
+    unleash = start_unleash()
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 100)
+    other = unleash.admin.fresh_name()  # made last, so that who knows it knows the flag too
+    unleash.admin.roll_out(other, 100)
+    app_name = unleash.admin.fresh_name("app")
+    flags = connect(unleash, app_name=app_name)
+
+    async def main() -> None:
+        await flags.start()
+        await flags.start()
+        await until(lambda: flags.is_enabled(other, ACME), 10, "an answer with the flags")
+        for _ in range(7):
+            assert flags.is_enabled(flag, ACME)
+        await flags.aclose()
+        await flags.aclose()
+
+    asyncio.run(main())
+    assert threads_of(flags) == []
+    assert flags.is_enabled(flag, ACME)
+    assert logging.getLogger("UnleashClient").filters == []
+
+    def counted() -> bool:
+        usage = unleash.admin.request("GET", f"/api/admin/client-metrics/features/{flag}/raw")
+        return [(one["appName"], one["yes"]) for one in usage["data"] if one["yes"] or one["no"]] == [(app_name, 7)]
+
+    wait_until(counted, 30, "Unleash counts the seven questions")
+
+
+def test_other_unleash_clients_of_the_process_keep_their_log(caplog: pytest.LogCaptureFixture) -> None:
+    with stub_server() as (url, stub):
+        stub.answer = (503, b"", "")
+        flags = UnleashFlags(url, token="t", poll_interval=0.05, on_error=Errors())
+
+        async def check() -> None:
+            await until(lambda: stub.polls > 3, 10, "some polls")
+            logging.getLogger("UnleashClient").warning("somebody else's")
+
+        run(flags, check)
+    assert [record.getMessage() for record in caplog.records if record.name == "UnleashClient"] == ["somebody else's"]
+
+
+def test_without_on_error_an_outage_is_at_most_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    with stub_server() as (url, stub):
+        stub.answer = (503, b"", "")
+        flags = UnleashFlags(url, token="t", poll_interval=0.05)
+
+        async def check() -> None:
+            await until(lambda: stub.polls >= 30, 20, "thirty polls")
+
+        began = time.monotonic()
+        run(flags, check)
+        seconds = time.monotonic() - began
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith(f"flags.unleash: FlagError: {url}/api: ")
+    assert "unexpected HTTP status code: 503" in lines[0]
+    assert len(lines) <= seconds + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (features(), "an answer without any flag, after one with 1"),
+        (b"<html>a proxy's own page</html>", "an answer that is no list of flags"),
+        (b'{"version": 2}', "an answer that is no list of flags"),
+        (b'{"features": [{"name": "f"}]}', "an answer that is no list of flags"),
+    ],
+)
+def test_an_answer_that_cannot_be_meant_is_refused_and_the_last_state_kept(body: bytes, why: str) -> None:
+    errors = Errors()
+    with stub_server() as (url, stub):
+        stub.answer = (200, features("f"), '"1"')
+        flags = UnleashFlags(url, token="t", poll_interval=0.05, on_error=errors)
+
+        async def check() -> None:
+            await until(lambda: flags.is_enabled("f", ACME), 10, "the flag opens")
+            stub.answer = (200, body, '"2"')
+            await until(lambda: len(errors.seen) >= 3, 10, "the answer is refused, and again")
+            assert all(why in error for error in errors.seen)
+            assert why in flags.health().detail
+            assert (flags.is_enabled("f", ACME), flags.version) == (True, 1)
+            assert '"2"' not in stub.conditions  # what was refused is asked for again, not taken for known
+            age = flags.health().staleness
+            await until(lambda: flags.health().staleness > age + 0.2, 5, "the state ages")
+            stub.answer = (200, features("f", rollout="0"), '"3"')
+            await until(lambda: not flags.is_enabled("f", ACME), 10, "the next good answer is in force")
+            await until(lambda: flags.health().detail == "", 5, "all is well")
+
+        run(flags, check)
+
+
+def test_an_answer_without_an_etag_is_not_confused_with_the_one_before() -> None:
+    with stub_server() as (url, stub):
+        stub.answer = (200, features("f"), '"1"')
+        flags = UnleashFlags(url, token="t", poll_interval=0.05, on_error=Errors())
+
+        async def check() -> None:
+            await until(lambda: flags.is_enabled("f", ACME), 10, "the flag opens")
+            stub.answer = (200, features("f", rollout="0"), "")
+            await until(lambda: not flags.is_enabled("f", ACME), 10, "the flag shuts")
+            stub.answer = (200, features("f"), '"1"')
+            await until(lambda: flags.is_enabled("f", ACME), 10, "the flag opens again")
+
+        run(flags, check)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "expected"),
+    [
+        ([], False),
+        ([{"name": "default"}], False),
+        ([{"name": "default", "constraints": [{"contextName": "region"}]}], True),
+        ([{"name": "flexibleRollout", "parameters": {"rollout": "100"}}], False),
+        ([{"name": "flexibleRollout", "parameters": {"rollout": "100"}, "segments": [3]}], True),
+        ([{"name": "flexibleRollout", "parameters": {"rollout": "10"}}], True),
+        ([{"name": "flexibleRollout", "parameters": {"rollout": "10"}}, {"name": "default"}], False),
+    ],
+)
+def test_a_flag_is_partly_open_if_no_strategy_takes_everybody(strategies: list[Any], expected: bool) -> None:
+    with stub_server() as (url, stub):
+        flag = {"name": "f", "type": "release", "enabled": True, "strategies": strategies}
+        off = {**flag, "name": "off", "enabled": False}
+        child = {**flag, "name": "child", "dependencies": [{"feature": "f"}]}
+        stub.answer = (200, json.dumps({"version": 2, "features": [flag, off, child]}).encode(), '"1"')
+        flags = UnleashFlags(url, token="t", on_error=Errors())
+
+        async def check() -> None:
+            await until(lambda: flags.version, 10, "the first answer")
+            assert flags.partly_open("f") is expected
+            assert not flags.partly_open("off")
+            assert not flags.partly_open("unknown")
+            assert flags.partly_open("child")
+
+        run(flags, check)
+
+
+def test_every_argument_that_cannot_be_used_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        UnleashFlags(
+            "unleash:4242", token="sécret", app_name="", poll_interval=0, request_timeout=-1, metrics_interval=0
+        )
+    assert [problem.path for problem in caught.value.problems] == [
+        "url",
+        "token",
+        "app_name",
+        "poll_interval",
+        "request_timeout",
+        "metrics_interval",
+    ]
+    assert "sécret" not in str(caught.value)
+
+
+def test_the_layers_of_tidegate_are_shut_on_a_server_that_does_not_know_their_flags(unleash: Unleash) -> None:
+    flags = connect(unleash)
+    gates = Gates(flags)
+
+    async def check() -> None:
+        await until(lambda: flags.health().ready, 10, "the first answer")
+        assert gates.decide_for("acme").open == frozenset()
+        assert [flag for flag, _, _ in gates.decide_for("acme").cohorts] == list(FLAGS.values())
+
+    run(flags, check)
