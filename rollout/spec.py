@@ -270,12 +270,12 @@ OBJECTIVES: Final[Mapping[str, tuple[type, Mapping[str, Field]]]] = {
 
 
 def _steps(raw: object, interval: float | None, problems: Problems) -> tuple[Step, ...]:
-    if not isinstance(raw, list | tuple) or not cast(list[object], raw):
+    items = cast(list[object], raw) if isinstance(raw, list | tuple) else []
+    if not items:
         problems.add("steps", raw, "is not a list of steps", "write at least one, such as {percent: 10}")
-        return ()
     steps: list[Step] = []
     highest = 0
-    for index, item in enumerate(cast(list[object], raw)):
+    for index, item in enumerate(items):
         values = read_table(f"steps[{index}]", item, STEP_FIELDS, problems)
         percent = values.get("percent")
         if percent is not None and percent <= highest:
