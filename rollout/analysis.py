@@ -72,7 +72,7 @@ class Counts:
 class Evidence:
     """Everything a judge may look at.
 
-    at, entered: seconds since the epoch: now, and when the flag last opened further.
+    at, opened: seconds since the epoch: now, and when the flag last opened further.
     step: index into `spec.steps`.
     series: the raw samples of the window, by band and cohort, for judges that stratify.
     canary, control: counts over the last window of the step.
@@ -80,7 +80,7 @@ class Evidence:
     """
 
     at: float
-    entered: float
+    opened: float
     step: int
     series: Sequence[Series]
     canary: Counts
@@ -88,16 +88,16 @@ class Evidence:
     warm: Counts = field(default_factory=Counts)
 
     @classmethod
-    def of(cls, spec: RolloutSpec, series: Sequence[Series], *, step: int, entered: float, at: float) -> "Evidence":
-        """Count what the series hold between the later of `entered` and `at - window`, and `at`."""
-        start = max(entered, at - spec.window)
+    def of(cls, spec: RolloutSpec, series: Sequence[Series], *, step: int, opened: float, at: float) -> "Evidence":
+        """Count what the series hold between the later of `opened` and `at - window`, and `at`."""
+        start = max(opened, at - spec.window)
         hit_ratio = spec.objectives.hit_ratio
         warm = Counts()
-        if hit_ratio is not None and at > entered + hit_ratio.warm_up:
-            warm = _count(spec, series, CANARY, max(start, entered + hit_ratio.warm_up), at)
+        if hit_ratio is not None and at > opened + hit_ratio.warm_up:
+            warm = _count(spec, series, CANARY, max(start, opened + hit_ratio.warm_up), at)
         return cls(
             at=at,
-            entered=entered,
+            opened=opened,
             step=step,
             series=series,
             canary=_count(spec, series, CANARY, start, at),
@@ -149,7 +149,7 @@ class ThresholdJudge:
             verdicts.append(_at_most(*shares, limit=slow.max, needed=needed))
         if spec.objectives.hit_ratio is not None:
             hit_ratio = spec.objectives.hit_ratio
-            age = evidence.at - evidence.entered
+            age = evidence.at - evidence.opened
             share = _Share("hit_ratio", "hits", evidence.warm.hits, evidence.warm.storable)
             verdicts.append(_at_least(share, hit_ratio.min, needed, age, hit_ratio.warm_up))
         return Judgement(verdicts=tuple(verdicts), memory=memory)
@@ -202,7 +202,7 @@ def _at_most(share: _Share, control: tuple[float | None, float | None], *, limit
 def _at_least(share: _Share, limit: float, needed: int, age: float, warm_up: float) -> Verdict:
     """The hit ratio: a bound from below, without control, after the warm-up."""
     if age <= warm_up:
-        told = f"hit ratio: warming up, {show_duration(round(age))} of {show_duration(warm_up)}"
+        told = f"hit ratio: warming up, {show_duration(int(age))} of {show_duration(warm_up)}"
         return _verdict(share, "unknown", limit, told, cause="warm_up")
     lacking = _lacking(share, needed)
     if lacking is not None:

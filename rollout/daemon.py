@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Final
 
 import uvicorn
@@ -77,7 +77,7 @@ class Daemon:
         return self._clock() - self._looked < _STUCK
 
     @contextlib.asynccontextmanager
-    async def _serving(self) -> Any:
+    async def _serving(self) -> AsyncGenerator[None, None]:
         """The web app served while inside; nothing if there is no address."""
         if self._listen is None:
             yield

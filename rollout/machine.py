@@ -147,7 +147,7 @@ def decide(
 ) -> Decision:
     """The decision for a judged state (see JUDGED). `entered`: when the step, or the bake, began."""
     outcome = worst(verdicts)
-    told = "; ".join(verdict.reason for verdict in verdicts if verdict.outcome == outcome)
+    told = "; ".join(dict.fromkeys(verdict.reason for verdict in verdicts if verdict.outcome == outcome))
     if outcome == "bad":
         return Decision(event=Event.BAD, reason=told)
     if outcome == "unknown":

@@ -87,7 +87,7 @@ class Reconciler:
             self._metrics.errors.labels("metrics").inc()
             await self._hold(rollout, f"metrics: {error}", "metrics")
             return None
-        evidence = Evidence.of(spec, series, step=rollout.step, entered=rollout.entered, at=at)
+        evidence = Evidence.of(spec, series, step=rollout.step, opened=rollout.opened, at=at)
         judgement = self._judge.judge(spec, evidence, rollout.memory)
         self._metrics.judged(rollout, judgement.verdicts)
         numbers: dict[str, Any] = {
@@ -128,7 +128,8 @@ class Reconciler:
                 self._metrics.errors.labels("flag").inc()
                 await self._hold(rollout, f"the flag could not be opened: {error}", "flag_write")
                 return
-            opened = replace(rollout, step=0, percent=percent, entered=self._clock(), intent=None, cause="")
+            now = self._clock()
+            opened = replace(rollout, step=0, percent=percent, opened=now, entered=now, intent=None, cause="")
             try:
                 self._record(replace(opened, reason=f"opened to {percent} %"), Event.OPENED)
             except ConflictError:
@@ -149,7 +150,15 @@ class Reconciler:
             await self._opened(rollout, intent, f"opened to {percent} %")
 
     async def _opened(self, rollout: Rollout, intent: Intent, reason: str) -> None:
-        moved = replace(rollout, step=intent.step, percent=intent.percent, entered=intent.at, intent=None, cause="")
+        moved = replace(
+            rollout,
+            step=intent.step,
+            percent=intent.percent,
+            opened=intent.at,
+            entered=intent.at,
+            intent=None,
+            cause="",
+        )
         self._record(replace(moved, reason=reason), Event.OPENED)
 
     async def _undo(self, rollout: Rollout) -> None:
@@ -217,7 +226,8 @@ class Reconciler:
         if not flag.enabled:
             raise RolloutError(f"{rollout.flag} was turned off, and only start turns it on: abort, then start anew")
         await open_to(self._actuator, rollout.flag, rollout.environment, rollout.percent)
-        moved = replace(rollout, entered=self._clock(), reason=reason, cause="", intent=None)
+        now = self._clock()
+        moved = replace(rollout, opened=now, entered=now, reason=reason, cause="", intent=None)
         self._record(moved, Event.RESUME)
 
     # --- the journal ---------------------------------------------------------------

@@ -41,7 +41,8 @@ class Intent:
 class Rollout:
     """A rollout as the journal has it.
 
-    percent: what the controller last set and read back. entered: when the present step, or the bake, began.
+    percent: what the controller last set and read back. opened: when it did. entered: when the present step, or the
+        bake, began.
     reason, cause: why it is where it is. memory: the judge's. latest: verdicts and counts of the last tick.
     """
 
@@ -53,6 +54,7 @@ class Rollout:
     state: State
     step: int
     percent: int
+    opened: float
     entered: float
     reason: str
     cause: str
@@ -106,6 +108,7 @@ def rollout_of(row: Mapping[str, Any]) -> Rollout:
         state=State(row["state"]),
         step=row["step"],
         percent=row["percent"],
+        opened=row["opened"],
         entered=row["entered"],
         reason=row["reason"],
         cause=row["cause"],

@@ -270,9 +270,9 @@ OBJECTIVES: Final[Mapping[str, tuple[type, Mapping[str, Field]]]] = {
 
 
 def _steps(raw: object, interval: float | None, problems: Problems) -> tuple[Step, ...]:
-    items = cast(list[object], raw) if isinstance(raw, list | tuple) else []
+    items: list[object] = list(cast(list[object], raw)) if isinstance(raw, list | tuple) else []
     if not items:
-        problems.add("steps", raw, "is not a list of steps", "write at least one, such as {percent: 10}")
+        problems.add("steps", cast(Any, raw), "is not a list of steps", "write at least one, such as {percent: 10}")
     steps: list[Step] = []
     highest = 0
     for index, item in enumerate(items):

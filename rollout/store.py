@@ -28,7 +28,8 @@ SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE rollouts (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL, flag TEXT NOT NULL, environment TEXT NOT NULL, spec TEXT NOT NULL,
-  state TEXT NOT NULL, active INTEGER NOT NULL, step INTEGER NOT NULL, percent INTEGER NOT NULL, entered REAL NOT NULL,
+  state TEXT NOT NULL, active INTEGER NOT NULL, step INTEGER NOT NULL, percent INTEGER NOT NULL,
+  opened REAL NOT NULL, entered REAL NOT NULL,
   reason TEXT NOT NULL, cause TEXT NOT NULL, intent TEXT NOT NULL, memory TEXT NOT NULL, latest TEXT NOT NULL,
   created REAL NOT NULL, updated REAL NOT NULL, version INTEGER NOT NULL
 );
@@ -51,14 +52,18 @@ INSERT INTO lease VALUES (1, '', 0, 0);
 
 
 class Journal:
-    """One journal file. Made if it is not there.
+    """One journal file.
+
+    make: make it if it is not there; False for those who only look.
 
     Raises:
         RolloutError: from every method, if the file cannot be used; the message names it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, make: bool = True) -> None:
         self.path = Path(path)
+        if not make and not self.path.exists():
+            raise RolloutError(f"there is no journal {self.path}; start a rollout, or name another with --journal")
         with self._errors():
             self._db = sqlite3.connect(self.path, timeout=2.0, isolation_level=None)
             self._db.row_factory = sqlite3.Row
@@ -97,8 +102,8 @@ class Journal:
                 )
             made = db.execute(
                 "INSERT INTO rollouts VALUES "
-                "(NULL, ?, ?, ?, ?, 'pending', 1, 0, 0, ?, '', '', 'null', '{}', '{}', ?, ?, 1)",
-                (spec.name, spec.flag, environment, json.dumps(spec.to_mapping()), now, now, now),
+                "(NULL, ?, ?, ?, ?, 'pending', 1, 0, 0, ?, ?, '', '', 'null', '{}', '{}', ?, ?, 1)",
+                (spec.name, spec.flag, environment, json.dumps(spec.to_mapping()), now, now, now, now),
             )
             self._log(db, cast(int, made.lastrowid), now, "start", "", "pending", f"start {spec.flag}", {})
         return self.get(spec.name)
@@ -154,13 +159,14 @@ class Journal:
             if lease is not None:
                 self._check(db, lease)
             changed = db.execute(
-                "UPDATE rollouts SET state = ?, active = ?, step = ?, percent = ?, entered = ?, reason = ?, cause = ?, "
-                "intent = ?, memory = ?, latest = ?, updated = ?, version = version + 1 WHERE id = ? AND version = ?",
+                "UPDATE rollouts SET state = ?, active = ?, step = ?, percent = ?, opened = ?, entered = ?, reason = ?, "
+                "cause = ?, intent = ?, memory = ?, latest = ?, updated = ?, version = version + 1 WHERE id = ? AND version = ?",
                 (
                     rollout.state,
                     int(rollout.state in ACTIVE),
                     rollout.step,
                     rollout.percent,
+                    rollout.opened,
                     rollout.entered,
                     rollout.reason,
                     rollout.cause,

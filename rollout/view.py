@@ -20,6 +20,7 @@ def summary(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
         "step": rollout.step,
         "steps": [step.percent for step in rollout.spec.steps],
         "percent": rollout.percent,
+        "opened": rollout.opened,
         "entered": rollout.entered,
         "reason": rollout.reason,
         "cause": rollout.cause,
@@ -54,9 +55,9 @@ def verdict_lines(latest: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for verdict in latest.get("verdicts", ()):
         control = verdict["control"]
-        beside = (
-            f" [control {show_ratio(control)}]" if control is not None and "control" not in verdict["reason"] else ""
-        )
+        beside = ""
+        if control is not None and "control" not in verdict["reason"]:
+            beside = f" [control {show_ratio(control)}]"
         lines.append(f"{verdict['objective']:<9} {verdict['outcome']:<7} {verdict['reason']}{beside}")
     return lines
 

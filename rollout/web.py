@@ -135,8 +135,9 @@ def firing(body: bytes, now: float) -> list[Mapping[str, str]]:
     alerts: Any = cast(Mapping[str, Any], document).get("alerts") if isinstance(document, dict) else document
     if not isinstance(alerts, list):
         raise _Refused(400, 'send {"version": "4", "alerts": [...]} or a list of alerts')
+    items = cast(Sequence[Any], alerts)
     found: list[Mapping[str, str]] = []
-    for index, alert in enumerate(cast(list[Any], alerts)):
+    for index, alert in enumerate(items):
         labels: Any = cast(Mapping[str, Any], alert).get("labels") if isinstance(alert, dict) else None
         if not isinstance(labels, dict):
             raise _Refused(400, f"alert {index} has no labels")
@@ -148,7 +149,7 @@ def firing(body: bytes, now: float) -> list[Mapping[str, str]]:
 def _is_firing(alert: Mapping[str, Any], index: int, now: float) -> bool:
     """Alertmanager says so; Prometheus gives an end, which is past once an alert is resolved, or year 1 for none."""
     if "status" in alert:
-        return alert["status"] == "firing"
+        return bool(alert["status"] == "firing")
     ends = alert.get("endsAt")
     if not ends:
         return True

@@ -141,7 +141,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from tidegate.rollout.store import Journal
     from tidegate.rollout.view import entry_line, headline, summary, verdict_lines
 
-    with Journal(_settings(arguments).rollout.journal) as journal:
+    with Journal(_settings(arguments).rollout.journal, make=False) as journal:
         rollouts = [journal.get(arguments.name)] if arguments.name else journal.all()
         if arguments.json:
             _say(json.dumps([summary(one, journal.entries(one.id, 1000)) for one in rollouts], indent=2))
@@ -165,7 +165,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from tidegate.rollout.store import Journal
     from tidegate.rollout.watch import watch
 
-    with Journal(_settings(arguments).rollout.journal) as journal:
+    with Journal(_settings(arguments).rollout.journal, make=False) as journal:
         return int(watch(journal, arguments.name, Console()) is not State.DONE)
 
 

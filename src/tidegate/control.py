@@ -130,7 +130,7 @@ async def ask(name: str, command: Event, reason: str, settings: Settings, say: S
     Raises:
         RolloutError: if the rollout is over, or no controller answers.
     """
-    with Journal(settings.rollout.journal) as journal:
+    with Journal(settings.rollout.journal, make=False) as journal:
         rollout = journal.get(name)
         after(rollout.state, command)
         if journal.holder(time.time()) is None:
@@ -146,7 +146,7 @@ async def ask(name: str, command: Event, reason: str, settings: Settings, say: S
 
 async def abort(name: str, reason: str, settings: Settings, say: Say) -> None:
     """End a rollout and shut its flag: through the controller, or without it if none runs."""
-    with Journal(settings.rollout.journal) as journal:
+    with Journal(settings.rollout.journal, make=False) as journal:
         rollout = journal.get(name)
         if rollout.state in FINAL:
             raise RolloutError(f"{name} is over: {rollout.state} ({rollout.reason})")
@@ -225,7 +225,7 @@ def _mark(flag: str, environment: str, reason: str, settings: Settings, say: Say
     if not Path(settings.rollout.journal).exists():
         return
     try:
-        with Journal(settings.rollout.journal) as journal:
+        with Journal(settings.rollout.journal, make=False) as journal:
             for rollout in journal.active():
                 if (rollout.flag, rollout.environment) == (flag, environment):
                     _stopped(journal, rollout, reason)
