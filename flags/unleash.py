@@ -93,6 +93,7 @@ class UnleashFlags:
         self._close_timeout = close_timeout
         self._report = Reporter("flags.unleash", on_error)
         self._thread_name = f"tidegate-unleash-{next(_numbers)}"
+        self._counting = threading.Lock()
         self._cache = _Cache()
         self._quiet = _Quiet(self._thread_name)
         self._client: _Sdk | None = None
@@ -191,8 +192,9 @@ class UnleashFlags:
         if answered_at is not None:
             if self._cache.refused:
                 self._quiet.note(self._cache.refused)
-            if self._cache.take_change():
-                self.version += 1  # after the engine has the new state, so that no old answer is kept as a new one
+            with self._counting:  # the first poll may end while the start does
+                if self._cache.take_change():
+                    self.version += 1  # after the engine has the state, so that no old answer is kept as a new one
             if not self._quiet.notes():
                 self._seen_at, self._fault = answered_at, ""
         self._tell()
