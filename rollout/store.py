@@ -159,8 +159,9 @@ class Journal:
             if lease is not None:
                 self._check(db, lease)
             changed = db.execute(
-                "UPDATE rollouts SET state = ?, active = ?, step = ?, percent = ?, opened = ?, entered = ?, reason = ?, "
-                "cause = ?, intent = ?, memory = ?, latest = ?, updated = ?, version = version + 1 WHERE id = ? AND version = ?",
+                "UPDATE rollouts SET state = ?, active = ?, step = ?, percent = ?, opened = ?, entered = ?, "
+                "reason = ?, cause = ?, intent = ?, memory = ?, latest = ?, updated = ?, "
+                "version = version + 1 WHERE id = ? AND version = ?",
                 (
                     rollout.state,
                     int(rollout.state in ACTIVE),
