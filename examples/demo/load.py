@@ -43,9 +43,9 @@ class Load:
     """Sends `rate` requests a second to `base` until it is stopped. One in a hundred is a write."""
 
     base: str
-    rate: float = 150.0
+    rate: float = 200.0
     tenants: int = 20
-    users: int = 15
+    users: int = 12
     seed: int = 1
     samples: list[Sample] = field(default_factory=list[Sample])
     failures: int = 0

@@ -165,7 +165,8 @@ async def _rounds(demo: Demo) -> Result:
         faults.append(f"round 1 ended {first.state} instead of done: {first.reason}")
     after, calls_after = await _measure(demo, first, 6.0)
     demo.act = "round 2"
-    demo.say("round 2: the same again; at 10 % a fault will strike requests whose gate is open")
+    demo.say(f"round 2: tidegate kill {FLAG}, then the same again; at 10 % a fault will strike open gates")
+    await _tidegate(demo.stage, "kill", FLAG)
     await demo.start("second")
     shut_after = await _second_round(demo, faults)
     if demo.load.failures:
