@@ -13,7 +13,7 @@ Not thread-safe: one event loop drives a breaker.
 
 import time
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
 from pybreaker import CircuitBreaker, CircuitBreakerListener, CircuitMemoryStorage
 
@@ -53,9 +53,9 @@ class _Changes(CircuitBreakerListener):
     def __init__(self, heard: Callable[[State], None]) -> None:
         self._heard = heard
 
-    def state_change(self, cb: CircuitBreaker, old_state: object, new_state: object) -> None:
-        """Called by pybreaker."""
-        self._heard(cast(State, cb.current_state))
+    def state_change(self, cb: CircuitBreaker, old_state: Any, new_state: Any) -> None:
+        """Called by pybreaker, before `cb.current_state` is the new one."""
+        self._heard(cast(State, new_state.name))
 
 
 class Breaker:

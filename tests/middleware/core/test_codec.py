@@ -1,0 +1,137 @@
+"""Law: decode(encode(record)) == record; and decode of anything else is CodecError, never another exception."""
+
+import struct
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.codec import CodecError, decode, encode
+from tidegate.middleware.core.records import Entry, Record, Variants
+
+pairs = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=6).map(tuple)
+names = st.text(st.characters(exclude_categories=[]), max_size=20)
+seconds = st.floats(allow_nan=False, allow_infinity=False)
+entries = st.builds(
+    Entry,
+    status=st.integers(100, 999),
+    headers=pairs,
+    body=st.binary(max_size=200),
+    born=seconds,
+    lifetime=seconds,
+    stale_while_revalidate=seconds,
+    stale_if_error=seconds,
+    must_revalidate=st.booleans(),
+    no_cache=st.booleans(),
+    vary=st.lists(st.tuples(st.binary(max_size=9), st.none() | st.binary(max_size=9)), max_size=4).map(tuple),
+    tags=st.lists(st.tuples(names, names), max_size=4).map(tuple),
+    positions=st.lists(st.tuples(names, st.integers(0, 2**63)), max_size=4).map(tuple),
+    own_etag=st.booleans(),
+)
+records: st.SearchStrategy[Record] = entries | st.builds(Variants, names=st.lists(st.binary(max_size=9)).map(tuple))
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=14) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=30,
+)
+
+
+def framed(meta: object, body: bytes = b"") -> bytes:
+    packed: Any = msgpack.packb(meta)
+    return struct.pack(">BI", 1, len(packed)) + packed + body
+
+
+def decodes_or_is_refused(data: bytes) -> None:
+    try:
+        record = decode(data)
+    except CodecError:
+        return
+    assert decode(encode(record)) == record
+
+
+@given(records)
+def test_every_record_survives_the_round_trip(record: Record) -> None:
+    assert decode(encode(record)) == record
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_a_record_or_refused(data: bytes) -> None:
+    decodes_or_is_refused(data)
+
+
+@given(anything, st.binary(max_size=10))
+def test_any_msgpack_in_the_meta_part_is_a_record_or_refused(meta: object, body: bytes) -> None:
+    decodes_or_is_refused(framed(meta, body))
+    decodes_or_is_refused(framed(["e", *meta] if isinstance(meta, list) else ["v", meta], body))
+
+
+@given(st.binary(max_size=60))
+def test_random_bytes_in_the_meta_part_are_a_record_or_refused(packed: bytes) -> None:
+    decodes_or_is_refused(struct.pack(">BI", 1, len(packed)) + packed)
+
+
+@given(entries, st.data())
+def test_a_damaged_entry_is_a_record_or_refused(entry: Entry, data: st.DataObject) -> None:
+    damaged = bytearray(encode(entry))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    decodes_or_is_refused(bytes(damaged))
+
+
+@given(entries, st.data())
+def test_a_truncated_or_extended_entry_is_refused(entry: Entry, data: st.DataObject) -> None:
+    whole = encode(entry)
+    with pytest.raises(CodecError):
+        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(CodecError):
+        decode(whole + b"x")
+
+
+@given(entries, st.integers(0, 12), anything)
+def test_a_field_of_another_type_is_refused_or_means_the_same(entry: Entry, at: int, value: object) -> None:
+    whole = encode(entry)
+    (length,) = struct.unpack_from(">I", whole, 1)
+    meta: Any = msgpack.unpackb(whole[5 : 5 + length], unicode_errors="surrogatepass")
+    meta[1 + at] = value
+    packed: Any = msgpack.packb(meta, unicode_errors="surrogatepass")
+    decodes_or_is_refused(struct.pack(">BI", 1, len(packed)) + packed + whole[5 + length :])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01\x00\x00\x00",
+        b"\x01\xff\xff\xff\xff" + b"\xc0" * 100,
+        b"\x02" + framed(["v", []])[1:],
+        framed(["v", []], b"body"),
+        framed([]),
+        framed({}),
+        struct.pack(">BI", 1, 5) + b"\xdd\xff\xff\xff\xff",
+        struct.pack(">BI", 1, 20_000) + b"\x91" * 20_000,
+        struct.pack(">BI", 1, 6) + b"\xd6\xff\x00\x00\x00\x01",
+        struct.pack(">BI", 1, 3) + b"\x93\xc1\xc1",
+    ],
+    ids=["none", "short", "huge-length", "version", "variants-body", "list", "map", "huge-list", "deep", "ext", "c1"],
+)
+def test_garbage_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode(data)
+
+
+def test_the_refusal_is_a_value_error_and_a_store_error() -> None:
+    assert issubclass(CodecError, ValueError)
+    assert issubclass(CodecError, StoreError)
+
+
+def test_nan_is_no_number_of_seconds() -> None:
+    good: list[Any] = ["e", 200, [], 1.0, 1.0, 0.0, 0.0, False, False, [], [], [], False, 0]
+    assert isinstance(decode(framed(good)), Entry)
+    for at in (3, 4, 5, 6):
+        bad = good.copy()
+        bad[at] = float("nan")
+        with pytest.raises(CodecError):
+            decode(framed(bad))

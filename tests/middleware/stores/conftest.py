@@ -1,0 +1,48 @@
+"""Stores by name, each on a real server where it needs one."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.middleware.stores.support import new_metrics
+from tidegate.middleware.stores.base import Store
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.redis import RedisStore
+
+SERVERS = {"valkey": "valkey", "redis 7": "redis_server"}
+STORES = ["memory", "valkey", "redis 7", "guarded memory", "guarded valkey", "guarded redis 7"]
+
+Open = Callable[..., Store]
+"""Makes the store inside the running loop; takes max_stamps, max_entry_bytes."""
+
+
+@pytest.fixture(params=STORES)
+def open_store(request: pytest.FixtureRequest) -> Open:
+    name: str = request.param
+    kind = name.removeprefix("guarded ")
+    url = request.getfixturevalue(SERVERS[kind]).url if kind in SERVERS else ""
+
+    def open_one(**limits: int) -> Store:
+        metrics = new_metrics()
+        inner: Store
+        if kind == "memory":
+            inner = MemoryStore(metrics=metrics, **limits)
+        else:
+            inner = RedisStore(url, metrics=metrics, **limits)
+        # The suite is about what a store does, not about how fast a crowded machine is.
+        return GuardedStore(inner, metrics=metrics, budget=2.0) if name.startswith("guarded") else inner
+
+    return open_one
+
+
+@pytest.fixture(params=list(SERVERS))
+def server(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    """Either shared server, emptied."""
+    return request.getfixturevalue(SERVERS[request.param])
+
+
+@pytest.fixture(params=["start_valkey", "start_redis"])
+def start_server(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    """Starts a private server of either kind."""
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,64 @@
+"""What the stores' tests share: entries, stores by name, and waiting for a condition."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from tidegate.middleware.core.records import PUBLIC_SCOPE, Entry, Record
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Store
+
+ACME = "tenant:acme"
+SCOPES = (PUBLIC_SCOPE, ACME)
+
+
+def new_metrics() -> Metrics:
+    return Metrics.of(CollectorRegistry())
+
+
+def entry(body: bytes = b"body", **of: Any) -> Entry:
+    """A fresh entry; positions 0 in both scopes unless told."""
+    return Entry(
+        **{
+            "status": 200,
+            "headers": ((b"content-type", b"text/plain"), (b"set-thing", b"a"), (b"set-thing", b"b")),
+            "body": body,
+            "born": 1_700_000_000.25,
+            "lifetime": 60.0,
+            "positions": tuple((scope, 0) for scope in SCOPES),
+        }
+        | of
+    )
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 3.0) -> None:
+    """Return when the condition holds; fail after `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.002)
+
+
+async def found(store: Store, key: bytes) -> Record | None:
+    return (await store.get(key)).record
+
+
+async def positions(store: Store) -> tuple[tuple[str, int], ...]:
+    """As a caller reads them before it asks the app."""
+    read = (await store.get(b"nothing-here", SCOPES)).positions
+    assert read is not None
+    return tuple(read.items())
+
+
+async def write(store: Store, key: bytes, record: Record, retain: float = 60.0) -> None:
+    """Put, and wait until the store has it: writes may be made in the background."""
+    before = await found(store, key)
+    assert await store.put(key, record, retain=retain)
+
+    async def there() -> bool:
+        now = await found(store, key)
+        return now == record if before != record else now is not None
+
+    await eventually(there, f"{key!r} is written")
