@@ -218,7 +218,7 @@ def _at_least(share: _Share, limit: float, needed: int, age: float, warm_up: flo
 def _lacking(share: _Share, needed: int) -> tuple[Cause, str] | None:
     """Why this share says nothing yet, or None."""
     storable = "storable " if share.objective == "hit_ratio" else ""
-    if share.part is None or share.whole is None:
+    if share.part is None or share.whole is None or not math.isfinite(share.part + share.whole):
         return "no_data", f"no data about {share.noun} of the canary in the window"
     if share.whole == 0:
         return "no_traffic", f"no {storable}requests from the canary in the window"
