@@ -15,7 +15,7 @@ import httpx2
 from tidegate.errors import TidegateError
 from tidegate.vocabulary import LAYERS
 
-__all__ = ["FLAG", "Stage", "embedded_stage", "free_port", "process", "wait_until_up"]
+__all__ = ["FLAG", "Stage", "embedded_stage", "free_port", "serving"]
 
 FLAG = "tidegate.cache"
 """The flag that the demo opens. The other layers are open for everybody from the start."""
