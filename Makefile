@@ -47,12 +47,16 @@ wheel-test: environment
 	@scripts/environment wheel
 	TIDEGATE_FROM=$(WHEEL_VENV) $(WHEEL_VENV)/bin/pytest -q -m "not real_server" $(NOT_THE_WHEEL)
 
+CHECKS := "ruff check ." "ruff format --check ." "mypy" "pyright --pythonpath $(VENV)/python" "lint-imports"
+
 check: environment
-	$(VENV)/ruff check .
-	$(VENV)/ruff format --check .
-	$(VENV)/mypy
-	$(VENV)/pyright --pythonpath $(VENV)/python
-	$(VENV)/lint-imports
+	@failed=; \
+	for check in $(CHECKS); do \
+	  echo "== $$check"; \
+	  $(VENV)/$$check || failed="$$failed$${failed:+, }$$check"; \
+	done; \
+	[ -z "$$failed" ] || { echo "check: FAILED $$failed" >&2; exit 1; }; \
+	echo "check: all passed"
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

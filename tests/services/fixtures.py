@@ -10,7 +10,7 @@
 | `start_valkey`, `start_redis` | a function that starts a private one: kill it, restart it, configure it | the test |
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ AnyServer = TypeVar("AnyServer", bound=Server)
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _one_line() -> Generator[None]:
     """Let a server that cannot be had fail the test with its message alone."""
     try:
         yield
@@ -59,7 +59,9 @@ def _private(make: Callable[..., AnyServer]) -> Iterator[Callable[..., AnyServer
 
         def start(*arguments: Any, **settings: Any) -> AnyServer:
             with _one_line():
-                return stack.enter_context(make(*arguments, **settings))
+                server = make(*arguments, **settings)
+                stack.enter_context(server)
+                return server
 
         yield start
 

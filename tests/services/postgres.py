@@ -84,7 +84,7 @@ class Postgres(Server):
 
     def _client(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--username", SUPERUSER]
-        argv = [_binary(program), *where, *arguments]
+        argv = [str(_binary(program)), *where, *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
 
     def _initialise(self) -> None:
@@ -93,7 +93,19 @@ class Postgres(Server):
         if ids:
             os.chown(self.data, *ids)
         done = subprocess.run(
-            [_binary("initdb"), "-D", self.data, "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
+            [
+                str(_binary("initdb")),
+                "-D",
+                str(self.data),
+                "-U",
+                SUPERUSER,
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+            ],
             user=ids and ids[0],
             group=ids and ids[1],
             extra_groups=ids and [],
