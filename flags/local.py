@@ -80,11 +80,15 @@ class LocalFlags:
         self._watcher: threading.Thread | None = None
 
     async def start(self) -> None:
-        """Read the file, then watch it. Never raises for what is in it: a file that cannot be used leaves all shut."""
-        if self._watcher is not None:
+        """Read the file, then watch it. Never raises for what is in it: a file that cannot be used leaves all shut.
+
+        May be called again after `aclose`, and in a forked child, which has no watching thread.
+        """
+        if self._watcher is not None and self._watcher.is_alive() and not self._stop.is_set():
             return
+        self._stop = stop = threading.Event()
         await asyncio.to_thread(self._look)
-        self._watcher = threading.Thread(target=self._watch, name="tidegate-flags-local", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, args=(stop,), name="tidegate-flags-local", daemon=True)
         self._watcher.start()
 
     async def aclose(self) -> None:
@@ -112,8 +116,8 @@ class LocalFlags:
             detail=self._fault,
         )
 
-    def _watch(self) -> None:
-        while not self._stop.wait(self._poll_interval):
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(self._poll_interval):
             self._look()
 
     def _look(self) -> None:

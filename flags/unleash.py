@@ -97,28 +97,30 @@ class UnleashFlags:
         self._cache = _Cache()
         self._quiet = _Quiet(self._thread_name)
         self._client: _Sdk | None = None
-        self._starter: threading.Thread | None = None
-        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
         self._seen_at = -math.inf
         self._fault = f"no answer from {self._url} yet"
 
     async def start(self) -> None:
-        """Connect in the background; returns at once."""
-        if self._starter is None:
-            LOGGER.addFilter(self._quiet)
-            self._starter = threading.Thread(target=self._begin, name=f"{self._thread_name}-start", daemon=True)
-            self._starter.start()
+        """Connect in the background; returns at once.
+
+        May be called again after `aclose`, and in a forked child, which has no polling thread.
+        """
+        if self._thread is not None and self._thread.is_alive() and not self._stop.is_set():
+            return
+        self._stop = stop = threading.Event()
+        LOGGER.addFilter(self._quiet)
+        self._thread = threading.Thread(
+            target=self._live, args=(stop,), name=f"{self._thread_name}-client", daemon=True
+        )
+        self._thread.start()
 
     async def aclose(self) -> None:
         """Stop polling and send the last usage report, within `close_timeout`; the last state stays in force."""
-        if self._starter is None or self._closing:
-            return
-        self._closing = True
-        closer = threading.Thread(
-            target=self._end, args=(self._starter,), name=f"{self._thread_name}-close", daemon=True
-        )
-        closer.start()
-        await asyncio.to_thread(closer.join, self._close_timeout)
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, self._close_timeout)
 
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         """Whether the flag is open for this context; False before the first answer, and for an unknown flag.
@@ -145,37 +147,40 @@ class UnleashFlags:
         """Ready once the server has given its flags; stale since it last answered a poll well (200 or 304)."""
         return ProviderHealth(ready=self.version > 0, staleness=time.monotonic() - self._seen_at, detail=self._fault)
 
-    def _begin(self) -> None:
+    def _live(self, stop: threading.Event) -> None:
+        """The life of one SDK client, in a thread of its own."""
         failed: Exception | None = None
         try:
-            client = UnleashClient(
-                self._url,
-                self._app_name,
-                # Made here, not in __init__: a worker that was forked in between has another process id.
-                instance_id=f"{socket.gethostname()}-{os.getpid()}",
-                custom_headers={"Authorization": self._token},
-                custom_options={"hooks": {"response": self._answered}},
-                refresh_interval=cast(int, self._poll_interval),  # fractions work: it becomes a timedelta
-                metrics_interval=self._metrics_interval,
-                request_timeout=cast(int, self._request_timeout),
-                request_retries=0,
-                cache=self._cache,
-                scheduler=cast(Any, Ticker(self._thread_name, self._settle)),
-                scheduler_executor="job",
-                multiple_instance_mode=InstanceAllowType.SILENTLY_ALLOW,
-            )
             # Set before the first answer: a decision made in between is then never older than its version.
-            self._client = cast(_Sdk, client)
-            self._client.initialize_client()
-        except Exception as error:  # noqa: BLE001 - P5: reported; the flags stay shut
+            self._client = client = self._make_client()
+            client.initialize_client()
+            self._settle(None)
+            stop.wait()
+            client.destroy()
+        except Exception as error:  # noqa: BLE001 - P5: reported; the flags stay as they are
             failed = error
         self._settle(failed)
+        if self._stop is stop:  # else it was started again meanwhile
+            LOGGER.removeFilter(self._quiet)
 
-    def _end(self, starter: threading.Thread) -> None:
-        starter.join()
-        if self._client is not None:
-            self._client.destroy()
-        LOGGER.removeFilter(self._quiet)
+    def _make_client(self) -> _Sdk:
+        client = UnleashClient(
+            self._url,
+            self._app_name,
+            # Made here, not in __init__: a worker that was forked in between has another process id.
+            instance_id=f"{socket.gethostname()}-{os.getpid()}",
+            custom_headers={"Authorization": self._token},
+            custom_options={"hooks": {"response": self._answered}},
+            refresh_interval=cast(int, self._poll_interval),  # fractions work: it becomes a timedelta
+            metrics_interval=self._metrics_interval,
+            request_timeout=cast(int, self._request_timeout),
+            request_retries=0,
+            cache=self._cache,
+            scheduler=cast(Any, Ticker(self._thread_name, self._settle)),
+            scheduler_executor="job",
+            multiple_instance_mode=InstanceAllowType.SILENTLY_ALLOW,
+        )
+        return cast(_Sdk, client)
 
     def _answered(self, response: Any, *_args: Any, **_kwargs: Any) -> None:
         """The SDK has got a response, of whatever kind; called in the thread that asked."""
@@ -268,6 +273,7 @@ class _Cache(BaseCache):
             return f"an answer without any flag, after one with {len(self._names)}; the last state is kept"
         self._values[FEATURES_URL] = body
         self._names, self.partly_open, self._changed = names, partly, True
+        self.bootstrapped = True  # a later client of this provider begins with the last state
         return ""
 
     def take_change(self) -> bool:

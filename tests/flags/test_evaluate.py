@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from yggdrasil_engine.engine import UnleashEngine
 
@@ -144,6 +144,7 @@ def test_a_larger_percentage_keeps_everybody_who_was_in(
 
 
 @given(group=texts, value=st.text(max_size=8))
+@example(group="f", value="\ud800")
 def test_every_text_has_a_place_from_1_to_100(group: str, value: str) -> None:
     assert 1 <= normalized(group, value) <= 100
 
@@ -163,6 +164,8 @@ contexts = st.builds(FlagContext, unit=st.none() | values, properties=st.diction
 
 
 @given(one=contexts, other=contexts)
+@example(one=FlagContext(unit="t", properties={"a": "bc"}), other=FlagContext(unit="t", properties={"ab": "c"}))
+@example(one=FlagContext(unit=None), other=FlagContext(unit=""))
 def test_contexts_share_a_key_only_if_they_are_the_same(one: FlagContext, other: FlagContext) -> None:
     same = one.unit == other.unit and list(one.properties.items()) == list(other.properties.items())
     assert (one.key == other.key) is same

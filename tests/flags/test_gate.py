@@ -133,12 +133,11 @@ def test_a_user_gate_is_shut_for_a_tenant_whose_user_is_unknown() -> None:
 
 def test_a_new_version_of_the_flags_takes_effect_at_the_next_decision() -> None:
     provider = Provider(cache=0)
-    gates = Gates(provider)
-    assert gates.decide_for("acme").open == frozenset()
-    provider.set(cache=100)
-    assert gates.decide_for("acme").open == {"cache"}
-    provider.set(cache=0)
-    assert gates.decide_for("acme").open == frozenset()
+    one, other = Gates(provider), Gates(provider)
+    for percentage, is_open in ((0, frozenset[str]()), (100, {"cache"}), (0, frozenset[str]())):
+        provider.set(cache=percentage)
+        assert one.decide_for("acme").open == is_open
+        assert other.decide(tenant("acme")).open == is_open
 
 
 def test_a_change_in_mid_decision_is_not_remembered_as_the_old_flags() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +60,9 @@ def following(path: Path, check: Callable[[LocalFlags, Errors], None], *, poll_i
 def problems_of(content: object) -> dict[str, tuple[object, str]]:
     with pytest.raises(ConfigError) as caught:
         parse_flags(content if isinstance(content, str | bytes) else json.dumps(content), "flags.json")
-    return {found.path: (found.value, found.problem) for found in caught.value.problems}
+    problems = {found.path: (found.value, found.problem) for found in caught.value.problems}
+    assert len(problems) == len(caught.value.problems), "one mistake is told twice"
+    return problems
 
 
 def test_the_documented_example_is_read_as_documented() -> None:
@@ -104,6 +108,7 @@ def test_every_problem_is_told_at_once_with_path_value_and_fix() -> None:
             },
             "open for all": {"enabled": True, "strategies": []},
             "half": {"strategies": {}},
+            "other": {"enabled": True, "strategies": 5},
         },
     }
     problems = problems_of(broken)
@@ -127,6 +132,7 @@ def test_every_problem_is_told_at_once_with_path_value_and_fix() -> None:
         'flags["open for all"].strategies',
         'flags["half"].enabled',
         'flags["half"].strategies',
+        'flags["other"].strategies',
     }
     assert problems[f"{at}.strategies[0].percentage"][0] == "10"
     with pytest.raises(ConfigError, match=r"'10' is not a percentage; write a whole number from 0 to 100"):
@@ -235,15 +241,15 @@ def test_flags_are_shut_while_there_is_no_file_and_open_when_it_appears(tmp_path
     following(path, check)
 
 
-@pytest.mark.parametrize("fault", ["broken", "removed", "too large"])
+@pytest.mark.parametrize("fault", ["is not a percentage", "No such file", "is larger than 1048576 bytes"])
 def test_a_file_that_goes_bad_keeps_the_last_state_ages_and_is_reported_once(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "flags.json"
     replace(path, document(100))
 
     def check(flags: LocalFlags, errors: Errors) -> None:
-        if fault == "broken":
+        if "percentage" in fault:
             replace(path, document("100"))
-        elif fault == "removed":
+        elif "file" in fault:
             path.unlink()
         else:
             replace(path, " " * (1 << 20) + "{}")
@@ -255,6 +261,7 @@ def test_a_file_that_goes_bad_keeps_the_last_state_ages_and_is_reported_once(tmp
         assert flags.is_enabled(FLAG, ACME)
         assert flags.health().ready
         assert flags.health().detail == str(errors.seen[0][1])
+        assert fault in flags.health().detail
         replace(path, document(0))
         wait_until(lambda: not flags.is_enabled(FLAG, ACME), 5, "the mended file is in force")
         assert flags.health().detail == ""
@@ -307,3 +314,55 @@ def test_closing_ends_the_thread_and_keeps_the_state(tmp_path: Path) -> None:
     asyncio.run(main())
     assert "tidegate-flags-local" not in [thread.name for thread in threading.enumerate()]
     assert flags.is_enabled(FLAG, ACME)
+
+
+def test_it_can_be_started_again_after_it_was_closed(tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    replace(path, document(100))
+    flags = LocalFlags(path, poll_interval=0.02)
+
+    async def once(percentage: int) -> None:
+        await flags.start()
+        replace(path, document(percentage))
+        await asyncio.to_thread(wait_until, lambda: flags.is_enabled(FLAG, ACME) is (percentage > 0), 5, "the change")
+        await flags.aclose()
+
+    for percentage in (0, 100, 0):
+        asyncio.run(once(percentage))
+    assert "tidegate-flags-local" not in [thread.name for thread in threading.enumerate()]
+
+
+FORKING = """
+import asyncio, os, sys, time
+from tidegate.flags import FlagContext, LocalFlags
+
+path, good, changed = sys.argv[1:]
+acme = FlagContext(unit="acme", properties={"tenantId": "acme"})
+
+def write(content):
+    with open(path + ".new", "w") as file:
+        file.write(content)
+    os.replace(path + ".new", path)
+
+write(good)
+flags = LocalFlags(path, poll_interval=0.02)
+asyncio.run(flags.start())
+assert flags.is_enabled("tidegate.cache", acme)
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+asyncio.run(flags.start())
+write(changed)
+deadline = time.monotonic() + 10
+while flags.is_enabled("tidegate.cache", acme):
+    if time.monotonic() > deadline:
+        os._exit(1)
+    time.sleep(0.01)
+os._exit(0)
+"""
+
+
+def test_a_forked_child_that_starts_it_again_follows_the_file(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "flags.json"), json.dumps(document(100)), json.dumps(document(0))]
+    ran = subprocess.run([sys.executable, "-c", FORKING, *arguments], capture_output=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")

@@ -5,6 +5,8 @@ import http.server
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -355,6 +357,74 @@ def test_closing_ends_the_threads_keeps_the_state_and_reports_what_was_asked(
         return [(one["appName"], one["yes"]) for one in usage["data"] if one["yes"] or one["no"]] == [(app_name, 7)]
 
     wait_until(counted, 30, "Unleash counts the seven questions")
+
+
+def test_it_can_be_started_again_and_begins_with_the_last_state(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 100)
+    flags = connect(unleash)
+    gates = Gates(flags, flags={"cache": flag})
+
+    async def first() -> None:
+        await flags.start()
+        await until(lambda: gates.decide(ACME).open, 10, "the flag opens")
+        await flags.aclose()
+
+    async def second() -> None:
+        await flags.start()
+        answers = set[frozenset[str]]()
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            answers.add(Gates(flags, flags={"cache": flag}).decide(ACME).open)
+            await asyncio.sleep(0.001)
+        assert answers == {frozenset({"cache"})}
+        await asyncio.to_thread(unleash.admin.turn_off, flag)
+        await until(lambda: not gates.decide(ACME).open, POLL + SERVER_REFRESH + MARGIN, "the change")
+        await flags.aclose()
+
+    asyncio.run(first())
+    asyncio.run(second())
+    assert threads_of(flags) == []
+
+
+FORKING = """
+import asyncio, os, sys, time
+from tidegate.flags import FlagContext
+from tidegate.flags.unleash import UnleashFlags
+
+url, token, flag = sys.argv[1:]
+acme = FlagContext(unit="acme", properties={"tenantId": "acme"})
+flags = UnleashFlags(url, token=token, poll_interval=0.2)
+
+def wait(is_open):
+    deadline = time.monotonic() + 20
+    while flags.is_enabled(flag, acme) is not is_open:
+        if time.monotonic() > deadline:
+            os._exit(1)
+        time.sleep(0.01)
+
+asyncio.run(flags.start())
+wait(True)
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+asyncio.run(flags.start())
+assert flags.is_enabled(flag, acme)
+print("forked", flush=True)
+wait(False)
+os._exit(0)
+"""
+
+
+def test_a_forked_child_that_starts_it_again_follows_the_server(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 100)
+    arguments = [unleash.url, unleash.development_token, flag]
+    with subprocess.Popen([sys.executable, "-c", FORKING, *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"forked\n"
+        unleash.admin.turn_off(flag)
+        assert process.wait(30) == 0
 
 
 def test_other_unleash_clients_of_the_process_keep_their_log(caplog: pytest.LogCaptureFixture) -> None:
