@@ -94,6 +94,7 @@ class Exchange:
         """Answer the request, from the store or from the app."""
         context = self._context
         self._lookup = await self._look_up()
+        context.positions = self._lookup.positions
         entry = self._lookup.record if isinstance(self._lookup.record, Entry) else None
         reuse = judge_reuse(entry, self._wanted, self._config.clock()) if entry is not None else None
         if entry is not None and reuse is not None and reuse.fresh:
@@ -210,6 +211,9 @@ class Exchange:
             room = self._room(headers, trailers=trailers)
         else:
             note += b'; detail="%s"' % verdict.reason.encode("ascii", "replace").replace(b'"', b"'")
+        if self._context.collapsed:
+            room = None  # it is another request's response, which that one stores
+            note += b"; collapsed"
         if room is not None and isinstance(verdict, Kept):
             self._kept = verdict
             note += b"; stored"

@@ -118,6 +118,10 @@ class Tidegate:
         """Mount the layers on an app."""
         return _Mounted(self._stack(app), self._runtime)
 
+    async def aclose(self) -> None:
+        """Finish what is pending and stop; the application's lifespan does it where the server runs one."""
+        await self._runtime.stop()
+
     async def purge(self, *tags: str, tenant: str | None = None) -> Purge:
         """Purge tags of a tenant, or public ones; for code that changes data outside an HTTP request."""
         scope = PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")

@@ -1,0 +1,201 @@
+"""The five layers together, in process, without flags."""
+
+import asyncio
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from tests.driver import Answer, Origin, User, call
+from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
+from tidegate.errors import StoreError
+from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+
+ANN, BEN = User("acme", "ann"), User("acme", "ben")
+POLICY = RoutePolicy(route="/", ttl=60, share="tenant")
+
+
+def mounted(app: Any, *policies: RoutePolicy, **options: Any) -> Any:
+    return Tidegate(policies=policies or (POLICY,), registry=CollectorRegistry(), **options)(app)
+
+
+def test_two_hundred_identical_misses_run_the_app_once_and_all_but_one_say_collapsed() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await origin(scope, receive, send)
+
+    origin = Origin(b"once")
+    layers = mounted(app)
+
+    async def run() -> list[Answer]:
+        requests = [asyncio.create_task(call(layers, user=ANN)) for _ in range(200)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go.set()
+        return [*await asyncio.gather(*requests), await call(layers, user=BEN)]
+
+    *together, later = asyncio.run(run())
+    assert origin.calls == 1
+    assert {answer.body for answer in together} == {b"once"}
+    statuses = [answer.header("cache-status") for answer in together]
+    assert sorted(set(statuses), key=str) == ["Tidegate; fwd=miss; collapsed", "Tidegate; fwd=miss; stored"]
+    assert statuses.count("Tidegate; fwd=miss; stored") == 1
+    assert later.hit
+
+
+def test_etags_made_on_the_way_in_answer_hits_with_304() -> None:
+    origin = Origin(b"body")
+    layers = mounted(origin)
+
+    async def run() -> list[Answer]:
+        first = await call(layers, user=ANN)
+        again = await call(layers, user=ANN, headers=[("if-none-match", first.header("etag") or "")])
+        return [first, again]
+
+    first, again = asyncio.run(run())
+    assert (first.status, again.status, again.hit, origin.calls) == (200, 304, True, 1)
+
+
+def test_an_open_breaker_is_bridged_by_stale_responses_and_else_answers_503() -> None:
+    # Stale from the start: it came with an age beyond its lifetime.
+    origin = Origin(b"good", headers=[("cache-control", "max-age=1, stale-if-error=600"), ("age", "5")])
+    layers = mounted(origin, RoutePolicy(route="/{page}"))
+
+    async def run() -> list[Answer]:
+        await call(layers, "/stored", user=ANN)
+        origin.status, origin.headers = 500, []
+        for _ in range(50):
+            await call(layers, "/new", user=ANN)
+        calls = origin.calls
+        answers = [await call(layers, page, user=ANN) for page in ("/new", "/stored")]
+        assert origin.calls == calls
+        return answers
+
+    refused, bridged = asyncio.run(run())
+    assert (refused.status, refused.header("cache-control")) == (503, "no-store")
+    assert int(refused.header("retry-after") or 0) >= 1
+    assert (bridged.status, bridged.body) == (200, b"good")
+    assert "stale-if-error" in (bridged.header("cache-status") or "")
+
+
+class BrokenStore:
+    """A store whose server answers nothing but errors."""
+
+    local = False
+
+    async def start(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+    async def get(self, key: bytes, scopes: Any = ()) -> Lookup:
+        raise StoreError("down")
+
+    async def put(self, key: bytes, record: Any, *, retain: float) -> bool:
+        raise StoreError("down")
+
+    async def delete(self, key: bytes) -> None:
+        raise StoreError("down")
+
+    async def purge(self, tags: Any) -> Purge:
+        raise StoreError("down")
+
+    def stats(self) -> StoreStats:
+        return StoreStats()
+
+
+def test_a_store_that_fails_costs_hits_and_nothing_else() -> None:
+    origin = Origin(b"served")
+    registry = CollectorRegistry()
+    tide = Tidegate(policies=[POLICY], store=BrokenStore(), registry=registry)
+    layers = tide(origin)
+
+    async def run() -> list[Answer]:
+        answers = [await call(layers, user=ANN) for _ in range(20)]
+        answers.append(await call(layers, user=ANN, method="POST"))
+        await tide.aclose()
+        return answers
+
+    answers = asyncio.run(run())
+    assert {answer.status for answer in answers} == {200}
+    assert (origin.calls, any(answer.hit for answer in answers)) == (21, False)
+    assert (registry.get_sample_value("tidegate_errors_total", {"component": "store"}) or 0) >= 5
+
+
+def test_an_identity_that_cannot_be_told_is_nobody_and_counted() -> None:
+    def identify(_scope: Any) -> None:
+        raise KeyError("session")
+
+    origin, registry = Origin(), CollectorRegistry()
+    layers = Tidegate(policies=[POLICY], identify=identify, registry=registry)(origin)
+
+    async def run() -> list[Answer]:
+        return [await call(layers, user=ANN) for _ in range(2)]
+
+    answers = asyncio.run(run())
+    assert [answer.status for answer in answers] == [200, 200]
+    assert not any(answer.hit for answer in answers)
+    assert registry.get_sample_value("tidegate_errors_total", {"component": "identify"}) == 2
+
+
+def test_it_mounts_as_a_middleware_class_of_starlette() -> None:
+    calls = 0
+
+    async def clients(request: Request) -> JSONResponse:
+        nonlocal calls
+        calls += 1
+        request.scope["tidegate"].tag(f"clients-of-{request.headers['x-tenant']}")
+        return JSONResponse({"for": request.headers["x-user"]})
+
+    options = {
+        "identify": trusted_headers(tenant="x-tenant", user="x-user"),
+        "policies": [RoutePolicy(route="/clients", ttl=60, share="user")],
+        "registry": CollectorRegistry(),
+    }
+    app = Starlette(routes=[Route("/clients", clients)], middleware=[Middleware(TidegateMiddleware, **options)])
+
+    async def run() -> list[Answer]:
+        ask = [("x-tenant", "acme"), ("x-user", "ann")], [("x-tenant", "acme"), ("x-user", "ben")]
+        return [await call(app, "/clients", headers=headers) for headers in (*ask, *ask)]
+
+    answers = asyncio.run(run())
+    assert [answer.body for answer in answers] == [b'{"for":"ann"}', b'{"for":"ben"}'] * 2
+    assert [answer.hit for answer in answers] == [False, False, True, True]
+    assert calls == 2
+
+
+def test_a_purge_from_code_reaches_the_tenants_entries() -> None:
+    origin = Origin()
+    tide = Tidegate(
+        policies=[RoutePolicy(route="/", ttl=60, share="tenant", tags=("clients",))], registry=CollectorRegistry()
+    )
+    layers = tide(origin)
+
+    async def run() -> list[bool]:
+        await call(layers, user=ANN)
+        before = (await call(layers, user=ANN)).hit
+        assert (await tide.purge("clients", tenant="other")).state == "done"
+        untouched = (await call(layers, user=ANN)).hit
+        assert (await tide.purge("clients", tenant="acme")).state == "done"
+        return [before, untouched, (await call(layers, user=ANN)).hit]
+
+    assert asyncio.run(run()) == [True, True, False]
+
+
+def test_metrics_are_exposed_with_every_cohort_at_zero_only_where_there_are_flags(tmp_path: Any) -> None:
+    flags = tmp_path / "flags.json"
+    flags.write_text('{"version": 1, "flags": {}}')
+    settings = Settings.of({"flags": {"provider": "local", "file": str(flags)}})
+
+    async def run(tide: Tidegate) -> str:
+        await call(tide(Origin()), user=ANN)
+        return (await call(tide.metrics_app, "/metrics")).body.decode()
+
+    text = asyncio.run(run(Tidegate(settings, registry=CollectorRegistry())))
+    assert 'tidegate_cohort_requests_total{band="1",cohort="canary",flag="tidegate.cache"} 0.0' in text
+    assert text.count('cohort="control"') > 0
+    assert "tidegate_cohort" not in asyncio.run(run(Tidegate(registry=CollectorRegistry())))
