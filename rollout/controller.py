@@ -163,7 +163,9 @@ class Controller:
         if rollout.state in _RETRIED:
             return now >= self._retry_at.get(rollout.id, 0.0)
         at = _grid(now, rollout)
-        done = max(self._ticked.get(rollout.id, 0.0), rollout.latest.get("at", 0.0), rollout.entered)
+        # With an intent left over by a controller that was killed, its tick is done again.
+        judged = rollout.latest.get("at", 0.0) if rollout.intent is None else 0.0
+        done = max(self._ticked.get(rollout.id, 0.0), judged, rollout.entered)
         return rollout.state in JUDGED and at > done
 
     async def _guarded(self, rollout: Rollout, now: float) -> None:

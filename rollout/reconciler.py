@@ -140,7 +140,9 @@ class Reconciler:
         """Open the flag to the next step: write the intent, act, read back, write the result."""
         async with self._locks[rollout.id]:
             intent = Intent(do="open", step=rollout.step + 1, percent=percent, at=at, reason=reason)
-            rollout = self._write(replace(rollout, intent=intent, reason=reason), "intent", evidence)
+            again = rollout.intent is not None and (rollout.intent.do, rollout.intent.step) == ("open", intent.step)
+            kind = None if again else "intent"
+            rollout = self._write(replace(rollout, intent=intent, reason=reason), kind, evidence)
             try:
                 await open_to(self._actuator, rollout.flag, rollout.environment, percent)
             except FlagError as error:
@@ -235,6 +237,8 @@ class Reconciler:
     def _record(self, rollout: Rollout, event: Event, evidence: Mapping[str, Any] | None = None) -> Rollout:
         """Move the machine by `event` and write it; a line of the log only when something new began."""
         before = self._journal.by_id(rollout.id)
+        if before.version != rollout.version:
+            raise ConflictError(f"rollout {rollout.name} was changed by somebody else")
         state = after(before.state, event)
         new = event not in (Event.GOOD, Event.UNKNOWN) or (state, rollout.cause) != (before.state, before.cause)
         return self._write(replace(rollout, state=state), event if new else None, evidence, came_from=before.state)

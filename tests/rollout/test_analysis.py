@@ -54,7 +54,7 @@ def judged(canary: Counts, control: Counts, *, age: float = 60) -> dict[str, Ver
         (counts(errors=11), counts(), "bad", "", "11 errors in 1000 requests (1.1%) > 1%; control meets it: 0 in 1000"),
         (counts(errors=11), EMPTY, "bad", "", "control cannot tell (no traffic)"),
         (counts(errors=11), Counts(), "bad", "", "control cannot tell (no traffic)"),
-        (counts(errors=50), counts(errors=50), "unknown", "strikes_both", "strikes both: control misses it too: 50 in 1000 (5%)"),
+        (counts(errors=50), counts(errors=50), "unknown", "strikes_both", "control misses it too: 50 in 1000 (5%)"),
         (counts(errors=50), counts(20, errors=1), "bad", "", "control cannot tell: only 1 in 20 (5%)"),
         (counts(errors=50), counts(20, errors=9), "unknown", "strikes_both", "9 in 20 (45%)"),
         (counts(99, errors=99), counts(), "unknown", "little_traffic", "99 of 100 requests needed"),
