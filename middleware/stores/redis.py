@@ -24,6 +24,7 @@ Deadlines are the caller's (`GuardedStore`): redis-py's own `socket_timeout` swa
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
@@ -31,6 +32,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from tidegate.errors import Problems, StoreError
@@ -154,6 +156,11 @@ class RedisStore:
         self._limit_memory = limits.labels("redis-memory").inc
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the server's eviction policy has been looked at."""
+        return self._check is not None and self._check.done()
 
     async def start(self) -> None:
         """Look in the background whether the server may evict stamps; connections are made when they are needed."""
@@ -284,6 +291,11 @@ class RedisStore:
                 return await call()
         except OutOfMemoryError as error:
             raise _Full(str(error)) from error
+        except LostConnection as error:
+            # The server went away: idle connections are dead too, and each would cost a call to find out.
+            with suppress(RedisError, OSError):  # what it says about closing is not what went wrong
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+            raise StoreError(f"redis: {error}") from error
         except (RedisError, OSError) as error:
             raise StoreError(f"redis: {type(error).__name__}: {error}") from error
 
