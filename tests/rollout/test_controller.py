@@ -182,7 +182,7 @@ def test_the_warm_up_begins_anew_with_each_step_but_not_with_the_bake(world: Wor
     cold = {("canary", "hits"): 0.0}
     warm = {("canary", "hits"): 9.0}
     opened = [START + at for at in (1, 60, 120)]
-    world.source.changes = {at: cold for at in opened} | {at + 18: warm for at in opened}
+    world.source.changes = dict.fromkeys(opened, cold) | {at + 18: warm for at in opened}
     world.start()
     world.run(300)
     assert world.rollout.state is State.DONE
