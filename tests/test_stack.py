@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,6 +14,7 @@ from starlette.routing import Route
 from tests.driver import Answer, Origin, User, call
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import StoreError
+from tidegate.flags import FlagContext, ProviderHealth
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
 
 ANN, BEN = User("acme", "ann"), User("acme", "ben")
@@ -199,3 +201,62 @@ def test_metrics_are_exposed_with_every_cohort_at_zero_only_where_there_are_flag
     assert 'tidegate_cohort_requests_total{band="1",cohort="canary",flag="tidegate.cache"} 0.0' in text
     assert text.count('cohort="control"') > 0
     assert "tidegate_cohort" not in asyncio.run(run(Tidegate(registry=CollectorRegistry())))
+
+
+class Users:
+    """A flag provider with a list of open layers for each user."""
+
+    version = 1
+
+    def __init__(self, **open_to: str) -> None:
+        self._open_to = {user: layers.split() for user, layers in open_to.items()}
+
+    def is_enabled(self, flag: str, context: FlagContext) -> bool:
+        return flag.removeprefix("tidegate.") in self._open_to[context.properties["userId"]]
+
+    def partly_open(self, flag: str) -> bool:
+        return True
+
+    def health(self) -> ProviderHealth:
+        return ProviderHealth(ready=True, staleness=0.0, detail="")
+
+    async def start(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize(("own", "sent"), [(True, None), (False, '"app"')])
+def test_with_the_etag_gate_shut_our_etags_are_neither_sent_nor_matched_and_the_apps_are(
+    own: bool, sent: str | None
+) -> None:
+    origin = Origin(b"body", headers=[] if own else [("etag", '"app"')])
+    settings = Settings.of({"flags": {"unit": "user"}})
+    provider = Users(ann="cache etag", ben="cache")
+    layers = mounted(origin, settings=settings, provider=provider)
+
+    async def run() -> list[Answer]:
+        first = await call(layers, user=ANN)
+        condition = [("if-none-match", first.header("etag") or "")]
+        return [first, await call(layers, user=BEN), await call(layers, user=BEN, headers=condition)]
+
+    first, plain, conditional = asyncio.run(run())
+    assert first.header("etag") is not None
+    assert (plain.hit, plain.header("etag")) == (True, sent)
+    assert (conditional.hit, conditional.status) == (True, 200 if own else 304)
+
+
+def test_flags_that_cannot_be_decided_shut_every_layer() -> None:
+    def properties(_scope: Any) -> dict[str, str]:
+        raise RuntimeError("no region")
+
+    origin, registry = Origin(headers=[("cache-control", "max-age=60")]), CollectorRegistry()
+    tide = Tidegate(provider=Users(ann="cache etag"), properties=properties, registry=registry)
+    layers = tide(origin)
+
+    async def run() -> list[Answer]:
+        return [await call(layers, user=ANN) for _ in range(2)]
+
+    answers = asyncio.run(run())
+    assert [(answer.status, answer.header("cache-status"), answer.header("etag")) for answer in answers] == [
+        (200, None, None)
+    ] * 2
+    assert registry.get_sample_value("tidegate_errors_total", {"component": "flags"}) == 2

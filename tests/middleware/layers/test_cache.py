@@ -463,3 +463,28 @@ def test_a_shut_gate_forwards_the_same_objects_and_stores_nothing() -> None:
 
     asyncio.run(run())
     assert origin.calls == 2
+
+
+def test_a_stored_404_does_not_turn_into_a_304() -> None:
+    origin = Origin(b"gone", status=404, headers=[("cache-control", "max-age=60"), ("etag", '"x"')])
+    condition = [("if-none-match", '"x"')]
+    answers = ask(layer_on(origin), {"user": ANN, "headers": condition}, {"user": ANN, "headers": condition})
+    assert [(answer.status, answer.body, answer.hit) for answer in answers] == [
+        (404, b"gone", False),
+        (404, b"gone", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("control", "stored"),
+    [
+        ("max-age=60", False),
+        ("max-age=60, public", True),
+        ("s-maxage=60", True),
+        ("max-age=60, must-revalidate", True),
+    ],
+)
+def test_a_public_mount_stores_authorized_answers_only_by_their_leave(control: str, stored: bool) -> None:
+    app = layer_on(Origin(headers=[("cache-control", control)]), share="public")
+    request: dict[str, Any] = {"user": ANN, "headers": [("authorization", "Bearer x")]}
+    assert [answer.hit for answer in ask(app, request, request)] == [False, stored]
