@@ -6,17 +6,43 @@ hides a leak. Mark the few that mean it: `@pytest.mark.leaves_tasks("why")`, `@p
 
 import asyncio
 import logging
+import resource
 import time
 from asyncio import runners
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pytest
 
 from tests.services.server import Server
 
-# Far above what our code may take and what a crowded machine takes from it, below what a person calls hanging.
+# Far above what our code may take, below what a person calls hanging.
 LONGEST_CALLBACK_SECONDS = 0.5
+
+
+class Spent(NamedTuple):
+    """What this thread has used so far, in seconds; `yielded` counts how often it gave up its processor by itself."""
+
+    wall: float
+    computing: float
+    servers: float
+    yielded: int
+
+    @classmethod
+    def now(cls) -> Self:
+        """A reading."""
+        yielded = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        return cls(time.perf_counter(), time.thread_time(), Server.seconds_waited, yielded)
+
+    def blocked_since(self, before: "Spent") -> float:
+        """The longer of computing and of waiting in a blocking call.
+
+        A crowded machine also keeps a thread waiting, but then the thread did not yield. Time in which a test stops or
+        starts a server from within its loop is not counted: it means to wait.
+        """
+        computing = self.computing - before.computing
+        waiting = self.wall - before.wall - computing - (self.servers - before.servers)
+        return max(computing, waiting) if self.yielded > before.yielded else computing
 
 
 class Watch:
@@ -70,10 +96,9 @@ def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     cancel_all: Any = runners._cancel_all_tasks  # type: ignore[attr-defined]
 
     def timed(handle: asyncio.Handle) -> None:
-        began, waited = time.perf_counter(), Server.seconds_waited
+        began = Spent.now()
         run_callback(handle)
-        # A test that stops a server from within its loop means to wait for it.
-        seconds = time.perf_counter() - began - (Server.seconds_waited - waited)
+        seconds = Spent.now().blocked_since(began)
         if seconds > LONGEST_CALLBACK_SECONDS:
             seen.note_slow(handle, seconds)
 
