@@ -141,15 +141,17 @@ class CoalesceLayer:
     async def _lead(self, key: bytes, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         tenant = context.identity.tenant if context.identity is not None else None
 
-        def closed(flight: Flight, refused: str | None) -> None:
+        def closed() -> None:
             del self._flights[key]
             keys = self._tenants[tenant]
             keys.discard(key)
             if not keys:
                 del self._tenants[tenant]
-            if refused is not None and refused not in _PASSING:
+
+        def turned_down(reason: str) -> None:
+            if reason not in _PASSING:
                 self._lonely.add(key, asyncio.get_running_loop().time())
-            if refused == "too-large":
+            if reason == "too-large":
                 self._limit_body()
 
         flight = Flight(
@@ -159,6 +161,7 @@ class CoalesceLayer:
             max_body=self._max_body,
             max_hold=self._max_hold,
             closed=closed,
+            turned_down=turned_down,
         )
         self._flights[key] = flight
         self._tenants.setdefault(tenant, set()).add(key)

@@ -48,7 +48,8 @@ class Seat:
 class Flight:
     """What the run has answered so far, and whether it can still be shared.
 
-    closed: called once, when nobody may join any more, with the reason if the answer turned out not to be shareable.
+    closed: called once, when nobody may join any more.
+    turned_down: called once with the reason, if the answer turns out not to be for sharing.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Flight:
         same_user: bool,
         max_body: int,
         max_hold: float,
-        closed: Callable[["Flight", str | None], None],
+        closed: Callable[[], None],
+        turned_down: Callable[[str], None],
     ) -> None:
         self.context = context
         self.request = request
@@ -81,6 +83,7 @@ class Flight:
         self._max_body = max_body
         self._max_hold = max_hold
         self._closed = closed
+        self._turned_down = turned_down
         self._hold: asyncio.TimerHandle | None = None
         self._desertion: asyncio.Event | None = None
 
@@ -135,13 +138,13 @@ class Flight:
 
     def close(self, refused: str | None = None) -> None:
         """Let nobody join any more; with a reason, send those away who have not begun to answer."""
+        if self.joinable:
+            self.joinable = False
+            self._closed()
         if refused is not None and self.refused is None:
             self.refused = refused
             self._drop_hold()
-        if self.joinable:
-            self.joinable = False
-            self._closed(self, refused)
-        if refused is not None:
+            self._turned_down(refused)
             self._wake()
 
     def finish(self) -> None:

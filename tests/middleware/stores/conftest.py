@@ -1,10 +1,8 @@
 """Stores by name, each on a real server where it needs one."""
 
-from collections.abc import Callable
-
 import pytest
 
-from tests.middleware.stores.support import new_metrics
+from tests.middleware.stores.support import Open, new_metrics
 from tidegate.middleware.stores.base import Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
@@ -12,9 +10,6 @@ from tidegate.middleware.stores.redis import RedisStore
 
 SERVERS = {"valkey": "valkey", "redis 7": "redis_server"}
 STORES = ["memory", "valkey", "redis 7", "guarded memory", "guarded valkey", "guarded redis 7"]
-
-Open = Callable[..., Store]
-"""Makes the store inside the running loop; takes max_stamps, max_entry_bytes."""
 
 
 @pytest.fixture(params=STORES)

@@ -13,6 +13,9 @@ from tidegate.middleware.stores.base import Store
 ACME = "tenant:acme"
 SCOPES = (PUBLIC_SCOPE, ACME)
 
+Open = Callable[..., Store]
+"""Makes a store inside the running loop; takes max_stamps, max_entry_bytes."""
+
 
 def new_metrics() -> Metrics:
     return Metrics.of(CollectorRegistry())

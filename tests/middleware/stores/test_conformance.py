@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.middleware.stores.conftest import Open
-from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, found, positions, write
+from tests.middleware.stores.support import ACME, SCOPES, Open, entry, eventually, found, positions, write
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Record, Variants
 from tidegate.middleware.stores.base import Purge, Store
 

@@ -1,0 +1,149 @@
+"""Purges that the store does not accept at once."""
+
+import asyncio
+
+import pytest
+
+from tests.middleware.stores.guarding import (
+    PATIENT,
+    TAGGED,
+    Fault,
+    Faulty,
+    guarding,
+    hang,
+    limited,
+    no_fault,
+    refuse,
+    slow,
+)
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, found, positions, write
+from tidegate.middleware.core.breaker import BreakerSettings
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Lookup, Purge
+from tidegate.middleware.stores.guard import GuardedStore
+
+
+@pytest.mark.parametrize("fault", [refuse, hang], ids=["refuses", "hangs"])
+def test_a_purge_that_fails_is_pending_refuses_its_tags_and_is_made_when_the_store_is_back(fault: Fault) -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        await write(guard, b"43", entry(tags=((ACME, "client:43"),)))
+        inner.fault = fault
+        assert await guard.purge({ACME: ["client:42"]}) == Purge("pending", 1)
+
+        async def readable() -> None:
+            if inner.calls[-1] == "purge":
+                await refuse()
+
+        inner.fault = readable
+        assert await guard.get(b"42", SCOPES) == Lookup(None, dict.fromkeys(SCOPES, 0))
+        assert await found(guard, b"43") is not None, "other tags are served"
+        assert await found(inner, b"42") is not None, "the store itself does not know yet"
+        inner.fault = no_fault
+
+        async def made() -> bool:
+            return await found(inner, b"42") is None
+
+        await eventually(made, "the purge is made within a second of the store's return", seconds=1.0)
+        assert guard.stats().extra["purges_pending"] == 0
+        await write(guard, b"42", entry(tags=TAGGED.tags, positions=await positions(guard)))
+
+    guarding(body, settings=PATIENT)
+
+
+def test_a_purge_does_not_wait_while_the_breaker_is_open_but_is_made_before_it_closes() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        inner.fault = refuse
+        await guard.get(b"42")
+        assert guard.breaker.state == "open"
+        inner.fault = slow
+        assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+
+        async def made() -> bool:
+            return await found(inner, b"42") is None
+
+        await eventually(made, "the purge is made outside the breaker")
+        assert guard.breaker.state == "open"
+
+    guarding(body, settings=BreakerSettings(consecutive=1, open_for=60))
+
+
+def test_a_purge_whose_caller_is_cancelled_is_made_all_the_same() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        inner.fault = hang
+        task = asyncio.create_task(guard.purge({ACME: ["client:42"]}))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        inner.fault = no_fault
+
+        async def made() -> bool:
+            return await found(inner, b"42") is None
+
+        await eventually(made, "the purge is made")
+
+    guarding(body, budget=5.0)
+
+
+def test_while_a_purge_is_on_its_way_its_tags_are_not_served() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        inner.fault = hang
+        task = asyncio.create_task(guard.purge({ACME: [WHOLE_SCOPE]}))
+        await asyncio.sleep(0)
+        inner.fault = no_fault
+        assert await found(guard, b"42") is None
+        await task
+
+    guarding(body)
+
+
+def test_too_many_pending_tags_become_a_purge_of_the_scope_and_too_many_scopes_one_of_everything() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"unnamed", entry(tags=((ACME, "never named"),)))
+        await write(guard, b"public", entry(positions=((PUBLIC_SCOPE, 0),)))
+        inner.fault = refuse
+        for number in range(20):
+            await guard.purge({ACME: [f"client:{number}"]})
+        inner.fault = no_fault
+        assert guard.stats().extra["purges_pending"] <= 10
+        assert limited(metrics, "store-pending-purges") > 0
+        assert await found(guard, b"unnamed") is None
+        assert await found(guard, b"public") is not None
+        inner.fault = refuse
+        for number in range(20):
+            await guard.purge({f"tenant:{number}": ["client"]})
+        inner.fault = no_fault
+        assert guard.stats().extra["purges_pending"] <= 10
+        assert await found(guard, b"public") is None
+
+        async def made() -> bool:
+            return not guard.stats().extra["purges_pending"]
+
+        await eventually(made, "the purges are made")
+        assert await found(inner, b"public") is None
+
+    guarding(body, settings=PATIENT, max_pending=10)
+
+
+def test_a_tag_purged_again_while_an_attempt_is_under_way_stays_pending() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        gate = asyncio.Event()
+
+        async def wait() -> None:
+            await gate.wait()
+
+        inner.fault = wait
+        first = asyncio.create_task(guard.purge({ACME: ["client:42"]}))
+        await asyncio.sleep(0)
+        inner.fault = refuse
+        assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+        gate.set()
+        assert (await first).state == "done"
+        assert guard.stats().extra["purges_pending"] == 1
+
+    guarding(body, settings=PATIENT, budget=5.0)
