@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from tests.services.install import postgres_install
+from tests.services.programs import postgres_install
 from tests.services.server import Server, ServiceError, free_port, workspace
 
 __all__ = ["Postgres"]

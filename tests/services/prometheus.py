@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from tests.services.install import prometheus
+from tests.services.programs import prometheus
 from tests.services.server import Server, ServiceError, free_port, http_request, wait_until
 
 __all__ = ["AlertReceiver", "Prometheus", "Sample"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from tests.services.install import redis_server, valkey_server
+from tests.services.programs import redis_server, valkey_server
 from tests.services.server import Server, ServiceError, free_port
 
 __all__ = ["Redis", "RedisServer", "Valkey"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import ServiceError, install
+from tests.services import ServiceError, install, programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing in the cache and nothing on PATH but what a test puts into the folder that this gives."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-    monkeypatch.setattr(install, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(install, "UNLEASH_FOLDER", tmp_path / "cache" / "unleash")
-    remembered = (install.redis_server, install.prometheus, install.node, install._refresh_package_lists)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(programs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(programs, "UNLEASH_FOLDER", tmp_path / "cache" / "unleash")
+    remembered = (programs.redis_server, programs.prometheus, programs.node, programs._refresh_package_lists)
     for function in remembered:
         function.cache_clear()
-    yield programs
+    yield folder
     for function in remembered:
         function.cache_clear()
 
@@ -60,7 +60,7 @@ def test_a_failed_download_is_tried_again_after_the_package_lists_are_renewed(
     )
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(ServiceError, match=r"^apt-get download -q prometheus: E: No packages found$"):
-        install.PROMETHEUS.install()
+        programs.PROMETHEUS.install()
     assert calls.read_text().splitlines() == ["download -q prometheus", "update -q", "download -q prometheus"]
 
 
@@ -70,7 +70,7 @@ def test_without_root_a_failed_download_says_that_root_has_to_renew_the_package_
     fake(bare_machine, "apt-get", "exit 100")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ServiceError, match="only root may run apt-get update"):
-        install.REDIS.install()
+        programs.REDIS.install()
 
 
 def test_a_program_on_path_is_taken_only_in_the_wanted_version(bare_machine: Path) -> None:
@@ -78,36 +78,36 @@ def test_a_program_on_path_is_taken_only_in_the_wanted_version(bare_machine: Pat
     with pytest.raises(
         ServiceError, match=r"^redis-server 7 is not installed: run python -m tests\.services\.install$"
     ):
-        install.redis_server()
+        programs.redis_server()
     fake(bare_machine, "redis-server", "echo 'Redis server v=7.0.15 sha=0'")
-    assert install.redis_server().program == bare_machine / "redis-server"
+    assert programs.redis_server().program == bare_machine / "redis-server"
 
 
 def test_an_old_node_is_refused(bare_machine: Path) -> None:
     fake(bare_machine, "node", "echo v18.20.4")
     with pytest.raises(ServiceError, match=r"^node is v18\.20\.4$"):
-        install.node()
+        programs.node()
 
 
 def test_an_unleash_of_another_lock_file_counts_as_missing(bare_machine: Path) -> None:
-    script = install.UNLEASH_FOLDER / "node_modules" / "unleash-server" / "dist" / "server.js"
+    script = programs.UNLEASH_FOLDER / "node_modules" / "unleash-server" / "dist" / "server.js"
     script.parent.mkdir(parents=True)
     script.touch()
-    lock = install.UNLEASH_FOLDER / "package-lock.json"
-    lock.write_bytes((install.UNLEASH_MANIFEST / "package-lock.json").read_bytes())
-    assert install.unleash_server() == script
+    lock = programs.UNLEASH_FOLDER / "package-lock.json"
+    lock.write_bytes((programs.UNLEASH_MANIFEST / "package-lock.json").read_bytes())
+    assert programs.unleash_server() == script
     lock.write_text("{}")
     with pytest.raises(ServiceError, match="unleash-server is not installed"):
-        install.unleash_server()
+        programs.unleash_server()
 
 
 def test_a_test_that_needs_a_missing_server_fails_with_one_line(tmp_path: Path) -> None:
     module = tmp_path / "test_child.py"
     module.write_text(
         "import pathlib\n"
-        "from tests.services import install\n"
-        "install.CACHE = pathlib.Path('nowhere')\n"
-        "install.shutil.which = lambda name: None\n"
+        "from tests.services import programs\n"
+        "programs.CACHE = pathlib.Path('nowhere')\n"
+        "programs.shutil.which = lambda name: None\n"
         "def test_it(redis_server): pass\n"
     )
     done = subprocess.run(

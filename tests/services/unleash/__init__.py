@@ -5,8 +5,8 @@ Migrations run once a session, on a template database that each further server c
 
 from typing import ClassVar
 
-from tests.services.install import node, unleash_server
 from tests.services.postgres import Postgres
+from tests.services.programs import node, unleash_server
 from tests.services.server import Server, free_port, http_request
 from tests.services.unleash.admin import UnleashAdmin
 
