@@ -1,8 +1,9 @@
 """The breaker layer: when a route keeps failing for a tenant, answer 503 at once instead of asking the app again.
 
-One circuit per route and tenant, so that a tenant whose requests fail does not shut others out. Routes are those that
-policies name; everything else is one route, "other". A cache further out turns the 503 into a stale response where it
-may (RFC 5861 stale-if-error).
+One circuit per route and tenant, so that a tenant whose requests fail does not shut others out; and, under flags, one
+per set of open layers, so that an open layer that fails the canary does not shut out the control users beside it (a
+judge would take that for trouble that strikes both). Routes are those that policies name; everything else is one
+route, "other". A cache further out turns the 503 into a stale response where it may (RFC 5861 stale-if-error).
 """
 
 import math
@@ -41,7 +42,8 @@ class BreakerLayer:
     settings: when a circuit opens, and for how long.
     failures: statuses that count as failures; an exception always does. A cancelled request, or one whose client left
         before the answer, says nothing about the app.
-    max_circuits: circuits kept, one for each route and tenant seen lately; the least recently used is forgotten.
+    max_circuits: circuits kept, one for each route, tenant and set of open layers seen lately; the least recently used
+        is forgotten.
     """
 
     def __init__(
@@ -192,11 +194,11 @@ class _Route:
             self._counts[former] -= 1
 
 
-Circuit = tuple[str, str | None]
+Circuit = tuple[str, str | None, frozenset[str] | None]
 
 
 class _Circuits:
-    """The circuits by route and tenant, bounded."""
+    """The circuits by route, tenant and open layers, bounded."""
 
     def __init__(self, settings: BreakerSettings, limit: int, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -209,8 +211,12 @@ class _Circuits:
 
     def of(self, context: RequestContext) -> Breaker:
         """The circuit for a request."""
-        identity = context.identity
-        circuit = (context.match.route, identity.tenant if identity is not None else None)
+        identity, decision = context.identity, context.decision
+        circuit = (
+            context.match.route,
+            identity.tenant if identity is not None else None,
+            decision.open if decision is not None else None,
+        )
         breaker = self._breakers.get(circuit)
         if breaker is None:
             return self._make(circuit)

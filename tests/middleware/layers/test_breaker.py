@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.driver import Answer, Origin, User, call, scope_of
 from tidegate.middleware.core.breaker import BreakerSettings
+from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.breaker import BreakerLayer
@@ -35,7 +37,7 @@ class Bench:
         self.origin = Origin()
         self.layer = BreakerLayer(
             app if app is not None else self.origin,
-            resolver=ContextResolver(policies=POLICIES),
+            resolver=ContextResolver(policies=POLICIES, decide=options.pop("decide", None)),
             **{"settings": SETTINGS, "clock": self.clock, "metrics": self.metrics} | options,
         )
 
@@ -154,6 +156,25 @@ def test_one_tenants_failures_shut_nobody_else_out_nor_another_route() -> None:
         assert (await bench.ask("/a/1")).status == 200
         assert (await bench.ask("/b", user=acme)).status == 200
         assert (bench.gauge("/a/{rest:path}"), bench.gauge("/b")) == (2, 0)
+
+    run(body)
+
+
+def test_failures_of_those_for_whom_a_layer_is_open_shut_out_no_colleague_for_whom_it_is_shut() -> None:
+    @dataclass(frozen=True)
+    class Decided:
+        open: frozenset[str]
+        cohorts: tuple[tuple[str, str, str], ...] = ()
+
+    def decide(identity: Identity | None, scope: Any) -> Decided:
+        assert identity is not None
+        return Decided(frozenset({"breaker", "cache"} if identity.user == "canary" else {"breaker"}))
+
+    async def body() -> None:
+        bench = Bench(decide=decide)
+        await bench.fail(user=User("tenant", "canary"))
+        assert (await bench.ask(user=User("tenant", "canary"))).status == 503
+        assert (await bench.ask(user=User("tenant", "control"))).status == 200
 
     run(body)
 
