@@ -51,6 +51,8 @@ def load_spec(path: str | Path) -> RolloutSpec:
         )
     except yaml.YAMLError as error:
         problems.add("file", str(file), f"is not YAML: {error}", "correct it")
+    except RecursionError:
+        problems.add("file", str(file), "is nested too deeply", "a spec has three levels")
     problems.raise_if_any()
     return RolloutSpec.parse(raw, str(file))
 

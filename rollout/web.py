@@ -130,7 +130,7 @@ def firing(body: bytes, now: float) -> list[Mapping[str, str]]:
     """The labels of each firing alert in a POST from Alertmanager (an object) or Prometheus (a list)."""
     try:
         document: Any = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Refused(400, f"the body is not JSON: {error}") from error
     alerts: Any = cast(Mapping[str, Any], document).get("alerts") if isinstance(document, dict) else document
     if not isinstance(alerts, list):

@@ -71,6 +71,8 @@ def exporting() -> Iterator[Exporter]:
             self.end_headers()
             self.wfile.write(body)
 
+        do_POST = do_GET
+
         def log_message(self, *args: Any) -> None:
             pass
 
