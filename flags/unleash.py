@@ -37,9 +37,6 @@ from tidegate.flags.ticker import Ticker
 
 __all__ = ["UnleashFlags"]
 
-_TOP_LEVEL = frozenset({"userId", "sessionId", "remoteAddress"})
-"""Context fields that Unleash keeps beside the properties, not among them."""
-
 _numbers = itertools.count(1)
 
 
@@ -131,13 +128,10 @@ class UnleashFlags:
         client = self._client
         if client is None:
             return False
-        asked: dict[str, Any] = {}
-        properties: dict[str, str] = {}
-        for name, value in context.properties.items():
+        for value in context.properties.values():
             value.encode()
-            (asked if name in _TOP_LEVEL else properties)[name] = value
-        asked["properties"] = properties
-        return client.is_enabled(flag, asked)
+        # The engine looks for userId, sessionId and remoteAddress among the properties too.
+        return client.is_enabled(flag, {"properties": context.properties})
 
     def partly_open(self, flag: str) -> bool:
         """Whether the flag is open for some contexts and shut for others, as far as its strategies tell."""

@@ -88,6 +88,25 @@ def test_users_sessions_and_other_properties_reach_the_engine(unleash: Unleash) 
     run(flags, check)
 
 
+def test_unleash_s_default_stickiness_follows_the_user_and_then_the_session(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.create_flag(flag)
+    unleash.admin.add_strategy(flag, 50, stickiness="default")
+    unleash.admin.turn_on(flag)
+    flags = connect(unleash)
+    names = [f"n{i}" for i in range(100)]
+    inside = {name for name in names if normalized(flag, name) <= 50}
+
+    async def check() -> None:
+        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        for known in ({"userId": "", "sessionId": "other"}, {"sessionId": ""}):
+            field = next(iter(known))
+            contexts = {name: FlagContext(unit=None, properties={**known, field: name}) for name in names}
+            assert {name for name in names if flags.is_enabled(flag, contexts[name])} == inside
+
+    run(flags, check)
+
+
 def test_environments_under_one_app_name_never_mix(unleash: Unleash) -> None:
     flag = unleash.admin.fresh_name()
     unleash.admin.roll_out(flag, 100)

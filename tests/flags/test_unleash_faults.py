@@ -27,6 +27,7 @@ class Stub:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes, str] = (500, b"", "")
+        self.registration = 202
         self.polls = 0
         self.conditions: list[str | None] = []
 
@@ -38,7 +39,7 @@ def stub_server() -> Iterator[tuple[str, Stub]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(202)
+            self.send_response(stub.registration)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -199,6 +200,22 @@ def test_an_answer_without_an_etag_is_not_confused_with_the_one_before() -> None
             await until(lambda: flags.is_enabled("f", ACME), 10, "the flag opens again")
 
         run(flags, check)
+
+
+def test_a_registration_that_fails_is_told_and_does_not_make_the_flags_stale() -> None:
+    errors = Errors()
+    with stub_server() as (url, stub):
+        stub.registration = 500
+        stub.answer = (200, features("f"), '"1"')
+        flags = UnleashFlags(url, token="t", poll_interval=60, on_error=errors)
+
+        async def check() -> None:
+            await until(lambda: flags.version, 10, "the first answer")
+            await until(lambda: flags.health().staleness < 10, 1, "it counts")
+            assert flags.health().detail == ""
+
+        run(flags, check)
+    assert any("registration failed due to unexpected HTTP status code: 500" in error for error in errors.seen)
 
 
 @pytest.mark.parametrize(
