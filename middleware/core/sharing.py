@@ -6,100 +6,93 @@ client sent, and where it sent it from.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.message import directives, field_values, list_members, single_value
+from tidegate.middleware.core.message import directives, field_values, list_members
 from tidegate.middleware.core.storing import Pairs
 
-__all__ = ["TRACE_HEADERS", "refusal_to_share", "request_parts", "stated_length", "told_apart", "varies_on"]
+__all__ = ["TRACE_HEADERS", "Answer", "judge_answer", "request_key", "told_apart"]
 
 TRACE_HEADERS: Final = frozenset({b"traceparent", b"tracestate"})
 """Request fields that differ in every request and that no answer depends on (W3C Trace Context)."""
 
-_CONDITIONS: Final = (
-    b"if-match",
-    b"if-modified-since",
-    b"if-none-match",
-    b"if-range",
-    b"if-unmodified-since",
-    b"range",
+_CONDITIONS: Final = frozenset(
+    {b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"range"}
 )
+_name = itemgetter(0)
 
 
-def request_parts(
+def request_key(
     *,
     method: str,
     headers: Pairs,
     narrowed: bytes | None,
     identity: Identity | None,
     client: str,
-    url: Sequence[bytes],
-) -> list[bytes | None]:
-    """What must be equal for two requests to share a run.
+    url: Sequence[str | bytes],
+) -> tuple[object, ...]:
+    """What must be equal for two requests to share a run. A key of plain values: for comparing, not for keeping.
 
     narrowed: the cache's key, where it knows what counts; it holds identity and URL as far as they do.
     client: the address that the request came from; an app may answer by it, and nothing else tells it.
     url: scheme, root path, raw path, query.
     """
     if narrowed is not None:
-        parts: list[bytes | None] = [b"narrowed", narrowed, method.encode()]
-        for name in _CONDITIONS:
-            values = field_values(headers, name)
-            parts.append(b"\x00".join(values) if values else None)
-        return parts
-    who: tuple[bytes | None, ...] = (None, None, None)
-    if identity is not None:
-        user = None if identity.user is None else _encode(identity.user)
-        who = (_encode(identity.tenant), user, _encode(identity.grants))
-    parts = [b"whole", *who, method.encode(), client.encode(), *url]
-    for name, value in sorted(headers, key=_name):  # stable: lines of one field keep their order
-        if name not in TRACE_HEADERS:
-            parts += [name, value]
-    return parts
+        return (narrowed, method, *[tuple(pair) for pair in headers if pair[0] in _CONDITIONS])
+    # Sorting is stable: lines of one field keep their order.
+    head = [tuple(pair) for pair in sorted(headers, key=_name) if pair[0] not in TRACE_HEADERS]
+    return (identity, method, client, *url, *head)
 
 
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What followers must know of a response's start.
+
+    refused: why it is for the request that ran alone; None if it may be shared.
+    length: the stated Content-Length; None where it is not stated, or not once.
+    vary: the request fields that Vary names, in lower case.
+    """
+
+    refused: str | None
+    length: int | None
+    vary: tuple[bytes, ...]
 
 
-def _name(pair: tuple[bytes, bytes]) -> bytes:
-    return pair[0]
-
-
-def refusal_to_share(status: int, headers: Pairs, *, same_user: bool) -> str | None:
-    """Why this response is for the request that ran alone; None if it may be shared.
+def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
+    """Decide about a response's start, in one pass over its fields.
 
     same_user: all requests are one user's, so that `private` does not stand between them.
     """
-    if status >= 500:
-        return "error"
-    if field_values(headers, b"set-cookie"):
-        return "set-cookie"
-    control = directives(field_values(headers, b"cache-control"))
-    if b"no-store" in control:
-        return "no-store"
-    if b"private" in control and not same_user:
-        return "private"
-    if b"*" in varies_on(headers):
-        return "vary"
-    kind = single_value(headers, b"content-type") or b""
-    if kind.partition(b";")[0].strip().lower() == b"text/event-stream":
-        return "stream"
-    return None
-
-
-def varies_on(headers: Pairs) -> tuple[bytes, ...]:
-    """The request fields that Vary names, in lower case."""
-    return tuple(name.lower() for name in list_members(field_values(headers, b"vary")))
+    refused = "error" if status >= 500 else None
+    control: list[bytes] = []
+    vary: list[bytes] = []
+    lengths: list[bytes] = []
+    for name, value in headers:
+        if name == b"content-length":
+            lengths.append(value.strip())
+        elif name == b"cache-control":
+            control.append(value)
+        elif name == b"vary":
+            vary += [member.lower() for member in list_members([value])]
+        elif name == b"set-cookie":
+            refused = refused or "set-cookie"
+        elif name == b"content-type" and value.partition(b";")[0].strip().lower() == b"text/event-stream":
+            refused = refused or "stream"
+    if control:
+        found = directives(control)
+        if b"no-store" in found:
+            refused = refused or "no-store"
+        elif b"private" in found and not same_user:
+            refused = refused or "private"
+    if b"*" in vary:
+        refused = refused or "vary"
+    length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
+    return Answer(refused, length, tuple(vary))
 
 
 def told_apart(vary: Iterable[bytes], one: Pairs, other: Pairs) -> bool:
     """Whether two requests differ in a field that Vary names (RFC 9111 4.1)."""
     return any(field_values(one, name) != field_values(other, name) for name in vary)
-
-
-def stated_length(headers: Pairs) -> int | None:
-    """Content-Length, if it is stated once and is a number."""
-    stated = single_value(headers, b"content-length")
-    return int(stated) if stated is not None and stated.isdigit() else None

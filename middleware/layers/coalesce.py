@@ -14,9 +14,8 @@ from collections import OrderedDict
 from typing import Any, Final, cast
 
 from tidegate.errors import TidegateError
-from tidegate.middleware.core.keys import digest
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY
-from tidegate.middleware.core.sharing import request_parts
+from tidegate.middleware.core.sharing import request_key
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -36,6 +35,8 @@ from tidegate.middleware.metrics import Metrics
 __all__ = ["CoalesceLayer", "LeaderFailedError"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+Key = tuple[object, ...]
 
 _PASSING: Final = frozenset({"error"})
 """Reasons not to share that say nothing about the next run."""
@@ -79,8 +80,9 @@ class CoalesceLayer:
         self._max_wait = max_wait
         self._max_hold = max_hold
         self._max_body = max_body
-        self._flights: dict[bytes, Flight] = {}
-        self._tenants: dict[str | None, set[bytes]] = {}
+        self._flights: dict[Key, Flight] = {}
+        self._tenants: dict[str | None, set[Key]] = {}
+        self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
         self._lonely = _Remembered(remember, max_remembered)
         self._metrics = metrics if metrics is not None else Metrics.of()
         roles = self._metrics.coalesced
@@ -138,7 +140,7 @@ class CoalesceLayer:
         else:
             await self._follow(flight, scope, receive, send, context)
 
-    async def _lead(self, key: bytes, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+    async def _lead(self, key: Key, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         tenant = context.identity.tenant if context.identity is not None else None
 
         def closed() -> None:
@@ -171,7 +173,11 @@ class CoalesceLayer:
             await leader.attend(run)
         except asyncio.CancelledError:
             leader.depart()
-            await _forsake(flight, run)
+            if flight.shared:
+                self._forsaken.add(run)
+                run.add_done_callback(self._forsaken.discard)
+            else:
+                await _cancel(flight, run)
             raise
 
     async def _run(self, flight: Flight, scope: Scope, leader: Leader) -> None:
@@ -183,6 +189,7 @@ class CoalesceLayer:
             self._metrics.fail("coalesce", error)  # the leader, who would have heard of it, is gone
         finally:
             flight.finish()
+            leader.call()
 
     async def _follow(
         self, flight: Flight, scope: Scope, receive: Receive, send: Send, context: RequestContext
@@ -218,10 +225,8 @@ class CoalesceLayer:
         return False
 
 
-async def _forsake(flight: Flight, run: "asyncio.Task[None]") -> None:
-    """The leader was cancelled: the run goes on while somebody follows."""
-    if flight.shared:
-        return
+async def _cancel(flight: Flight, run: "asyncio.Task[None]") -> None:
+    """End a run that nobody waits for any more."""
     flight.close()
     run.cancel()
     await asyncio.wait([run])
@@ -274,50 +279,50 @@ def _same_user(context: RequestContext) -> bool:
     return context.coalesce_key is None or (policy is not None and policy.share == "user")
 
 
-def _key(scope: Scope, context: RequestContext) -> bytes:
-    path: str = scope["path"]
-    raw_path: bytes = scope.get("raw_path") or path.encode("utf-8", "surrogatepass")
-    root_path: str = scope.get("root_path", "")
+def _key(scope: Scope, context: RequestContext) -> Key:
     client: tuple[str, int] | None = scope.get("client")
-    parts = request_parts(
+    asked = request_key(
         method=scope["method"],
         headers=scope["headers"],
         narrowed=context.coalesce_key,
         identity=context.identity,
         client=client[0] if client is not None else "",
         url=(
-            scope.get("scheme", "http").encode(),
-            root_path.encode("utf-8", "surrogatepass"),
-            raw_path,
+            scope.get("scheme", "http"),
+            scope.get("root_path", ""),
+            scope.get("raw_path") or scope["path"],
             scope.get("query_string", b""),
         ),
     )
     # The layers inside must be open for both, or one would get what its own gate forbids.
-    parts += [b"breaker" if context.is_open("breaker") else None, b"etag" if context.is_open("etag") else None]
-    return digest(parts, b"")
+    return (context.is_open("breaker"), context.is_open("etag"), asked)
 
 
 class _Remembered:
-    """Keys for some seconds, bounded; the oldest go first."""
+    """Keys for some seconds, bounded; the oldest go first. Kept as hashes: two that meet cost a shared run, no more."""
 
     def __init__(self, seconds: float, limit: int) -> None:
         self._seconds = seconds
         self._limit = limit
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._until: OrderedDict[int, float] = OrderedDict()
 
-    def add(self, key: bytes, now: float) -> None:
+    def add(self, key: Key, now: float) -> None:
         """Remember a key."""
-        self._until[key] = now + self._seconds
-        self._until.move_to_end(key)
+        hashed = hash(key)
+        self._until[hashed] = now + self._seconds
+        self._until.move_to_end(hashed)
         if len(self._until) > self._limit:
             self._until.popitem(last=False)
 
-    def holds(self, key: bytes, now: float) -> bool:
+    def holds(self, key: Key, now: float) -> bool:
         """Whether it is remembered."""
-        until = self._until.get(key)
+        if not self._until:
+            return False
+        hashed = hash(key)
+        until = self._until.get(hashed)
         if until is None:
             return False
         if until <= now:
-            del self._until[key]
+            del self._until[hashed]
             return False
         return True

@@ -8,9 +8,9 @@ nobody is left the run is cancelled.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from tidegate.middleware.core.sharing import refusal_to_share, stated_length, told_apart, varies_on
+from tidegate.middleware.core.sharing import judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Send
 
@@ -52,6 +52,32 @@ class Flight:
     turned_down: called once with the reason, if the answer turns out not to be for sharing.
     """
 
+    __slots__ = (
+        "_closed",
+        "_deserted",
+        "_headers",
+        "_hold",
+        "_live",
+        "_max_body",
+        "_max_hold",
+        "_same_user",
+        "_size",
+        "_status",
+        "_turned_down",
+        "_vary",
+        "abandoned",
+        "chunks",
+        "complete",
+        "context",
+        "failed",
+        "joinable",
+        "positions",
+        "refused",
+        "request",
+        "run",
+        "seats",
+    )
+
     def __init__(
         self,
         *,
@@ -85,7 +111,7 @@ class Flight:
         self._closed = closed
         self._turned_down = turned_down
         self._hold: asyncio.TimerHandle | None = None
-        self._desertion: asyncio.Event | None = None
+        self._deserted: asyncio.Event | None = None
 
     @property
     def shared(self) -> bool:
@@ -121,8 +147,8 @@ class Flight:
         self.seats.discard(seat)
         if self.shared:
             return
-        if self._desertion is not None:
-            self._desertion.set()
+        if self._deserted is not None:
+            self._deserted.set()
         if self.abandoned and not self.complete and self.run is not None:
             self.close()
             self.run.cancel()
@@ -130,10 +156,10 @@ class Flight:
     async def deserted(self) -> None:
         """Return when nobody follows, or needs to; from then on nobody may join."""
         while self.shared:
-            if self._desertion is None:
-                self._desertion = asyncio.Event()
-            self._desertion.clear()
-            await self._desertion.wait()
+            if self._deserted is None:
+                self._deserted = asyncio.Event()
+            self._deserted.clear()
+            await self._deserted.wait()
         self.close()
 
     def close(self, refused: str | None = None) -> None:
@@ -170,17 +196,17 @@ class Flight:
     def _begin(self, message: Message) -> None:
         headers = tuple(cast(list[tuple[bytes, bytes]], message.get("headers", ())))
         status: int = message["status"]
-        length = stated_length(headers)
-        refused = refusal_to_share(status, headers, same_user=self._same_user)
+        answer = judge_answer(status, headers, same_user=self._same_user)
+        refused = answer.refused
         if message.get("trailers"):
             refused = "extension"
-        elif length is not None and length > self._max_body:
+        elif answer.length is not None and answer.length > self._max_body:
             refused = "too-large"
         if refused is not None:
             self.close(refused)
             return
-        self._status, self._headers, self._vary = status, headers, varies_on(headers)
-        self._live = length is not None
+        self._status, self._headers, self._vary = status, headers, answer.vary
+        self._live = answer.length is not None
 
     def _extend(self, message: Message) -> None:
         self.close()  # a request that comes after the response began to flow runs on its own
@@ -195,8 +221,8 @@ class Flight:
         if not message.get("more_body", False):
             self.complete = True
             self._drop_hold()
-            if self._desertion is not None:
-                self._desertion.set()
+            if self._deserted is not None:
+                self._deserted.set()
         elif not self._live and self._hold is None:
             # Followers of a response of unknown length begin when it is whole: one that has begun cannot leave, and
             # a stream without end would hold it, or everybody, to the slowest reader.
@@ -214,6 +240,8 @@ class Flight:
 
 class Leader:
     """The connection that the run began for: its `receive` and `send` as the run sees them."""
+
+    __slots__ = ("_called", "_drained", "_failure", "_flight", "_outbox", "_receive", "_send", "_sending")
 
     def __init__(self, flight: Flight, receive: Receive, send: Send) -> None:
         self._flight = flight
@@ -268,18 +296,17 @@ class Leader:
         if self._drained is not None:
             self._drained.set()
 
-    def call(self, _: Any = None) -> None:
+    def call(self) -> None:
         """Wake `attend`: there is something to send, or the run is over."""
         if self._called is not None and not self._called.done():
             self._called.set_result(None)
 
     async def attend(self, run: asyncio.Task[None]) -> None:
-        """Send what waits, until the run is over.
+        """Send what waits, until the run is over; whoever ends it calls `call`.
 
         Raises:
             Exception: the run's own, or else what the client's connection raised.
         """
-        run.add_done_callback(self.call)
         while True:
             await self._send_waiting()
             if run.done() and not self._outbox:

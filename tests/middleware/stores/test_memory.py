@@ -88,7 +88,7 @@ def test_the_estimate_of_a_records_size_is_near_what_it_takes() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for number in range(count):
             made = entry(
-                fresh(number) * 32,
+                fresh(number) * 2,
                 headers=tuple((b"name-%d" % part + fresh(number), fresh(number)) for part in range(5)),
                 tags=((PUBLIC_SCOPE, f"uri:{number}"),),
                 positions=((PUBLIC_SCOPE, number * 10**12),),
