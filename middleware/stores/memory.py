@@ -65,7 +65,7 @@ class MemoryStore:
         ConfigError: if a limit is not a whole number above 0.
     """
 
-    local: Final = True
+    local: bool = True
 
     def __init__(
         self,

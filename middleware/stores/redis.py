@@ -104,7 +104,7 @@ class RedisStore:
         ConfigError: with every option that cannot be used.
     """
 
-    local: Final = False
+    local: bool = False
 
     def __init__(
         self,
