@@ -46,7 +46,8 @@ T = TypeVar("T")
 class GuardedStore:
     """A Store round another one, which may be remote.
 
-    budget: seconds that a look-up, delete or first attempt at a purge may take.
+    budget: seconds that one look-up, delete or first attempt at a purge may take (a request that looks up a variant
+        makes two look-ups).
     settings: when the breaker opens.
     max_writes, max_write_bytes: writes that may wait in the background; beyond either, new ones are dropped.
     max_pending: tags of purges that may wait for the store; beyond, they grow into purges of whole scopes.

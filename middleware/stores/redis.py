@@ -18,7 +18,8 @@ go (too old for any entry to be older, or too many), it raises the floor to it f
 
 Guaranteed: a purge that returned done is honoured by every `get` that begins later, in every process.
 Not guaranteed, and said: a failover may lose what was not replicated; a server whose policy may evict keys without
-expiry (`allkeys-*`) may lose stamps, which is reported at start.
+expiry (`allkeys-*`) may lose stamps, which is reported at start. A scope that lost its position alone misses on the
+tags purged before until it is purged again.
 Deadlines are the caller's (`GuardedStore`): redis-py's own `socket_timeout` swallows cancellations on Python 3.11.
 """
 

@@ -7,8 +7,10 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgpack import fallback
 
 from tidegate.errors import StoreError
+from tidegate.middleware.core import codec
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import Entry, Record, Variants
 
@@ -135,3 +137,61 @@ def test_nan_is_no_number_of_seconds() -> None:
         bad[at] = float("nan")
         with pytest.raises(CodecError):
             decode(framed(bad))
+
+
+WRONG: list[tuple[int, object]] = [
+    (1, "200"),
+    (1, 99),
+    (1, 1000),
+    (1, True),
+    (2, [["text", b""]]),
+    (2, [[b"name", "text"]]),
+    (2, [[b"one"]]),
+    (2, [[b"one", b"two", b"three"]]),
+    (2, {}),
+    (3, "1"),
+    (4, None),
+    (5, True),
+    (6, 2**60),
+    (7, 1),
+    (8, None),
+    (9, [[b"name", "text"]]),
+    (10, [[b"scope", "tag"]]),
+    (10, [["scope", b"tag"]]),
+    (11, [["scope", -1]]),
+    (11, [["scope", 1.0]]),
+    (12, 0),
+    (13, 1),
+    (13, "0"),
+]
+
+
+@pytest.mark.parametrize(("at", "value"), WRONG)
+def test_a_field_of_the_wrong_type_or_range_is_refused(at: int, value: object) -> None:
+    meta: list[Any] = ["e", 200, [], 1.0, 1.0, 0.0, 0.0, False, False, [], [], [], False, 0]
+    assert isinstance(decode(framed(meta)), Entry)
+    meta[at] = value
+    with pytest.raises(CodecError):
+        decode(framed(meta))
+
+
+@pytest.mark.parametrize("wrong", [-1, 1, 2**31])
+def test_a_meta_length_that_is_not_the_meta_parts_is_refused(wrong: int) -> None:
+    whole = encode(Entry(status=200, headers=(), body=b"", born=1.0, lifetime=1.0))
+    (length,) = struct.unpack_from(">I", whole, 1)
+    with pytest.raises(CodecError):
+        decode(whole[:1] + struct.pack(">I", length + wrong) + whole[5:])
+
+
+def test_the_other_implementation_of_msgpack_raises_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """msgpack falls back to pure Python where it finds no compiler."""
+
+    def unpackb(packed: bytes, **options: Any) -> Any:
+        unpacker = fallback.Unpacker(None, max_buffer_size=len(packed), **options)
+        unpacker.feed(packed)
+        return unpacker._unpack()
+
+    monkeypatch.setattr(codec._msgpack, "unpackb", unpackb)
+    for packed in (b"", b"\x91" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc1", b"\xd6\xff\x00\x00\x00\x01", b"\xc6\xff"):
+        with pytest.raises(CodecError):
+            decode(struct.pack(">BI", 1, len(packed)) + packed)

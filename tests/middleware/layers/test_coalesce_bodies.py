@@ -99,6 +99,7 @@ def test_a_body_above_the_limit_is_not_shared(stated: bool) -> None:
         await call.start(*([(b"content-length", b"3000")] if stated else []))
         for _ in range(3):
             await call.body(bytes(1000), more=True)
+            await settle()
         await call.body(b"")
 
     async def body() -> None:
@@ -120,11 +121,11 @@ def test_what_is_not_to_be_shared_does_not_queue_for_some_seconds() -> None:
     async def body() -> None:
         app = App(step)
         app.gate.set()
-        bench = Bench(app, remember=0.2, max_remembered=2)
+        bench = Bench(app, remember=0.5, max_remembered=2)
         await call(bench.layer)
         await asyncio.gather(*[call(bench.layer) for _ in range(10)])
         assert bench.roles() == (1, 0, 10), "nobody waited for another"
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while bench.roles()[0] == 1:
                 await call(bench.layer)
                 await asyncio.sleep(0.01)

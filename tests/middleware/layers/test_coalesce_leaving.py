@@ -249,7 +249,7 @@ def test_a_failure_that_nobody_is_left_to_hear_is_counted() -> None:
 
 def test_a_follower_waits_only_so_long() -> None:
     async def body() -> None:
-        async with two(max_wait=0.02) as (app, bench, leader, follower):
+        async with two(max_wait=0.3) as (app, bench, leader, follower):
             app.begun.clear()
             async with asyncio.timeout(2):
                 await app.begun.wait()
@@ -305,5 +305,45 @@ def test_nothing_is_left_behind_when_all_is_over() -> None:
             await asyncio.gather(leader.done(), follower.done())
             assert not bench.layer._flights
             assert not bench.layer._tenants
+
+    run(body)
+
+
+def test_a_follower_whose_body_arrives_together_with_the_answer_runs_alone() -> None:
+    async def body() -> None:
+        async with two() as (app, bench, leader, follower):
+            arrived = asyncio.Event()
+
+            async def receive() -> Any:
+                await arrived.wait()
+                return {"type": "http.request", "body": b"unannounced", "more_body": False}
+
+            answer = Answer()
+
+            async def send(message: Any) -> None:
+                answer.messages.append(message)
+
+            third = asyncio.create_task(bench.layer(scope_of(), receive, send))
+            await settle()
+            arrived.set()
+            app.gate.set()
+            await asyncio.gather(leader.done(), follower.done(), third)
+            assert (follower.answer.body, answer.body) == (b"run 1", b"run 2")
+
+    run(body)
+
+
+def test_a_run_without_a_leader_is_cancelled_when_its_last_follower_stops_waiting() -> None:
+    async def body() -> None:
+        async with two(max_wait=0.3) as (app, _bench, leader, follower):
+            app.begun.clear()
+            leader.task.cancel()
+            async with asyncio.timeout(2):
+                await app.begun.wait()
+            await settle()
+            assert (app.runs, app.cancelled) == (2, 1)
+            app.gate.set()
+            assert (await follower.done()).body == b"run 2"
+            await asyncio.gather(leader.task, return_exceptions=True)
 
     run(body)
