@@ -125,17 +125,19 @@ class Controller:
         return True
 
     async def alert(self, labels: Mapping[str, str]) -> list[str]:
-        """Shut the flag of every rollout that this firing alert concerns, now; the answer names the rollouts."""
+        """Shut the flag of every rollout that this firing alert concerns, now; the answer names the rollouts.
+
+        Without the lease it is left in the journal for the controller that has it.
+        """
         told = "alert " + ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
         concerned = [rollout for rollout in self._journal.active() if matches(rollout.spec.alerts, labels)]
-        shut_down: list[str] = []
         for rollout in concerned:
-            if not self.leading:
-                self._journal.ask(rollout, Event.ALERT, told, self._clock())
-            else:
+            try:
                 await self._reconciler.roll_back(rollout, Event.ALERT, told, {"labels": dict(labels)})
-            shut_down.append(rollout.name)
-        return shut_down
+            except LostLeaseError:
+                self._reconciler.lease = None
+                self._journal.ask(rollout, Event.ALERT, told, self._clock())
+        return [rollout.name for rollout in concerned]
 
     async def close(self) -> None:
         """Finish what is being written and give the lease back."""
@@ -201,7 +203,17 @@ class Controller:
                 await self._reconciler.resume(rollout, command.reason)
             else:
                 raise RolloutError(f"{command.kind!r} is not a command of this version")
+        except ConflictError:
+            return  # it stays unanswered, and is obeyed at the next look
+        except LostLeaseError:
+            self._reconciler.lease = None
+            return
         except (FlagError, RolloutError) as error:
             self._journal.answer(command.id, f"refused: {error}")
+            return
+        except Exception as error:  # noqa: BLE001 - else it would be tried again for ever
+            self.metrics.errors.labels("controller").inc()
+            _log.exception("%s: %s failed", rollout.name, command.kind)
+            self._journal.answer(command.id, f"refused: it failed, {error!r}")
             return
         self._journal.answer(command.id, self._journal.by_id(rollout.id).state)

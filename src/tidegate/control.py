@@ -153,6 +153,10 @@ async def abort(name: str, reason: str, settings: Settings, say: Say) -> None:
         running = journal.holder(time.time()) is not None
     if running:
         await ask(name, Event.ABORT, reason, settings, say)
+        with Journal(settings.rollout.journal, make=False) as journal:
+            rollout = journal.by_id(rollout.id)
+        if rollout.state not in FINAL:
+            raise RolloutError(f"{name} is not shut yet, and the controller goes on trying: {rollout.reason}")
     else:
         await kill(rollout.flag, rollout.environment, reason, settings, say)
 

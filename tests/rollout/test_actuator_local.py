@@ -143,9 +143,13 @@ def test_a_lock_that_is_held_is_waited_for_and_then_reported(tmp_path: Path, mon
     assert flag(path)["enabled"] is True
 
 
-def _move(path: Path, name: str) -> None:
-    for percentage in range(60):
-        asyncio.run(LocalActuator(path, "production").set_percentage(name, "production", percentage))
+def _move(path: Path, name: str, together: Any) -> None:
+    """A flag that only this process moves must be where it was moved to."""
+    ours = LocalActuator(path, "production")
+    together.wait(30)
+    for percentage in range(100):
+        asyncio.run(ours.set_percentage(name, "production", percentage))
+        assert asyncio.run(ours.read(name, "production")).percentage == percentage
 
 
 def test_writers_in_two_processes_lose_nothing_and_readers_never_see_half_a_file(tmp_path: Path) -> None:
@@ -166,7 +170,8 @@ def test_writers_in_two_processes_lose_nothing_and_readers_never_see_half_a_file
     reader = threading.Thread(target=read)
     reader.start()
     spawn = multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=_move, args=(path, name)) for name in ("one", "two")]
+    together = spawn.Barrier(2)
+    writers = [spawn.Process(target=_move, args=(path, name, together)) for name in ("one", "two")]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -176,7 +181,7 @@ def test_writers_in_two_processes_lose_nothing_and_readers_never_see_half_a_file
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert broken == []
     found = json.loads(path.read_text(encoding="utf-8"))["flags"]
-    assert [found[name]["strategies"][0]["percentage"] for name in ("one", "two")] == [59, 59]
+    assert [found[name]["strategies"][0]["percentage"] for name in ("one", "two")] == [99, 99]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

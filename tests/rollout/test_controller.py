@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.rollout.worlds import FLAG, START, Clock, MemoryActuator, SteadySource, make_spec
-from tidegate.errors import RolloutError
 from tidegate.rollout.controller import LEASE_SECONDS, Controller, matches
 from tidegate.rollout.machine import Event, State, after
 from tidegate.rollout.records import Rollout
@@ -27,6 +26,8 @@ class World:
         self.flag = MemoryActuator()
         self.source = SteadySource()
         self.journal = Journal(path)
+        # Hundreds of made-up seconds in one: durability is test_store's matter.
+        self.journal._db.execute("PRAGMA synchronous=OFF")
         self.controller = self.new_controller()
 
     def new_controller(self, holder: str = "one") -> Controller:
@@ -243,6 +244,38 @@ def test_an_alert_during_a_slow_query_does_not_wait_for_it(world: World) -> None
     assert world.flag.did[-2:] == ["off", "0 %"]
 
 
+def test_a_verdict_on_what_was_before_a_resume_does_not_count(world: World) -> None:
+    """A tick is asking while a person pauses and resumes: its bad verdict is about a step that began anew."""
+    world.source.changes = {START + 25: {("canary", "errors"): 5.0}}
+    world.start()
+    world.run(29)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    answer = world.source.samples
+
+    async def slow(*arguments: Any) -> Any:
+        asked.set()
+        await go_on.wait()
+        return await answer(*arguments)
+
+    async def scenario() -> None:
+        world.source.samples = slow  # type: ignore[method-assign]
+        world.clock.now = START + 40
+        ticking = asyncio.create_task(world.controller.attend(wait=True))
+        await asyncio.wait_for(asked.wait(), 5)
+        for command in ("pause", "resume"):
+            number = world.journal.ask(world.rollout, command, command, world.clock())
+            while world.journal.answered(number) is None:
+                await asyncio.wait_for(world.controller.attend(), 5)
+                await asyncio.sleep(0)
+        go_on.set()
+        await ticking
+
+    asyncio.run(scenario())
+    assert (world.rollout.state, world.rollout.reason) == (State.OBSERVING, "resume")
+    assert world.flag.enabled
+    assert world.metric("errors_total", component="controller") == 0
+
+
 def test_a_flag_that_cannot_be_shut_is_tried_again_every_second(world: World) -> None:
     world.start()
     world.run(30)
@@ -387,15 +420,34 @@ def test_a_controller_without_the_lease_leaves_an_alert_to_the_one_that_has_it(w
     assert world.rollout.state is State.ROLLED_BACK
 
 
-def test_a_former_leader_writes_nothing(world: World) -> None:
+def test_a_former_leader_does_nothing_itself_and_leaves_an_alert_to_the_leader(world: World) -> None:
     world.start()
     world.run(30)
     second = world.new_controller("two")
     world.clock.now += LEASE_SECONDS + 1
     asyncio.run(second.attend(wait=True))
-    with pytest.raises(RolloutError, match="lease"):
-        asyncio.run(world.controller.alert(FIRING))
-    assert world.flag.enabled
+    did = list(world.flag.did)
+    assert asyncio.run(world.controller.alert(FIRING)) == ["canary"]
+    assert world.flag.did == did
+    assert not world.controller.leading
+    asyncio.run(second.attend(wait=True))
+    assert world.rollout.state is State.ROLLED_BACK
+
+
+def test_a_command_that_meets_a_bug_is_answered_once(world: World) -> None:
+    world.start()
+    world.run(30)
+    world.journal.ask(world.rollout, "pause", "", world.clock())
+    world.attend()
+
+    async def broken(flag: str, environment: str) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    world.flag.read = broken  # type: ignore[method-assign]
+    number = world.journal.ask(world.rollout, "resume", "", world.clock())
+    world.run(3)
+    assert "it failed" in (world.journal.answered(number) or "")
+    assert world.metric("errors_total", component="controller") == 1
 
 
 def test_a_closed_controller_gives_the_lease_back_at_once(world: World) -> None:
