@@ -16,7 +16,8 @@ WHEEL_VENV := .cache/wheel-venv
 export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-# What the wheel's own run leaves out: tests of this house itself, which say nothing about the wheel.
+# What the wheel's own run leaves out: tests of this house itself, which say nothing about the wheel. A test that asks for
+# its server only while it runs is not known to need one, so the servers are fetched first here too.
 NOT_THE_WHEEL := --ignore=tests/house --ignore=tests/packaging --ignore=tests/services_test
 
 .PHONY: help demo demo-real test suite wheel-test check services environment clean
@@ -42,7 +43,7 @@ test: wheel-test suite
 suite: services
 	$(VENV)/pytest
 
-wheel-test: environment
+wheel-test: services
 	@mkdir -p .cache
 	@scripts/environment wheel
 	TIDEGATE_FROM=$(WHEEL_VENV) $(WHEEL_VENV)/bin/pytest -q -m "not real_server" $(NOT_THE_WHEEL)
