@@ -352,13 +352,24 @@ def _commands(text: str) -> list[tuple[str, list[str]]]:
     """The commands of a console block, each with the lines shown below it."""
     found: list[tuple[str, list[str]]] = []
     for line in text.replace("\\\n", " ").splitlines():
-        if line.startswith("$ "):
+        if found and _is_open(found[-1][0]):
+            found[-1] = (f"{found[-1][0]}\n{line}", [])
+        elif line.startswith("$ "):
             found.append((line.removeprefix("$ "), []))
         elif line.strip() and found:
             found[-1][1].append(line)
         elif line.strip():
             raise Stumbled(f"{line!r} stands below no command")
     return found
+
+
+def _is_open(command: str) -> bool:
+    """Whether a quotation goes on in the next line."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return True
+    return False
 
 
 def _check_targets(words: list[str]) -> None:
