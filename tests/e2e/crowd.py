@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -114,12 +114,13 @@ def draw(chance: random.Random, tenants: int = 10) -> tuple[str, str]:
 
 
 async def ask(client: httpx2.AsyncClient, user: str, path: str) -> Sample:
-    """One request by one user."""
+    """One request by one user; by nobody if that is empty."""
     began = time.time()
     headers = httpx2.Headers()
     status = 0
     try:
-        answer = await client.get(path, headers={"x-tenant": user.partition(".")[0], "x-user": user})
+        who = {"x-tenant": user.partition(".")[0], "x-user": user} if user else {}
+        answer = await client.get(path, headers=who)
         status, headers = answer.status_code, answer.headers
     except httpx2.HTTPError:
         pass  # status 0 tells the test
@@ -137,8 +138,11 @@ async def ask(client: httpx2.AsyncClient, user: str, path: str) -> Sample:
     )
 
 
-def batch(port: int, count: int, *, seed: int = 1, path: Callable[[str], str] = lambda path: path) -> list[Sample]:
-    """`count` requests, 32 at a time, over connections of their own; all are answered when this returns."""
+def batch(port: int, count: int, *, seed: int = 1, by_nobody: str = "") -> list[Sample]:
+    """`count` requests, 32 at a time, over connections of their own; all are answered when this returns.
+
+    by_nobody: a path to ask for without an identity, so that it is in no cohort, instead of what users ask for.
+    """
 
     async def send() -> list[Sample]:
         chance = random.Random(seed)
@@ -148,8 +152,8 @@ def batch(port: int, count: int, *, seed: int = 1, path: Callable[[str], str] = 
 
             async def one(user: str, wanted: str) -> Sample:
                 async with turn:
-                    return await ask(client, user, path(wanted))
+                    return await ask(client, user, wanted)
 
-            return await asyncio.gather(*(one(*draw(chance)) for _ in range(count)))
+            return await asyncio.gather(*(one(*(("", by_nobody) if by_nobody else draw(chance))) for _ in range(count)))
 
     return asyncio.run(send())

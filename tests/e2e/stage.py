@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,7 +238,9 @@ class Stage:
         admin = self.unleash.admin
         return admin.enabled(FLAG, environment=ENVIRONMENT), int(admin.percentage(FLAG, environment=ENVIRONMENT))
 
-
-def seconds_since(moment: float) -> float:
-    """Seconds since a moment of the epoch."""
-    return time.time() - moment
+    def open_by_hand(self, percent: int) -> None:
+        """Open the flag as a person does, without a rollout."""
+        admin = self.unleash.admin
+        (strategy,) = admin.strategies(FLAG, environment=ENVIRONMENT)
+        admin.set_percentage(FLAG, strategy["id"], percent, environment=ENVIRONMENT)
+        admin.turn_on(FLAG, environment=ENVIRONMENT)
