@@ -172,7 +172,7 @@ class CoalesceLayer:
         try:
             await leader.attend(run)
         except asyncio.CancelledError:
-            leader.depart()
+            flight.abandoned = True
             if flight.shared:
                 self._forsaken.add(run)
                 run.add_done_callback(self._forsaken.discard)

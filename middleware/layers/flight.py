@@ -286,15 +286,7 @@ class Leader:
             await self._drained.wait()
         if self._failure is not None:
             raise self._failure
-        if not self._flight.abandoned:
-            await self._send(message)
-
-    def depart(self) -> None:
-        """The connection is gone; the run may go on."""
-        self._flight.abandoned = True
-        self._outbox.clear()
-        if self._drained is not None:
-            self._drained.set()
+        await self._send(message)
 
     def call(self) -> None:
         """Wake `attend`: there is something to send, or the run is over."""

@@ -167,16 +167,16 @@ def test_a_leader_whose_client_left_hears_of_it_only_when_nobody_follows() -> No
 
 def test_a_leaders_broken_connection_does_not_fail_the_run_while_others_follow() -> None:
     async def step(call: Call) -> None:
-        await call.start((b"content-length", b"6"))
-        await call.body(b"one", more=True)
-        await asyncio.sleep(0)
-        await call.body(b"two")
+        await call.start((b"content-length", b"11"))
+        for part in (b"one", b"two", b"three"):
+            await call.body(part, more=part != b"three")
+            await settle()
 
     async def body() -> None:
         async with two(step) as (app, _bench, leader, follower):
             leader.broken = True
             app.gate.set()
-            assert (await follower.done()).body == b"onetwo"
+            assert (await follower.done()).body == b"onetwothree"
             with pytest.raises(OSError, match="client is gone"):
                 await leader.done()
 
@@ -345,5 +345,53 @@ def test_a_run_without_a_leader_is_cancelled_when_its_last_follower_stops_waitin
             app.gate.set()
             assert (await follower.done()).body == b"run 2"
             await asyncio.gather(leader.task, return_exceptions=True)
+
+    run(body)
+
+
+def test_nothing_is_sent_to_a_leader_whose_call_has_ended() -> None:
+    more = asyncio.Event()
+
+    async def step(call: Call) -> None:
+        await call.answer(b"x")
+        await more.wait()
+        await call.send({"type": "invented.by.the.test"})
+
+    async def body() -> None:
+        async with two(step) as (app, bench, leader, follower):
+            leader.task.cancel()
+            await settle()
+            app.gate.set()
+            assert (await follower.done()).body == b"x"
+            more.set()
+            await settle()
+            await asyncio.gather(leader.task, return_exceptions=True)
+            assert not leader.answer.messages
+            assert not bench.layer._forsaken, "the run has come to its end"
+
+    run(body)
+
+
+def test_what_is_sent_directly_does_not_overtake_what_waits_for_a_slow_leader() -> None:
+    more = asyncio.Event()
+
+    async def step(call: Call) -> None:
+        await call.start((b"content-length", b"6"))
+        await call.body(b"one", more=True)
+        await more.wait()
+        await call.body(b"two")
+
+    async def body() -> None:
+        async with two(step) as (app, _bench, leader, follower):
+            leader.slow = asyncio.Event()
+            app.gate.set()
+            await follower.has(b"one")
+            follower.left.set()
+            await follower.done()
+            more.set()
+            await settle()
+            leader.slow.set()
+            assert (await leader.done()).body == b"onetwo"
+            assert leader.answer.complete
 
     run(body)
