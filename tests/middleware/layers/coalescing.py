@@ -81,6 +81,7 @@ class Client:
         self.broken = False
         self.slow: asyncio.Event | None = None
         self._asked = False
+        self._sending = False
         self.task = asyncio.create_task(layer(scope or scope_of(**of), self.receive, self.send))
 
     async def receive(self) -> Any:
@@ -91,10 +92,15 @@ class Client:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
-        if self.slow is not None:
-            await self.slow.wait()
-        if self.broken:
-            raise OSError("client is gone")
+        assert not self._sending, "two messages at once"
+        self._sending = True
+        try:
+            if self.slow is not None:
+                await self.slow.wait()
+            if self.broken:
+                raise OSError("client is gone")
+        finally:
+            self._sending = False
         self.answer.messages.append(dict(message))
         self.got.set()
 

@@ -363,6 +363,7 @@ def test_nothing_is_sent_to_a_leader_whose_call_has_ended() -> None:
             await settle()
             app.gate.set()
             assert (await follower.done()).body == b"x"
+            assert bench.layer._forsaken, "a run that nobody awaits must not be forgotten by the garbage collector"
             more.set()
             await settle()
             await asyncio.gather(leader.task, return_exceptions=True)
@@ -372,25 +373,31 @@ def test_nothing_is_sent_to_a_leader_whose_call_has_ended() -> None:
     run(body)
 
 
-def test_what_is_sent_directly_does_not_overtake_what_waits_for_a_slow_leader() -> None:
-    more = asyncio.Event()
+@pytest.mark.parametrize("slow_from", ["start", "body"])
+def test_what_is_sent_directly_does_not_overtake_what_waits_for_a_slow_leader(slow_from: str) -> None:
+    more, slow = asyncio.Event(), asyncio.Event()
+    clients: list[Client] = []
 
     async def step(call: Call) -> None:
         await call.start((b"content-length", b"6"))
+        await settle()
+        clients[0].slow = slow
         await call.body(b"one", more=True)
         await more.wait()
         await call.body(b"two")
 
     async def body() -> None:
         async with two(step) as (app, _bench, leader, follower):
-            leader.slow = asyncio.Event()
+            clients.append(leader)
+            if slow_from == "start":
+                leader.slow = slow
             app.gate.set()
             await follower.has(b"one")
             follower.left.set()
             await follower.done()
             more.set()
             await settle()
-            leader.slow.set()
+            slow.set()
             assert (await leader.done()).body == b"onetwo"
             assert leader.answer.complete
 
