@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stage import ALERT_TOKEN, ENVIRONMENT, FLAG, App, Stage
+from tests.e2e.stage import ALERT_TOKEN, ENVIRONMENT, FLAG, App, Stage, shut_by_hand
 from tests.services import AlertReceiver, Postgres, Prometheus, Unleash, Valkey, free_port
 from tidegate.vocabulary import LAYERS
 
@@ -41,7 +41,7 @@ def set_stage(gates: Unleash, controller_token: str, valkey: Valkey, tmp_path: P
     with ExitStack() as stack:
 
         def make(*, rules: Any = (), workers: int = 1, **settings: str) -> Stage:
-            shut(gates)
+            shut_by_hand(gates)
             port, control_port = free_port(), free_port()
             receiver = AlertReceiver(address=f"127.0.0.1:{control_port}", token=ALERT_TOKEN)
             prometheus = Prometheus([f"127.0.0.1:{port}"], rules=rules, alert_receivers=[receiver])
@@ -75,10 +75,3 @@ def set_stage(gates: Unleash, controller_token: str, valkey: Valkey, tmp_path: P
             return stage
 
         yield make
-
-
-def shut(unleash: Unleash) -> None:
-    """The cache's flag as a rollout wants to find it: off, at 0 %."""
-    unleash.admin.turn_off(FLAG, environment=ENVIRONMENT)
-    (strategy,) = unleash.admin.strategies(FLAG, environment=ENVIRONMENT)
-    unleash.admin.set_percentage(FLAG, strategy["id"], 0, environment=ENVIRONMENT)

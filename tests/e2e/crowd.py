@@ -138,16 +138,16 @@ async def ask(client: httpx2.AsyncClient, user: str, path: str) -> Sample:
     )
 
 
-def batch(port: int, count: int, *, seed: int = 1, by_nobody: str = "") -> list[Sample]:
-    """`count` requests, 32 at a time, over connections of their own; all are answered when this returns.
+def batch(port: int, count: int, *, seed: int = 1, at_once: int = 32, by_nobody: str = "") -> list[Sample]:
+    """`count` requests, `at_once` at a time, over connections of their own; all are answered when this returns.
 
     by_nobody: a path to ask for without an identity, so that it is in no cohort, instead of what users ask for.
     """
 
     async def send() -> list[Sample]:
         chance = random.Random(seed)
-        turn = asyncio.Semaphore(32)
-        limits = httpx2.Limits(max_connections=32, max_keepalive_connections=32)
+        turn = asyncio.Semaphore(at_once)
+        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=8, limits=limits) as client:
 
             async def one(user: str, wanted: str) -> Sample:

@@ -20,7 +20,18 @@ from tests.services.server import http_request
 from tidegate.rollout.records import Entry, Rollout
 from tidegate.rollout.store import Journal
 
-__all__ = ["ALERT_TOKEN", "ENVIRONMENT", "FLAG", "App", "Controller", "Stage", "metric", "spec"]
+__all__ = [
+    "ALERT_TOKEN",
+    "ENVIRONMENT",
+    "FLAG",
+    "App",
+    "Controller",
+    "Stage",
+    "metric",
+    "open_by_hand",
+    "shut_by_hand",
+    "spec",
+]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = "production"
@@ -238,9 +249,19 @@ class Stage:
         admin = self.unleash.admin
         return admin.enabled(FLAG, environment=ENVIRONMENT), int(admin.percentage(FLAG, environment=ENVIRONMENT))
 
-    def open_by_hand(self, percent: int) -> None:
-        """Open the flag as a person does, without a rollout."""
-        admin = self.unleash.admin
-        (strategy,) = admin.strategies(FLAG, environment=ENVIRONMENT)
-        admin.set_percentage(FLAG, strategy["id"], percent, environment=ENVIRONMENT)
-        admin.turn_on(FLAG, environment=ENVIRONMENT)
+
+def open_by_hand(unleash: Unleash, percent: int) -> None:
+    """Open the cache's flag as a person does, without a rollout."""
+    _set(unleash, percent)
+    unleash.admin.turn_on(FLAG, environment=ENVIRONMENT)
+
+
+def shut_by_hand(unleash: Unleash) -> None:
+    """The cache's flag as a rollout wants to find it: off, at 0 %."""
+    unleash.admin.turn_off(FLAG, environment=ENVIRONMENT)
+    _set(unleash, 0)
+
+
+def _set(unleash: Unleash, percent: int) -> None:
+    (strategy,) = unleash.admin.strategies(FLAG, environment=ENVIRONMENT)
+    unleash.admin.set_percentage(FLAG, strategy["id"], percent, environment=ENVIRONMENT)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from tests.e2e.crowd import Crowd
-from tests.e2e.stage import ENVIRONMENT, FLAG, Stage
+from tests.e2e.stage import ENVIRONMENT, FLAG, Stage, open_by_hand
 from tests.services import free_port, wait_until
 
 
@@ -42,7 +42,7 @@ def test_start_refuses_a_flag_that_is_open_already_and_a_second_rollout_of_one_f
     set_stage: Callable[..., Stage],
 ) -> None:
     stage = set_stage()
-    stage.open_by_hand(30)
+    open_by_hand(stage.unleash, 30)
     assert "is open already (on at 30 %)" in refused(stage)
     stage.tidegate("kill", FLAG)
     stage.start("first")
@@ -54,7 +54,7 @@ def test_kill_shuts_a_flag_in_every_request_within_seconds_and_needs_no_controll
     set_stage: Callable[..., Stage],
 ) -> None:
     stage = set_stage(TIDEGATE_FLAGS_POLL_INTERVAL="2")
-    stage.open_by_hand(100)
+    open_by_hand(stage.unleash, 100)
     with Crowd(stage.app.port) as crowd:
         wait_until(lambda: sum(one.hit for one in crowd.samples) > 100, 20, "the cache is in use")
         said = stage.tidegate("kill", FLAG)

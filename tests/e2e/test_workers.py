@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from tests.e2e.crowd import Sample, batch, hit_ratio
-from tests.e2e.stage import FLAG, Stage, metric
+from tests.e2e.stage import FLAG, Stage, metric, open_by_hand
 from tests.services import wait_until
 
 WORKERS = 4
@@ -18,7 +18,7 @@ def test_with_four_workers_and_two_of_them_killed_the_counters_equal_the_request
 ) -> None:
     # Four workers that are asked by 32 at once on a small machine are slow; this is not about the store's deadline.
     stage = set_stage(workers=WORKERS, TIDEGATE_STORE_BUDGET="2")
-    stage.open_by_hand(100)
+    open_by_hand(stage.unleash, 100)
     everything: list[Sample] = []
 
     def send(count: int, seed: int) -> list[Sample]:

@@ -1,0 +1,123 @@
+"""Bad surroundings (P5): whatever cannot be reached, the application answers, soon, and says so once a second."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.e2e.crowd import Crowd, batch, hit_ratio
+from tests.e2e.stage import ENVIRONMENT, App, metric, open_by_hand, shut_by_hand
+from tests.services import Unleash, Valkey, free_port, wait_until
+
+REFUSED, BLACK_HOLE = "refused", "black hole"
+LISTENING_SECONDS = 3.0
+
+
+@pytest.fixture
+def start_app() -> Iterator[Callable[..., App]]:
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(App(settings))
+
+
+@pytest.mark.parametrize("how", [REFUSED, BLACK_HOLE])
+def test_without_a_store_every_request_is_answered_soon_and_hits_appear_when_the_server_does(
+    how: str, start_app: Callable[..., App], start_valkey: Callable[..., Valkey]
+) -> None:
+    port = free_port()
+    with ExitStack() as until_it_comes:
+        if how == BLACK_HOLE:
+            until_it_comes.enter_context(black_hole(port))
+        app = start_app(TIDEGATE_STORE_URL=f"redis://127.0.0.1:{port}/0")
+        assert_answers_soon(app)
+        assert not any(one.hit for one in batch(app.port, 50)), "there is nothing to have hits from"
+        assert_says_so_once_a_second(app, {"store", "redis-check"})
+    with Crowd(app.port) as crowd:
+        start_valkey(port=port)
+        came = time.time()
+        wait_until(lambda: sum(one.hit for one in crowd.samples) > 50, 15, "hits appear")
+        first = next(one for one in crowd.samples if one.hit)
+        print(f"{how}: first hit {first.began - came:.1f} s after the server came up")
+        assert hit_ratio(crowd.next(200)) > 0.5
+    assert {one.status for one in crowd.samples} == {200}
+
+
+@pytest.mark.parametrize("how", [REFUSED, BLACK_HOLE])
+def test_without_flags_and_store_the_layers_stay_shut_and_open_when_both_come_up(
+    how: str, gates: Unleash, start_app: Callable[..., App], start_valkey: Callable[..., Valkey]
+) -> None:
+    port = free_port()
+    open_by_hand(gates, 100)
+    with ExitStack() as until_they_come:
+        if how == BLACK_HOLE:
+            gates.suspend()
+            until_they_come.callback(gates.resume)
+            until_they_come.enter_context(black_hole(port))
+        else:
+            gates.kill()
+            until_they_come.callback(gates.start)
+        app = start_app(
+            TIDEGATE_FLAGS_PROVIDER="unleash",
+            TIDEGATE_FLAGS_UNLEASH_URL=gates.api_url,
+            TIDEGATE_FLAGS_UNLEASH_TOKEN=gates.production_token,
+            TIDEGATE_FLAGS_ENVIRONMENT=ENVIRONMENT,
+            TIDEGATE_FLAGS_UNIT="user",
+            TIDEGATE_FLAGS_POLL_INTERVAL="0.5",
+            TIDEGATE_STORE_URL=f"redis://127.0.0.1:{port}/0",
+        )
+        assert_answers_soon(app)
+        assert not any(one.gated for one in batch(app.port, 50)), "who knows no flags opens no layer"
+        assert_says_so_once_a_second(app, {"flags.unleash", "redis-check"})
+    with Crowd(app.port) as crowd:
+        start_valkey(port=port)
+        wait_until(lambda: sum(one.hit for one in crowd.samples) > 50, 20, "hits appear")
+        assert hit_ratio(crowd.next(200)) > 0.5
+    assert {one.status for one in crowd.samples} == {200}
+    shut_by_hand(gates)
+
+
+def black_hole(port: int) -> "closing[socket.socket]":
+    """Connections are made, and nobody answers."""
+    return closing(socket.create_server(("127.0.0.1", port), backlog=200))
+
+
+def assert_answers_soon(app: App) -> None:
+    began = time.monotonic()
+    samples = batch(app.port, 50, at_once=50)
+    seconds = time.monotonic() - began
+    longest = max(one.ended - one.began for one in samples)
+    print(f"50 concurrent requests: {seconds:.2f} s in all, the longest {longest * 1000:.0f} ms")
+    assert {one.status for one in samples} == {200}
+    assert seconds < 2
+
+
+def assert_says_so_once_a_second(app: App, components: set[str]) -> None:
+    """Requests go on until each component has been named, and for some seconds: at most one line a second names it.
+
+    What waits for an answer that does not come names itself when its own deadline is over, after 5 s.
+    """
+
+    def named(component: str) -> int:
+        return sum(line.startswith(f"{component} failed") for line in failures(app))
+
+    before, began = {component: named(component) for component in components}, time.monotonic()
+    with Crowd(app.port, rate=60) as crowd:
+        wait_until(lambda: all(map(named, components)), 20, f"{components} are named")
+        wait_until(lambda: time.monotonic() - began >= LISTENING_SECONDS, 5, "we listened")
+    seconds = time.monotonic() - began
+    lines = failures(app)
+    print(f"{len(lines)} lines so far; {len(crowd.samples)} requests in {seconds:.1f} s; first: {lines[0]}")
+    assert {one.status for one in crowd.samples} == {200}
+    assert len(crowd.samples) > 100
+    for component in components:
+        assert named(component) - before[component] <= seconds + 1, f"{component}: at most one line a second"
+        assert metric(app.metrics(), "tidegate_errors_total", component=component) > 0
+    others = {line.partition(" failed")[0] for line in lines} - components
+    assert not others, "nothing else fails"
+
+
+def failures(app: App) -> list[str]:
+    """Lines of the application's log that are not uvicorn's own."""
+    return [line for line in app.log_lines() if not re.match(r"INFO: ", line)]
