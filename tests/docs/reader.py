@@ -24,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -32,7 +31,8 @@ from typing import Any
 
 import yaml
 
-from tests.docs.pages import ROOT, Block, Page
+from tests.docs.console import Stumbled, check_packages, check_targets, commands
+from tests.docs.pages import Block, Page
 from tests.services.server import free_port, wait_until
 from tidegate import Settings
 from tidegate.flags import parse_flags
@@ -52,10 +52,6 @@ _SHIMS = {
     "python3": '"{python}" "$@"',
     "curl": '"{python}" "{curl}" "$@"',
 }
-
-
-class Stumbled(AssertionError):
-    """Something on a page does not work as it stands there."""
 
 
 class _Running:
@@ -214,16 +210,16 @@ class Reader:
     # --- console -------------------------------------------------------------------
 
     def _console(self, block: Block, _page: Page) -> None:
-        for command, shown in _commands(self.text_of(block)):
+        for command, shown in commands(self.text_of(block)):
             self.run(command, shown)
 
     def run(self, command: str, shown: list[str]) -> None:
         """Run one command and compare what it prints."""
         words = shlex.split(command, comments=True)
         if words[0] == "make":
-            _check_targets(words[1:])
+            check_targets(words[1:])
         elif words[0] == "pip":
-            _check_packages(words[1:])
+            check_packages(words[1:])
         elif words[0] == "export":
             self._export(words[1:])
         elif found := _ASSIGNMENT.match(command):
@@ -346,51 +342,3 @@ def _pattern(shown: str) -> re.Pattern[str]:
 
 def _is_among(shown: str, printed: str) -> bool:
     return any(_pattern(shown.strip()).fullmatch(line.strip()) for line in printed.splitlines())
-
-
-def _commands(text: str) -> list[tuple[str, list[str]]]:
-    """The commands of a console block, each with the lines shown below it."""
-    found: list[tuple[str, list[str]]] = []
-    for line in text.replace("\\\n", " ").splitlines():
-        if found and _is_open(found[-1][0]):
-            found[-1] = (f"{found[-1][0]}\n{line}", [])
-        elif line.startswith("$ "):
-            found.append((line.removeprefix("$ "), []))
-        elif line.strip() and found:
-            found[-1][1].append(line)
-        elif line.strip():
-            raise Stumbled(f"{line!r} stands below no command")
-    return found
-
-
-def _is_open(command: str) -> bool:
-    """Whether a quotation goes on in the next line."""
-    try:
-        shlex.split(command, comments=True)
-    except ValueError:
-        return True
-    return False
-
-
-def _check_targets(words: list[str]) -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for word in words:
-        if not re.search(rf"^{re.escape(word)}:", makefile, re.MULTILINE):
-            raise Stumbled(f"the Makefile has no target {word}")
-
-
-def _check_packages(words: list[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
-    if words[0] != "install" or len(words) < 2:
-        raise Stumbled(f"pip {' '.join(words)} installs nothing")
-    for word in words[1:]:
-        found = re.fullmatch(r"([\w.-]+)(?:\[([\w,]+)\])?", word)
-        if found is None:
-            raise Stumbled(f"{word} is no package")
-        if found[1] in ("tidegate", "."):
-            unknown = set((found[2] or "").split(",")) - {"", *project["optional-dependencies"]}
-            if unknown:
-                raise Stumbled(f"there is no extra {', '.join(sorted(unknown))}")
-        elif f"\n{found[1].lower()}==" not in pinned:
-            raise Stumbled(f"{found[1]} is not among the constraints")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
@@ -16,14 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.docs.pages import Page
 from tests.driver import Origin, call
 from tidegate import CacheLayer, ConfigError, Identity, MemoryStore, RoutePolicy, Settings, Tidegate, cli
-from tidegate.flags import UNIT_FIELDS, LocalFlags, parse_flags
+from tidegate.flags import UNIT_FIELDS, Gates, LocalFlags, parse_flags
+from tidegate.flags.local import MAX_BYTES
+from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, CREDENTIAL_QUERY
 from tidegate.middleware.core.policy import Policies
 from tidegate.middleware.core.storing import POLICY_STATUSES, Bypass
 from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.exchange import MAX_TAGS
 from tidegate.middleware.metrics import Metrics
-from tidegate.rollout.analysis import Cause
+from tidegate.rollout.analysis import CONTROL_HEARD, Cause
+from tidegate.rollout.controller import LEASE_SECONDS
 from tidegate.rollout.fields import REQUIRED, show_duration
 from tidegate.rollout.fields import Field as SpecField
 from tidegate.rollout.machine import diagram
@@ -306,3 +310,16 @@ def test_the_commands_table_has_every_command_and_only_options_that_exist() -> N
     for command, text in told.items():
         assert set(re.findall(r"`(--[\w-]+)`", text)) <= commands[command]
     assert all({"--config", "--journal"} <= options for options in commands.values())
+
+
+# --- numbers in the text ---------------------------------------------------------------
+
+
+def test_the_numbers_in_the_text_are_those_of_the_code() -> None:
+    staleness = inspect.signature(Gates).parameters["max_staleness"].default
+    assert f"older than {staleness:g} s" in FLAG_PAGE.text
+    assert MAX_BYTES == 1024 * 1024
+    assert "at most 1 MiB" in FLAG_PAGE.text
+    assert f"with 503 and Retry-After for {BreakerSettings().open_for:g} s" in MOUNTING.text
+    assert f"at least {CONTROL_HEARD} bad events" in ROLLOUTS.text
+    assert f"within {LEASE_SECONDS:g} s" in ROLLOUTS.text
