@@ -7,7 +7,7 @@ cardinality is bounded by configuration. The cohort counters that a rollout is j
 
 import logging
 import time
-from typing import Final
+from typing import ClassVar, Final
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -23,7 +23,7 @@ _log = logging.getLogger("tidegate")
 class Metrics:
     """The metrics of one process (or, in tests, of one registry). Use `Metrics.of(registry)`: one object a registry."""
 
-    _known: "WeakKeyDictionary[CollectorRegistry, Metrics]" = WeakKeyDictionary()
+    _known: ClassVar["WeakKeyDictionary[CollectorRegistry, Metrics]"] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, registry: CollectorRegistry | None = None) -> "Metrics":
