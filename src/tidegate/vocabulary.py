@@ -61,4 +61,4 @@ COHORT_HITS: Final = "tidegate_cohort_hits_total"
 COHORT_SECONDS: Final = "tidegate_cohort_duration_seconds"
 """Histogram of seconds from the first byte of work to the end of the response (_bucket with `le`, _sum, _count)."""
 COHORT_BUCKETS: Final[tuple[float, ...]] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds, in seconds, of the buckets of COHORT_SECONDS (and +Inf). A slow-response objective names one of them."""
+"""Seconds: upper bounds of the buckets of COHORT_SECONDS, but +Inf. A slow-response objective names one of them."""
