@@ -40,15 +40,20 @@ class Tally:
 
 @dataclass
 class Load:
-    """Sends `rate` requests a second to `base` until it is stopped. One in a hundred is a write."""
+    """Sends `rate` requests a second to `base` until it is stopped. One in a hundred is a write.
+
+    Never more than `at_once` are under way: on a machine that cannot keep up the rate falls, instead of a queue growing.
+    """
 
     base: str
-    rate: float = 200.0
+    rate: float = 160.0
     tenants: int = 20
     users: int = 12
     seed: int = 1
+    at_once: int = 100
     samples: list[Sample] = field(default_factory=list[Sample])
     failures: int = 0
+    under_way: int = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["Load", None]:
@@ -68,7 +73,8 @@ class Load:
         async with asyncio.TaskGroup() as group:
             while True:
                 due = int((time.monotonic() - start) * self.rate)
-                for _ in range(due - sent):
+                for _ in range(min(due - sent, self.at_once - self.under_way)):
+                    self.under_way += 1
                     group.create_task(self._one(client, *self._draw(chance)))
                 sent = max(sent, due)
                 await asyncio.sleep(0.01)
@@ -91,6 +97,8 @@ class Load:
         except httpx2.HTTPError:
             self.failures += 1
             return
+        finally:
+            self.under_way -= 1
         ended = time.monotonic()
         hit = "; hit" in answer.headers.get("cache-status", "")
         self.samples.append(Sample(ended, ended - began, answer.status_code, hit))

@@ -34,8 +34,8 @@ interval: 1s
 window: 6s
 bake: 3s
 steps:
-  - {{percent: 1, dwell: 7s, min_requests: 8}}
-  - {{percent: 10, dwell: 7s, min_requests: 30}}
+  - {{percent: 1, dwell: 7s, min_requests: 5}}
+  - {{percent: 10, dwell: 7s, min_requests: 25}}
   - {{percent: 50, dwell: 7s, min_requests: 100}}
   - {{percent: 100, dwell: 7s, min_requests: 100}}
 objectives:

@@ -103,4 +103,4 @@ def test_whoever_asks_gets_an_answer_made_for_the_share_that_is_theirs(world: An
 def test_the_law_above_was_put_to_the_test_by_hits() -> None:
     if hits_seen == 0:  # run alone, or in another order: make the sequences now
         test_whoever_asks_gets_an_answer_made_for_the_share_that_is_theirs()
-    assert hits_seen > 1000
+    assert hits_seen > 400
