@@ -59,7 +59,7 @@ class Crowd:
     """
 
     port: int
-    rate: float = 100.0
+    rate: float = 120.0
     seed: int = 1
     tenants: int = 10
     unique: bool = False

@@ -1,4 +1,4 @@
-"""What `start` refuses, and whom it names; `kill`, with nothing else needed."""
+"""What `start` refuses, and what it names; `kill`, with no controller."""
 
 import time
 from collections.abc import Callable
@@ -38,25 +38,14 @@ def test_start_refuses_what_unleash_does_not_have_and_names_it(set_stage: Callab
     assert stage.changes() == []
 
 
-def test_start_refuses_a_flag_that_is_open_already_and_a_second_rollout_of_one_flag(
-    set_stage: Callable[..., Stage],
-) -> None:
-    stage = set_stage()
-    open_by_hand(stage.unleash, 30)
-    assert "is open already (on at 30 %)" in refused(stage)
-    stage.tidegate("kill", FLAG)
-    stage.start("first")
-    said = stage.tidegate("rollout", "start", str(stage.write_spec("second")), expect=1)
-    assert "rollout 'first' of flag 'tidegate.cache' is pending" in said
-
-
-def test_kill_shuts_a_flag_in_every_request_within_seconds_and_needs_no_controller(
+def test_kill_shuts_an_open_flag_for_every_request_within_seconds_and_only_then_a_rollout_may_start(
     set_stage: Callable[..., Stage],
 ) -> None:
     stage = set_stage(TIDEGATE_FLAGS_POLL_INTERVAL="2")
     open_by_hand(stage.unleash, 100)
     with Crowd(stage.app.port) as crowd:
         wait_until(lambda: sum(one.hit for one in crowd.samples) > 100, 20, "the cache is in use")
+        assert "is open already (on at 100 %)" in refused(stage)
         said = stage.tidegate("kill", FLAG)
         killed = time.time()
         assert f"{FLAG} in {ENVIRONMENT} is off" in said
@@ -67,6 +56,9 @@ def test_kill_shuts_a_flag_in_every_request_within_seconds_and_needs_no_controll
         print(f"kill to last gated request {last - killed:.1f} s")
     assert stage.changes()[-2:] == ["off", 0]
     assert {one.status for one in crowd.samples} == {200}
+    stage.start("first")
+    said = stage.tidegate("rollout", "start", str(stage.write_spec("second")), expect=1)
+    assert "rollout 'first' of flag 'tidegate.cache' is pending" in said
 
 
 def refused(stage: Stage, settings: dict[str, str] | None = None, **changes: object) -> str:

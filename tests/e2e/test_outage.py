@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tests.e2e.crowd import Crowd, hit_ratio
-from tests.e2e.stage import Controller, Stage, metric
+from tests.e2e.stage import Controller, Stage, metric, steps
 from tests.services import wait_until
 
 
@@ -12,8 +12,9 @@ def test_a_rollout_holds_while_prometheus_is_down_says_so_once_and_goes_on_after
 ) -> None:
     stage = set_stage()
     with stage.controller() as controller, Crowd(stage.app.port) as crowd:
-        stage.start("outage")
-        stage.wait_for("outage", lambda rollout: rollout.percent == 50, 40, "the second step")
+        stage.start("outage", steps=steps(50, 100))
+        stage.wait_for("outage", lambda rollout: rollout.percent == 50, 20, "the first step")
+        wait_until(lambda: sum(one.hit for one in crowd.samples) > 50, 20, "the cache is in use")
         stage.prometheus.kill()
         held = stage.wait_for("outage", lambda rollout: rollout.cause == "metrics", 10, "the rollout holds")
         assert held.state == "holding"
@@ -33,7 +34,7 @@ def test_a_rollout_holds_while_prometheus_is_down_says_so_once_and_goes_on_after
         print(stage.story("outage"))
         assert over.state == "done"
         assert len(said(stage)) == 1
-    assert stage.changes() == ["on", 10, 50, 100]
+    assert stage.changes() == ["on", 50, 100]
     assert {one.status for one in crowd.samples} == {200}
 
 

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from tests.e2e.crowd import Crowd, hit_ratio, is_canary
-from tests.e2e.stage import Stage
+from tests.e2e.stage import Stage, steps
+from tests.services import wait_until
 
 POLL_INTERVAL = 2.0
 """Seconds; the default, for which P8 gives its bound."""
@@ -16,10 +17,7 @@ def test_errors_of_open_gates_shut_the_flag_and_no_control_user_ever_sees_one(se
     stage = set_stage(TIDEGATE_FLAGS_POLL_INTERVAL=str(POLL_INTERVAL))
     # Few tenants, so that canary and control users are colleagues, and whatever is kept by tenant meets both.
     with stage.controller(), Crowd(stage.app.port, tenants=2) as crowd:
-        stage.start("faulty")
-        stage.wait_for("faulty", lambda rollout: rollout.percent == 50, 40, "the second step")
-        before = crowd.samples[:]
-        assert hit_ratio([one for one in before if one.gated]) > 0.3, "the cache was in use"
+        open_and_in_use(stage, crowd, "faulty")
         stage.app.switch(trouble="errors")
         struck = time.time()
         over = stage.wait_for_end("faulty")
@@ -27,7 +25,7 @@ def test_errors_of_open_gates_shut_the_flag_and_no_control_user_ever_sees_one(se
         print(stage.story("faulty"))
         assert over.state == "rolled_back"
         assert stage.flag() == (False, 0)
-        assert stage.changes() == ["on", 10, 50, "off", 0], "the environment is off before the percentage moves"
+        assert stage.changes() == ["on", 50, "off", 0], "the environment is off before the percentage moves"
 
         later = crowd.next(200, since=decided.at + P8)
         assert not any(one.gated for one in later), "P8: after the poll interval and a second the layer serves nobody"
@@ -51,24 +49,19 @@ def test_errors_of_open_gates_shut_the_flag_and_no_control_user_ever_sees_one(se
 def test_an_app_that_suddenly_forbids_storing_shuts_the_flag(set_stage: Callable[..., Stage]) -> None:
     stage = set_stage()
     with stage.controller(), Crowd(stage.app.port) as crowd:
-        stage.start("forbidden")
-        stage.wait_for("forbidden", lambda rollout: rollout.percent == 50, 30, "the second step")
-        assert hit_ratio([one for one in crowd.samples if one.gated]) > 0.3, "the cache was in use"
+        open_and_in_use(stage, crowd, "forbidden")
         # A release of the application: it forbids storing, and every address is new.
         stage.app.switch(trouble="no-store")
         crowd.unique = True
         assert_missed_hit_ratio_shuts(stage, "forbidden", crowd)
 
 
-def test_addresses_that_are_all_different_shut_the_flag_although_every_answer_may_be_stored(
-    set_stage: Callable[..., Stage],
-) -> None:
-    stage = set_stage()
-    with stage.controller(), Crowd(stage.app.port, unique=True) as crowd:
-        stage.start("unique", steps=[{"percent": 50, "dwell": "4s", "min_requests": 10}])
-        assert_missed_hit_ratio_shuts(stage, "unique", crowd)
-        stored = sum(one.gated and one.status == 200 and one.path != "/now" for one in crowd.samples)
-        assert stored > 50, "the layer was open, and had much to store"
+def open_and_in_use(stage: Stage, crowd: Crowd, name: str) -> None:
+    """A rollout that is open to half of the users, who get hits."""
+    stage.start(name, steps=steps(50, 100, dwell="20s"))
+    stage.wait_for(name, lambda rollout: rollout.percent == 50, 20, "the first step")
+    wait_until(lambda: sum(one.hit for one in crowd.samples) > 50, 20, "the cache is in use")
+    assert hit_ratio([one for one in crowd.samples if one.gated]) > 0.2
 
 
 def assert_missed_hit_ratio_shuts(stage: Stage, name: str, crowd: Crowd) -> None:
@@ -77,7 +70,7 @@ def assert_missed_hit_ratio_shuts(stage: Stage, name: str, crowd: Crowd) -> None
     assert over.state == "rolled_back"
     assert stage.flag() == (False, 0)
     assert stage.changes()[-2:] == ["off", 0]
-    assert_numbers(over.reason, "hits in", "storable requests", "< 20%")
+    assert_numbers(over.reason, "hits in", "storable requests", "< 5%")
     assert {one.status for one in crowd.samples} == {200}, "nobody saw an error"
 
 
