@@ -42,7 +42,8 @@ class Tally:
 class Load:
     """Sends `rate` requests a second to `base` until it is stopped. One in a hundred is a write.
 
-    Never more than `at_once` are under way: on a machine that cannot keep up, the rate falls instead of a queue growing.
+    Never more than `at_once` are under way: on a machine that cannot keep up, the rate falls instead of a queue
+    growing.
     """
 
     base: str
