@@ -16,6 +16,7 @@ __all__ = [
     "field_values",
     "format_date",
     "list_members",
+    "lowered",
     "parse_date",
     "single_value",
     "storable_headers",
@@ -46,6 +47,11 @@ _OWS: Final = b" \t"
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LONG_DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def lowered(headers: HeaderPairs) -> tuple[tuple[bytes, bytes], ...]:
+    """An application's fields as they are read here: ASGI wants names in lower case, and Django keeps their case."""
+    return tuple([(name.lower(), value) for name, value in headers])
 
 
 def field_values(headers: HeaderPairs, name: bytes) -> list[bytes]:

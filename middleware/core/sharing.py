@@ -70,7 +70,8 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
     control: list[bytes] = []
     vary: list[bytes] = []
     lengths: list[bytes] = []
-    for name, value in headers:
+    for cased, value in headers:
+        name = cased.lower()
         if name == b"content-length":
             lengths.append(value.strip())
         elif name == b"cache-control":

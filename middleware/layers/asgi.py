@@ -24,6 +24,7 @@ __all__ = [
     "Scope",
     "Send",
     "always",
+    "repeatable",
     "starlette_user",
     "trusted_headers",
 ]
@@ -223,6 +224,12 @@ class ContextResolver:
         context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
         scope["tidegate"] = context
         return context
+
+
+def repeatable(start: Message) -> Message:
+    """A response's start whose headers can be read more than once: ASGI allows any iterable."""
+    headers = start.get("headers", ())
+    return start if isinstance(headers, list | tuple) else {**start, "headers": list(headers)}
 
 
 def route_path(scope: Scope) -> str:

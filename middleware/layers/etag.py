@@ -8,7 +8,7 @@ application's own ETag is never touched.
 
 from collections.abc import Sequence
 
-from tidegate.middleware.core.message import field_values, single_value
+from tidegate.middleware.core.message import field_values, lowered, single_value
 from tidegate.middleware.core.validators import is_not_modified, make_etag, not_modified_headers
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -20,6 +20,7 @@ from tidegate.middleware.layers.asgi import (
     Scope,
     Send,
     always,
+    repeatable,
 )
 
 __all__ = ["ETagLayer"]
@@ -79,7 +80,8 @@ class _Labelling:
         if start["status"] != 200 or start.get("trailers", False):
             await self._send(start)
             return
-        headers = list(start.get("headers", ()))
+        start = repeatable(start)
+        headers = lowered(start.get("headers", ()))
         names = {name for name, _ in headers}
         if b"etag" not in names and b"content-length" in names:
             self._held = start
@@ -89,17 +91,19 @@ class _Labelling:
             await self._send(start)
 
     async def _label(self, start: Message, body: Message) -> None:
-        headers = list(start.get("headers", ()))
+        sent = list(start.get("headers", ()))
+        headers = lowered(sent)
         content = body.get("body", b"")
         # The answer to HEAD may come without the body that its ETag would be made of.
         if b"%d" % len(content) == single_value(headers, b"content-length"):
             coded = bool(field_values(headers, b"content-encoding"))
-            headers.append((b"etag", make_etag(content, weak=coded)))
+            etag = (b"etag", make_etag(content, weak=coded))
+            sent, headers = [*sent, etag], (*headers, etag)
             self._context.own_etag = True
         if is_not_modified(self._request, headers):
             await self._not_modified(start, headers)
             return
-        await self._send({**start, "headers": headers})
+        await self._send({**start, "headers": sent})
         await self._send(body)
 
     async def _not_modified(self, start: Message, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from tidegate.middleware.core.sharing import judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
-from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Send
+from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Send, repeatable
 
 __all__ = ["Flight", "Leader", "Seat"]
 
@@ -265,6 +265,8 @@ class Leader:
     async def send(self, message: Message) -> None:
         """Share a message with the followers, and give it to the client: at once, or in turn while others wait."""
         flight = self._flight
+        if message["type"] == "http.response.start":
+            message = repeatable(message)
         flight.publish(message)
         if flight.abandoned:
             return

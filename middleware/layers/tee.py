@@ -8,7 +8,7 @@ message, and only if it is whole: the stated length matches, nothing came that a
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-from tidegate.middleware.core.message import single_value
+from tidegate.middleware.core.message import lowered, single_value
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers
 from tidegate.middleware.layers.asgi import Message, Send
 
@@ -19,7 +19,10 @@ Pairs = Sequence[tuple[bytes, bytes]]
 FAILURES: Final = frozenset({500, 502, 503, 504})
 """Statuses that a stale response may stand in for (RFC 5861 4)."""
 
-_UNREPEATABLE: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
+_UNREPEATABLE: Final = frozenset(
+    {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers", "http.response.start"}
+)
+"""A second start is the server's to refuse; what comes after it belongs to no response."""
 
 
 class Keeper(Protocol):
@@ -57,7 +60,7 @@ class Tee:
 
     async def __call__(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "http.response.start":
+        if kind == "http.response.start" and not self.started:
             self.started = True
             await self._begin(message)
             return
@@ -76,7 +79,7 @@ class Tee:
             await self._stand_in()
             return
         headers, room = self._keeper.begin(
-            status, tuple(message.get("headers", ())), trailers=message.get("trailers", False)
+            status, lowered(message.get("headers", ())), trailers=message.get("trailers", False)
         )
         self._status, self._headers = status, headers
         if room is not None:
@@ -95,7 +98,7 @@ class Tee:
             self._copy = None
             return
         if chunk:
-            copy.append(chunk)
+            copy.append(bytes(chunk))  # a buffer may be filled anew for the next message
         if message.get("more_body", False):
             return
         self._copy = None

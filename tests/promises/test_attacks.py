@@ -1,0 +1,108 @@
+"""What an attacker, an odd framework or an odd value may send: nothing leaks, nothing fails because of Tidegate."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.driver import App, User, call
+from tidegate import RoutePolicy, Tidegate
+from tidegate.vocabulary import LAYERS
+
+ANN, BOB = User("acme", "ann"), User("acme", "bob")
+
+
+def tidegate(*policies: RoutePolicy, **options: Any) -> Tidegate:
+    return Tidegate(policies=policies, registry=CollectorRegistry(), **options)
+
+
+def answering(*fields: tuple[bytes, bytes], body: bytes = b"hello", headers: Any = list) -> App:
+    """An app whose headers go out exactly as given, as Django's and raw ASGI apps' do."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": headers(fields)})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "field",
+    [(b"Cache-Control", b"no-store"), (b"Cache-Control", b"private"), (b"Set-Cookie", b"s=1"), (b"Vary", b"*")],
+)
+def test_what_forbids_to_store_is_seen_in_whatever_case_the_app_writes_it(field: tuple[bytes, bytes]) -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60, share="tenant"))(answering((b"Content-Length", b"5"), field))
+
+    async def both() -> None:
+        for user in (ANN, BOB):
+            answer = await call(app, user=user)
+            assert not answer.hit
+            assert "stored" not in (answer.header("cache-status") or "")
+
+    asyncio.run(both())
+
+
+def test_a_session_cookie_is_not_shared_with_followers_in_whatever_case_the_app_writes_it() -> None:
+    calls = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal calls
+        calls += 1
+        number = calls
+        await asyncio.sleep(0.01)
+        fields = [(b"Content-Length", b"1"), (b"Set-Cookie", b"session=%d" % number)]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"%d" % number})
+
+    mounted = tidegate(RoutePolicy(route="/", ttl=60, share="tenant"))(app)
+
+    async def both() -> None:
+        answers = await asyncio.gather(call(mounted, user=ANN), call(mounted, user=BOB))
+        assert answers[0].header("set-cookie") != answers[1].header("set-cookie")
+
+    asyncio.run(both())
+
+
+def test_an_etag_of_the_app_is_seen_in_whatever_case_it_is_written() -> None:
+    app = tidegate(layers=("etag",))(answering((b"Content-Length", b"5"), (b"ETag", b'"mine"')))
+    answer = asyncio.run(call(app))
+    assert [value for name, value in answer.headers if name.lower() == b"etag"] == [b'"mine"']
+    again = asyncio.run(call(app, headers=[("if-none-match", '"mine"')]))
+    assert again.status == 304
+
+
+@pytest.mark.parametrize("layers", [*[(layer,) for layer in LAYERS], LAYERS])
+def test_headers_that_can_be_read_once_reach_the_client(layers: Any) -> None:
+    origin = answering((b"content-length", b"5"), (b"x-a", b"b"), headers=iter)
+    fields = dict(asyncio.run(call(tidegate(layers=layers)(origin))).headers)
+    assert (fields.get(b"x-a"), fields.get(b"content-length")) == (b"b", b"5")
+
+
+def test_a_buffer_that_the_app_fills_anew_is_stored_as_it_was_sent() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        buffer = bytearray(2)
+        for part, more in ((b"ab", True), (b"cd", False)):
+            buffer[:] = part
+            await send({"type": "http.response.body", "body": buffer, "more_body": more})
+
+    mounted = tidegate(RoutePolicy(route="/", ttl=60, share="public"), layers=("cache",))(app)
+    asyncio.run(call(mounted))
+    again = asyncio.run(call(mounted))
+    assert (again.hit, again.body) == (True, b"abcd")
+
+
+def test_what_comes_after_a_second_start_is_not_stored() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"oops"})
+
+    mounted = tidegate(RoutePolicy(route="/", ttl=60, share="public"), layers=("cache",))(app)
+    asyncio.run(call(mounted))
+    again = asyncio.run(call(mounted))
+    assert b"half" in again.messages[1]["body"]
+    assert len(again.messages) == 4
