@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from tests.e2e.crowd import Crowd, hit_ratio
-from tests.e2e.stage import Controller, Stage, steps
-from tests.services import wait_until
+from tests.e2e.stage import ENVIRONMENT, FLAG, Controller, Stage, steps
+from tests.services import UnleashAdmin, wait_until
 from tidegate.rollout.records import Rollout
 
 DWELL = 6
@@ -36,6 +36,8 @@ def test_controllers_that_are_killed_at_any_moment_leave_a_rollout_that_ends_as_
             else:
                 kill_between_intent_and_result(stage, controller, moment)
             left = stage.rollout("killed")
+            if moment == "open":
+                arrive_late(stage)
             controller = stage.controller().start()
             next_one = stage.wait_for("killed", lambda now, left=left: now.version > left.version, 15, "a successor")
             found.append((left, next_one))
@@ -68,6 +70,13 @@ def kill_between_intent_and_result(stage: Stage, controller: Controller, do: str
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not controller.running, 5, "the controller is dead")
     assert is_about_to(stage, do), "it was killed before it wrote the result"
+
+
+def arrive_late(stage: Stage) -> None:
+    """The dead one's last request reaches Unleash all the same, if it has not yet."""
+    hand = UnleashAdmin(stage.unleash.port, stage.settings["TIDEGATE_ROLLOUT_ADMIN_TOKEN"])
+    (strategy,) = hand.strategies(FLAG, environment=ENVIRONMENT)
+    hand.set_percentage(FLAG, strategy["id"], 100, environment=ENVIRONMENT)
 
 
 def is_about_to(stage: Stage, do: str) -> bool:
