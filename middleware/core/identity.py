@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
-__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "Credentials", "Identity"]
+__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "Credentials", "Identity", "parameter_names"]
 
 CREDENTIAL_HEADERS: frozenset[bytes] = frozenset(
     {b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key", b"x-auth-token"}
@@ -25,6 +26,8 @@ class Identity:
 
     Raises:
         ValueError: if `tenant` or `user` is the empty string. An empty name is a missing one, not a tenant.
+        TypeError: if one of them is no text. An object's text may hold its address, which another tenant's object can
+            have a moment later.
     """
 
     tenant: str
@@ -32,6 +35,10 @@ class Identity:
     grants: str = ""
 
     def __post_init__(self) -> None:
+        values: tuple[object, ...] = (self.tenant, "" if self.user is None else self.user, self.grants)
+        for value in values:
+            if not isinstance(value, str):
+                raise TypeError(f"Identity: {type(value).__name__} is no text; give its id as str ({self!r})")
         if not self.tenant:
             raise ValueError("Identity.tenant: '' is empty; return None from identify() when there is no tenant")
         if self.user == "":
@@ -65,6 +72,14 @@ class Credentials:
                 return True
         if query:
             for part in query.replace(b";", b"&").split(b"&"):
-                if part.partition(b"=")[0] in self.query:
+                if not self.query.isdisjoint(parameter_names(part)):
                     return True
         return False
+
+
+def parameter_names(part: bytes) -> tuple[bytes, ...]:
+    """The name in `name=value` of a query string: as it was sent, and as an app reads it if that is different."""
+    name = part.partition(b"=")[0]
+    if b"%" not in name and b"+" not in name:
+        return (name,)
+    return (name, unquote_to_bytes(name.replace(b"+", b" ")))

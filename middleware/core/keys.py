@@ -8,7 +8,7 @@ sent: `/a%2Fb` is not `/a/b`.
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
-from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.identity import Identity, parameter_names
 from tidegate.middleware.core.policy import Share
 
 __all__ = ["SCHEMA", "counted_query", "encode_parts", "primary_parts", "scope_of", "tag_of_uri", "variant_values"]
@@ -48,12 +48,17 @@ def primary_parts(
     if share != "public":
         if identity is None:
             raise ValueError(f"share {share!r} needs an identity")
-        tenant, grants = identity.tenant.encode(), identity.grants.encode()
+        tenant, grants = _text(identity.tenant), _text(identity.grants)
         if share == "user":
             if identity.user is None:
                 raise ValueError("share 'user' needs Identity.user")
-            user = identity.user.encode()
+            user = _text(identity.user)
     return (SCHEMA, namespace, share.encode(), tenant, user, grants, scheme.encode(), host, raw_path, query)
+
+
+def _text(name: str) -> bytes:
+    """UTF-8; a lone surrogate (a JSON token can hold one) has its own bytes too, so that every text has a key."""
+    return name.encode("utf-8", "surrogatepass")
 
 
 def digest(parts: Sequence[bytes | None], naming_key: bytes) -> bytes:
@@ -75,12 +80,13 @@ def variant_values(
 def counted_query(query: bytes, counted: Sequence[str] | None) -> bytes:
     """The part of a raw query string that counts: all of it as sent, or the named parameters in their order.
 
-    `;` does not separate parameters: a name hidden behind one is part of the value before it, and so of the key.
+    `;` does not separate parameters: a name hidden behind one is part of the value before it, and so of the key. A name
+    is known decoded too, as the app will read it, or `%70age=2` would be stored as the answer to no `page` at all.
     """
     if counted is None or not query:
         return query
     names = {name.encode() for name in counted}
-    return b"&".join(part for part in query.split(b"&") if part.partition(b"=")[0] in names)
+    return b"&".join(part for part in query.split(b"&") if not names.isdisjoint(parameter_names(part)))
 
 
 def scope_of(identity: Identity | None, share: Share) -> str:

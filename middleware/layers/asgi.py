@@ -6,6 +6,7 @@ layer therefore also works alone, on any ASGI app.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Final, Protocol, cast
+from uuid import UUID
 
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import Match, Policies
@@ -136,6 +137,10 @@ def starlette_user(scope: Scope) -> Identity | None:
     The user needs the attributes `tenant` and, for user shares, `username` or `identity`; `grants` is used if it is
     there.
     A user that is not authenticated, or names no tenant, is nobody.
+
+    Raises:
+        TypeError: if one of them is neither text nor a number nor a UUID (an ORM's object, say), nor, for `grants`, a
+            collection of such. A resolver counts that and takes the user for nobody.
     """
     user = scope.get("user")
     if user is None or not getattr(user, "is_authenticated", False):
@@ -149,7 +154,24 @@ def starlette_user(scope: Scope) -> Identity | None:
             name = user.identity
         except (AttributeError, NotImplementedError):  # Starlette's BaseUser raises the second
             name = None
-    return Identity(str(tenant), str(name) if name else None, str(getattr(user, "grants", "")))
+    return Identity(
+        _named("tenant", tenant), _named("username", name) if name else None, _granted(getattr(user, "grants", ""))
+    )
+
+
+def _named(attribute: str, value: object) -> str:
+    if isinstance(value, str | int | UUID):
+        return str(value)
+    raise TypeError(f"user.{attribute}: {type(value).__name__} has no text of its own; give its id")
+
+
+def _granted(grants: object) -> str:
+    if grants is None:
+        return ""
+    if isinstance(grants, list | tuple | set | frozenset):
+        members = [_named("grants", member) for member in cast(Iterable[object], grants)]
+        return "".join(f"{len(member)}:{member}" for member in sorted(members))
+    return _named("grants", grants)
 
 
 def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None = None) -> Identify:

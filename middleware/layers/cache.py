@@ -113,7 +113,7 @@ class CacheLayer:
             span.set_attribute("tidegate.cache.share", verdict.share)
 
     def _has_credential(self, scope: Scope) -> bool:
-        tls = cast(dict[str, Any], scope.get("extensions", {}).get("tls") or {})
+        tls = cast(dict[str, Any], (scope.get("extensions") or {}).get("tls") or {})
         return self._resolver.credentials.present(
             scope["headers"], scope.get("query_string", b""), client_certificate=bool(tls.get("client_cert_chain"))
         )
@@ -153,7 +153,7 @@ def _purged_by(scope: Scope, context: RequestContext) -> list[ScopedTag]:
 
 def _uri(scope: Scope, context: RequestContext) -> Uri:
     policy = context.match.policy
-    raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     # A request with two Host lines is some attack or other: joined, it meets nobody else's key.
     host = b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
     query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)

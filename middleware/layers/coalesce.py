@@ -268,7 +268,7 @@ def _may_share(scope: Scope, context: RequestContext) -> bool:
     for name, value in cast(Pairs, scope["headers"]):
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return False
-    tls = cast(dict[str, Any], scope.get("extensions", {}).get("tls") or {})
+    tls = cast(dict[str, Any], (scope.get("extensions") or {}).get("tls") or {})
     return context.coalesce_key is not None or not tls.get("client_cert_chain")
 
 

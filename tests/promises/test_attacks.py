@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import App, User, call
-from tidegate import RoutePolicy, Tidegate
+from tests.driver import App, Origin, User, call, scope_of
+from tidegate import Identity, RoutePolicy, Tidegate
 from tidegate.vocabulary import LAYERS
 
 ANN, BOB = User("acme", "ann"), User("acme", "bob")
@@ -106,3 +106,56 @@ def test_what_comes_after_a_second_start_is_not_stored() -> None:
     again = asyncio.run(call(mounted))
     assert b"half" in again.messages[1]["body"]
     assert len(again.messages) == 4
+
+
+@pytest.mark.parametrize("query", ["%70age=2", "p%61ge=2&x=1", "%70%61%67%65=2"])
+def test_a_parameter_whose_name_is_disguised_does_not_poison_the_plain_url(query: str) -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60, share="public", query=("page",)))(Origin())
+    asyncio.run(call(app, query=query))
+    assert not asyncio.run(call(app)).hit
+
+
+def test_a_credential_whose_name_is_disguised_keeps_the_answer_out_of_the_public_share() -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60, share="public", query=()))(Origin())
+    answer = asyncio.run(call(app, query="access%5Ftoken=secret"))
+    assert answer.header("cache-status") == "Tidegate; fwd=bypass; detail=credential"
+    assert not asyncio.run(call(app)).hit
+
+
+class Model:
+    """An ORM's object: what its text says is its address."""
+
+
+@pytest.mark.parametrize("attribute", ["tenant", "username", "grants"])
+def test_a_user_whose_names_are_objects_is_nobody_because_an_address_is_used_again(attribute: str) -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60, share="user"))(Origin())
+    user = User("acme", "ann")
+    setattr(user, attribute, Model())
+    answer = asyncio.run(call(app, user=user))
+    assert (answer.status, answer.header("cache-status")) == (200, "Tidegate; fwd=bypass; detail=no-identity")
+
+
+def test_grants_may_be_a_collection_in_any_order_and_are_told_apart() -> None:
+    origin = Origin()
+    app = tidegate(RoutePolicy(route="/", ttl=60, share="user"))(origin)
+
+    def hit(grants: Any) -> bool:
+        return asyncio.run(call(app, user=User("acme", "ann", grants))).hit
+
+    assert [hit({"a", "b"}), hit(["b", "a"]), hit(["ab"]), hit(["a"]), hit("")] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("names", [(42, "u", ""), ("t", 42, ""), ("t", "u", None)])
+def test_an_identity_that_is_no_text_is_nobody(names: Any) -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60), identify=lambda _scope: Identity(*names))(Origin())
+    answer = asyncio.run(call(app))
+    assert (answer.status, answer.header("cache-status")) == (200, "Tidegate; fwd=bypass; detail=no-identity")
+
+
+def test_a_lone_surrogate_in_a_name_is_a_name_like_another() -> None:
+    app = tidegate(RoutePolicy(route="/", ttl=60))(Origin())
+    assert [asyncio.run(call(app, user=User(t, "u"))).hit for t in ("\ud800", "\ud801", "\ud800")] == [0, 0, 1]
+
+
+def test_a_scope_whose_extensions_are_none_is_answered() -> None:
+    assert asyncio.run(call(tidegate()(Origin()), scope=scope_of() | {"extensions": None})).status == 200
