@@ -2,7 +2,8 @@
 #
 #   make demo        the story on one machine, nothing but Python needed
 #   make demo-real   the same with real Unleash, PostgreSQL, Valkey and Prometheus
-#   make test        the in-process tests against the built wheel, then the whole suite with real servers
+#   make test        every test, with real servers, against the built wheel: what is tested is what ships
+#   make suite       the same against the source tree, without building anything
 #   make check       format, lint, types, layering
 #
 # PYTHON=/path/to/python chooses another interpreter than the first suitable one on PATH.
@@ -16,11 +17,7 @@ WHEEL_VENV := .cache/wheel-venv
 export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-# What the wheel's own run leaves out: tests of this house itself, which say nothing about the wheel. A test that asks for
-# its server only while it runs is not known to need one, so the servers are fetched first here too.
-NOT_THE_WHEEL := --ignore=tests/house --ignore=tests/packaging --ignore=tests/services_test
-
-.PHONY: help demo demo-real test suite wheel-test check services environment clean
+.PHONY: help demo demo-real test suite check services environment clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,15 +35,13 @@ environment:
 services: environment
 	@$(VENV)/python -m tests.services.install
 
-test: wheel-test suite
+test: services
+	@mkdir -p .cache
+	@scripts/environment wheel
+	TIDEGATE_FROM=$(WHEEL_VENV) $(WHEEL_VENV)/bin/pytest
 
 suite: services
 	$(VENV)/pytest
-
-wheel-test: services
-	@mkdir -p .cache
-	@scripts/environment wheel
-	TIDEGATE_FROM=$(WHEEL_VENV) $(WHEEL_VENV)/bin/pytest -q -m "not real_server" $(NOT_THE_WHEEL)
 
 CHECKS := "ruff check ." "ruff format --check ." "mypy" "pyright --pythonpath $(VENV)/python" "lint-imports"
 
