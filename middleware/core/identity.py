@@ -37,7 +37,7 @@ class Identity:
     def __post_init__(self) -> None:
         values: tuple[object, ...] = (self.tenant, "" if self.user is None else self.user, self.grants)
         for value in values:
-            if not isinstance(value, str):
+            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"Identity: {type(value).__name__} is no text; give its id as str ({self!r})")
         if not self.tenant:
             raise ValueError("Identity.tenant: '' is empty; return None from identify() when there is no tenant")

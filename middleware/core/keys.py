@@ -17,6 +17,10 @@ SCHEMA = b"tidegate-key-1"
 """Version of this encoding. Changing what a key is made of changes it, so that old entries are never misread."""
 
 
+_LONGEST_URI = 256
+"""Bytes of a URI that stands in its tag as it is."""
+
+
 def encode_parts(parts: Iterable[bytes | None]) -> bytes:
     """Injective: each part with its length before it; None is not the empty string."""
     out: list[bytes] = []
@@ -95,5 +99,11 @@ def scope_of(identity: Identity | None, share: Share) -> str:
 
 
 def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
-    """The tag that every entry of a URI carries, whatever its share, so that an unsafe request clears them all."""
-    return "uri:" + encode_parts((scheme.encode(), host, raw_path, query)).decode("latin-1")
+    """The tag that every entry of a URI carries, whatever its share, so that an unsafe request clears them all.
+
+    A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
+    """
+    parts = encode_parts((scheme.encode(), host, raw_path, query))
+    return "uri:" + (
+        parts.decode("latin-1") if len(parts) <= _LONGEST_URI else blake2b(parts, digest_size=20).hexdigest()
+    )

@@ -25,6 +25,7 @@ __all__ = [
     "Scope",
     "Send",
     "always",
+    "has_client_certificate",
     "repeatable",
     "starlette_user",
     "trusted_headers",
@@ -246,6 +247,12 @@ class ContextResolver:
         context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
         scope["tidegate"] = context
         return context
+
+
+def has_client_certificate(scope: Scope) -> bool:
+    """Whether the client showed a certificate (ASGI's TLS extension), which nothing in the request's head tells."""
+    extensions = cast(Mapping[str, Any], scope.get("extensions") or {})
+    return bool(cast(Mapping[str, Any], extensions.get("tls") or {}).get("client_cert_chain"))
 
 
 def repeatable(start: Message) -> Message:

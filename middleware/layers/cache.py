@@ -8,7 +8,7 @@ served (P4).
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core.keys import counted_query, scope_of
@@ -24,6 +24,7 @@ from tidegate.middleware.layers.asgi import (
     Scope,
     Send,
     always,
+    has_client_certificate,
 )
 from tidegate.middleware.layers.exchange import CacheConfig, Exchange, Uri
 from tidegate.middleware.metrics import Metrics
@@ -113,9 +114,8 @@ class CacheLayer:
             span.set_attribute("tidegate.cache.share", verdict.share)
 
     def _has_credential(self, scope: Scope) -> bool:
-        tls = cast(dict[str, Any], (scope.get("extensions") or {}).get("tls") or {})
         return self._resolver.credentials.present(
-            scope["headers"], scope.get("query_string", b""), client_certificate=bool(tls.get("client_cert_chain"))
+            scope["headers"], scope.get("query_string", b""), client_certificate=has_client_certificate(scope)
         )
 
     def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:

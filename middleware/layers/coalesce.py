@@ -11,7 +11,7 @@ a body, requests that came after a purge or after a write of their tenant with a
 
 import asyncio
 from collections import OrderedDict
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from tidegate.errors import TidegateError
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY
@@ -27,6 +27,7 @@ from tidegate.middleware.layers.asgi import (
     Scope,
     Send,
     always,
+    has_client_certificate,
 )
 from tidegate.middleware.layers.flight import Flight, Leader, Seat
 from tidegate.middleware.layers.listener import Listener
@@ -268,8 +269,7 @@ def _may_share(scope: Scope, context: RequestContext) -> bool:
     for name, value in cast(Pairs, scope["headers"]):
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return False
-    tls = cast(dict[str, Any], (scope.get("extensions") or {}).get("tls") or {})
-    return context.coalesce_key is not None or not tls.get("client_cert_chain")
+    return context.coalesce_key is not None or not has_client_certificate(scope)
 
 
 def _same_user(context: RequestContext) -> bool:

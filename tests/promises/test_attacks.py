@@ -1,13 +1,19 @@
 """What an attacker, an odd framework or an odd value may send: nothing leaks, nothing fails because of Tidegate."""
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from tests.driver import App, Origin, User, call, scope_of
 from tidegate import Identity, RoutePolicy, Tidegate
+from tidegate.errors import ConfigError
+from tidegate.middleware.core.policy import Policies
 from tidegate.vocabulary import LAYERS
 
 ANN, BOB = User("acme", "ann"), User("acme", "bob")
@@ -159,3 +165,58 @@ def test_a_lone_surrogate_in_a_name_is_a_name_like_another() -> None:
 
 def test_a_scope_whose_extensions_are_none_is_answered() -> None:
     assert asyncio.run(call(tidegate()(Origin()), scope=scope_of() | {"extensions": None})).status == 200
+
+
+@pytest.mark.parametrize(
+    "tag", ["c:{id:int}", "c:{id.__class__}", "c:{", "c:}", "c:{}", "c:{0}", "c:{id!r}", "c:{{id}}"]
+)
+def test_a_tag_that_could_not_be_filled_in_is_refused_before_a_write_fails_by_it(tag: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RoutePolicy(route="/c/{id:int}", tags=("ok:{id}", tag), invalidates=(tag,))
+    assert {problem.path for problem in caught.value.problems} == {"tags[1]", "invalidates[0]"}
+
+
+@pytest.mark.parametrize("path", ["/me\n", "/item/5b2f8c1e0d3a4b5c8d7e6f5a4b3c2d1e"])
+def test_a_path_that_starlette_takes_for_the_route_has_the_policy_of_the_route(path: str) -> None:
+    app = Starlette(routes=[Route("/me", PlainTextResponse("me")), Route("/item/{id:uuid}", PlainTextResponse("it"))])
+    policies = Policies([RoutePolicy(route="/me", mode="off"), RoutePolicy(route="/item/{id:uuid}", mode="off")])
+    assert asyncio.run(call(app, path)).status == 200
+    assert policies.match(path).policy is not None
+
+
+@pytest.mark.parametrize(
+    ("converter", "read", "written"),
+    [
+        ("int", "7", "007"),
+        ("uuid", "5b2f8c1e-0d3a-4b5c-8d7e-6f5a4b3c2d1e", "5B2F8C1E0D3A4B5C8D7E6F5A4B3C2D1E"),
+    ],
+)
+def test_a_write_in_another_spelling_of_the_same_value_purges(converter: str, read: str, written: str) -> None:
+    policy = RoutePolicy(
+        route=f"/c/{{id:{converter}}}", ttl=60, share="tenant", tags=("c:{id}",), invalidates=("c:{id}",)
+    )
+    app = tidegate(policy)(Origin())
+    assert not asyncio.run(call(app, f"/c/{read}", user=ANN)).hit
+    assert asyncio.run(call(app, f"/c/{read}", user=ANN)).hit
+    asyncio.run(call(app, f"/c/{written}", method="POST", user=BOB))
+    assert not asyncio.run(call(app, f"/c/{read}", user=ANN)).hit
+
+
+def test_long_addresses_are_not_remembered() -> None:
+    app = tidegate()(answering())
+
+    async def flood() -> int:
+        tracemalloc.start()
+        for number in range(200):
+            await call(app, f"/{number}/" + "x" * 50_000, method="POST")
+        return tracemalloc.get_traced_memory()[0]
+
+    try:
+        assert asyncio.run(flood()) < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_lifetime_that_no_number_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ttl: 1000"):
+        RoutePolicy(route="/", ttl=10**400)
