@@ -40,7 +40,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tidegate.errors import ConfigError, FlagError, Problems
+from tidegate.errors import FlagError, Problems
 from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open
 from tidegate.flags.gate import ProviderHealth
 from tidegate.flags.report import OnError, Reporter
@@ -128,7 +128,7 @@ class LocalFlags:
                 self._flags = parse_flags(content, str(self._path))
                 self._content = content
                 self.version += 1  # last, so that nobody remembers an old decision under the new version
-        except (ConfigError, FlagError) as error:
+        except Exception as error:  # noqa: BLE001 - reported; a watcher that died would hide every later shutting
             if str(error) != self._fault:
                 self._fault = str(error)
                 self._report(error)
@@ -192,6 +192,8 @@ def _parse_json(content: str | bytes, problems: Problems) -> object:
         problems.add(f"byte {error.start}", error.object[error.start : error.end], "is not UTF-8", "save it as UTF-8")
     except RecursionError:
         problems.add("(file)", "", "is nested too deeply", "follow the format in the documentation")
+    except ValueError as error:
+        problems.add("(file)", "", f"holds a number that cannot be read: {error}", "write whole percentages, 0 to 100")
     problems.raise_if_any()
     return None
 

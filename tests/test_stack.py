@@ -260,3 +260,27 @@ def test_flags_that_cannot_be_decided_shut_every_layer() -> None:
         (200, None, None)
     ] * 2
     assert registry.get_sample_value("tidegate_errors_total", {"component": "flags"}) == 2
+
+
+class Unstartable(Users):
+    """A provider that breaks its promise never to raise."""
+
+    async def start(self) -> None:
+        raise OSError("no threads left")
+
+    async def aclose(self) -> None:
+        raise OSError("no threads left")
+
+
+def test_a_provider_that_cannot_start_or_stop_costs_no_answer() -> None:
+    registry = CollectorRegistry()
+    tide = Tidegate(provider=Unstartable(ann=""), registry=registry)
+    layers = tide(Origin())
+
+    async def run() -> Answer:
+        answer = await call(layers, user=ANN)
+        await tide.aclose()
+        return answer
+
+    assert asyncio.run(run()).status == 200
+    assert registry.get_sample_value("tidegate_errors_total", {"component": "flags"}) == 2

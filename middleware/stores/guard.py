@@ -104,7 +104,8 @@ class GuardedStore:
         return self._breaker
 
     async def start(self) -> None:
-        """Start the store inside, which connects in the background."""
+        """Start the store inside, which connects in the background. May be called again after `aclose`."""
+        self._closed = False
         try:
             await self._inner.start()
         except Exception as error:  # noqa: BLE001 - P5; counted

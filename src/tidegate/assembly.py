@@ -112,7 +112,7 @@ class Tidegate:
             decide=self._decide if self.gates is not None else None,
             on_error=self._metrics.fail,
         )
-        self._runtime = _Runtime(self.store, self.provider)
+        self._runtime = _Runtime(self.store, self.provider, self._metrics)
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Mount the layers on an app."""
@@ -238,9 +238,10 @@ def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
 class _Runtime:
     """Starts store and flags once per event loop, and stops them with the application."""
 
-    def __init__(self, store: GuardedStore, provider: FlagProvider | None) -> None:
+    def __init__(self, store: GuardedStore, provider: FlagProvider | None, metrics: Metrics) -> None:
         self._store = store
         self._provider = provider
+        self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -251,7 +252,10 @@ class _Runtime:
         self._loop = loop
         await self._store.start()
         if self._provider is not None:
-            await self._provider.start()
+            try:
+                await self._provider.start()
+            except Exception as error:  # noqa: BLE001 - P5: the app answers, its layers shut; counted
+                self._metrics.fail("flags", error)
 
     async def stop(self) -> None:
         """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
@@ -260,7 +264,10 @@ class _Runtime:
         self._loop = None
         await self._store.aclose()
         if self._provider is not None:
-            await self._provider.aclose()
+            try:
+                await self._provider.aclose()
+            except Exception as error:  # noqa: BLE001 - P5: the app stops as it would have; counted
+                self._metrics.fail("flags", error)
 
     def running(self) -> bool:
         """Whether it was started on this event loop."""

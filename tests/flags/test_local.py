@@ -151,6 +151,7 @@ def test_only_whole_percentages_from_0_to_100_are_read(percentage: object) -> No
         ('{"version": 1,\n "flags": {}', "line 2 column 13", "is not JSON: Expecting ',' delimiter"),
         (b'{"version": \xff}', "byte 12", "is not UTF-8"),
         ("[" * 100_000, "(file)", "is nested too deeply"),
+        ('{"version": ' + "9" * 5000 + "}", "(file)", "holds a number that cannot be read: Exceeds the limit"),
         ("null", "(file)", "is not an object"),
         ('{"version": 1, "flags": {}, "flags": {}}', "flags", "is how often this key is given in one object"),
         ('{"flags": {}}', "version", "is missing"),
@@ -159,7 +160,7 @@ def test_only_whole_percentages_from_0_to_100_are_read(percentage: object) -> No
     ],
 )
 def test_what_is_no_flag_file_is_named(content: str | bytes, path: str, problem: str) -> None:
-    assert problems_of(content)[path][1] == problem
+    assert problems_of(content)[path][1].startswith(problem)
 
 
 def test_a_poll_interval_that_is_no_time_is_refused(tmp_path: Path) -> None:
@@ -241,7 +242,9 @@ def test_flags_are_shut_while_there_is_no_file_and_open_when_it_appears(tmp_path
     following(path, check)
 
 
-@pytest.mark.parametrize("fault", ["is not a percentage", "No such file", "is larger than 1048576 bytes"])
+@pytest.mark.parametrize(
+    "fault", ["is not a percentage", "No such file", "is larger than 1048576 bytes", "a number that cannot be read"]
+)
 def test_a_file_that_goes_bad_keeps_the_last_state_ages_and_is_reported_once(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "flags.json"
     replace(path, document(100))
@@ -249,6 +252,8 @@ def test_a_file_that_goes_bad_keeps_the_last_state_ages_and_is_reported_once(tmp
     def check(flags: LocalFlags, errors: Errors) -> None:
         if "percentage" in fault:
             replace(path, document("100"))
+        elif "number" in fault:
+            replace(path, '{"version": ' + "9" * 5000 + "}")
         elif "file" in fault:
             path.unlink()
         else:

@@ -204,6 +204,24 @@ def test_closing_writes_what_waits_and_says_what_it_could_not() -> None:
     guarding(hung)
 
 
+def test_a_store_that_was_closed_and_started_again_takes_writes_and_retries_purges() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await guard.start()
+        await guard.aclose()
+        await guard.start()
+        assert await guard.put(b"key", entry(), retain=60)
+        inner.fault = refuse
+        assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+        inner.fault = no_fault
+
+        async def made() -> bool:
+            return not guard.stats().extra["purges_pending"]
+
+        await eventually(made, "the purge is made")
+
+    guarding(body)
+
+
 def test_a_store_that_fails_to_start_or_to_close_stops_nobody() -> None:
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
         inner.fault = bug
