@@ -17,6 +17,7 @@ __all__ = ["REQUIRED", "Field", "Parser", "Refusal", "duration", "ratio", "read_
 Parser = Callable[[object], Any]
 
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST: Final = 3650 * 86400.0
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
 _PERCENT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -60,15 +61,14 @@ def duration(raw: object) -> float:
     Raises:
         Refusal: if it is none of them.
     """
-    fix = "write a duration such as 500ms, 15s, 10m or 2h"
+    seconds: float = -1
     if isinstance(raw, int | float) and not isinstance(raw, bool):
-        if math.isfinite(raw) and raw >= 0:
-            return float(raw)
-        raise Refusal("is not a duration", fix)
-    found = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
-    if found is None:
-        raise Refusal("is not a duration", fix)
-    return float(found[1]) * _UNITS[found[2]]
+        seconds = raw
+    elif isinstance(raw, str) and (found := _DURATION.fullmatch(raw)):
+        seconds = float(found[1]) * _UNITS[found[2]]
+    if not 0 <= seconds <= _LONGEST:
+        raise Refusal("is not a duration", "write a duration such as 500ms, 15s, 10m or 2h; at most ten years")
+    return float(seconds)
 
 
 def ratio(raw: object) -> float:
@@ -82,10 +82,10 @@ def ratio(raw: object) -> float:
         found = _PERCENT.fullmatch(raw)
         value = float(found[1]) / 100 if found else math.nan
     else:
-        value = float(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else math.nan
+        value = raw if isinstance(raw, int | float) and not isinstance(raw, bool) else math.nan
     if not 0 <= value <= 1:
         raise Refusal("is not a ratio between 0 and 1", fix)
-    return value
+    return float(value)
 
 
 def show_duration(seconds: float) -> str:

@@ -51,6 +51,10 @@ def load_spec(path: str | Path) -> RolloutSpec:
         )
     except yaml.YAMLError as error:
         problems.add("file", str(file), f"is not YAML: {error}", "correct it")
+    except (ValueError, LookupError, AttributeError) as error:  # PyYAML's own, of a value that its tag cannot hold
+        problems.add(
+            "file", str(file), f"holds a value that cannot be read: {error}", "put dates and the like in quotes"
+        )
     except RecursionError:
         problems.add("file", str(file), "is nested too deeply", "a spec has three levels")
     problems.raise_if_any()

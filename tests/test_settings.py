@@ -68,7 +68,15 @@ def test_a_wrong_token_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[cache\n", "is not TOML"), (None, "does not exist")], ids=["broken", "missing"]
+    ("text", "says"),
+    [
+        ("[cache\n", "is not TOML"),
+        (None, "does not exist"),
+        ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),
+        ("x = " + "[" * 5000, "is nested too deeply"),
+        ("[store]\nbudget = 0x" + "f" * 5000, "store.budget: <int too long to show> is not a time budget"),
+    ],
+    ids=["broken", "missing", "number", "nested", "hexadecimal"],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, says: str) -> None:
     file = tmp_path / "tidegate.toml"
@@ -76,3 +84,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, s
         file.write_text(text)
     with pytest.raises(ConfigError, match=says):
         Settings.load(str(file), {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REDIS_URL", "redis://[::1"),
+        ("REDIS_URL", "redis://:secret@host:99999"),
+        ("REDIS_URL", "rdis://:secret@host"),
+        ("TIDEGATE_ROLLOUT_PROMETHEUS_URL", "http://host:port"),
+        ("TIDEGATE_ROLLOUT_LISTEN", "host:²"),
+        ("TIDEGATE_FLAGS_BANDS", "²,100"),
+        ("TIDEGATE_FLAGS_BANDS", "9" * 5000),
+    ],
+)
+def test_an_odd_value_is_refused_by_name_and_tells_no_password(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(None, {variable: value})
+    assert [problem.path for problem in caught.value.problems] == [variable]
+    assert "secret" not in str(caught.value)
+
+
+def test_a_value_that_holds_itself_many_times_over_is_shown_in_short() -> None:
+    bomb: object = ["x"]
+    for _ in range(60):
+        bomb = [bomb] * 10
+    with pytest.raises(ConfigError, match=r"cache.share: \[\[\[\["):
+        Settings.of({"cache": {"share": bomb}})

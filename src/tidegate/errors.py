@@ -11,6 +11,8 @@ TidegateError
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from reprlib import Repr
+from typing import Final
 
 __all__ = [
     "ConfigError",
@@ -58,10 +60,24 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        shown = repr(self.value)
+        shown = _shown(self.value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return f"{self.path}: {shown} {self.problem}; {self.fix}"
+
+
+_SHORT: Final = Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 8
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
+
+def _shown(value: object) -> str:
+    """A short text of any value: one that YAML's aliases have made of itself a billion times over is not written out."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"<{type(value).__name__} too long to show>"
 
 
 class ConfigError(TidegateError, ValueError):

@@ -6,6 +6,7 @@ not be written down: `TIDEGATE_<SECTION>_<FIELD>` (`TIDEGATE_FLAGS_UNLEASH_TOKEN
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -155,7 +156,9 @@ def _read_toml(file: Path, problems: Problems) -> Mapping[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.add("file", str(file), "does not exist", "create it, or name another with --config or TIDEGATE_CONFIG")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        problems.add("file", str(file), "is nested too deeply", "settings have two levels")
+    except ValueError as error:  # not TOML, not UTF-8, or a number too long to be read
         problems.add("file", str(file), f"is not TOML: {error}", "correct that line")
     except OSError as error:
         problems.add("file", str(file), f"cannot be read: {error.strerror}", "make it readable")
@@ -238,7 +241,7 @@ def _from_text(text: str, default: Any) -> Any:
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(lowered, text)
     if isinstance(default, tuple):
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        return [int(part) if part.isdigit() else part for part in parts]
+        return [int(part) if part.isdecimal() and len(part) <= 3 else part for part in parts]
     try:
         return (
             float(text)
@@ -265,7 +268,11 @@ def _url(*schemes: str) -> Callable[[Any], bool]:
     def valid(value: Any) -> bool:
         if not isinstance(value, str):
             return False
-        parts = urlsplit(value)
+        try:
+            parts = urlsplit(value)
+            _ = parts.port  # raises too
+        except ValueError:
+            return False
         return parts.scheme in schemes and bool(parts.netloc or parts.path)
 
     return valid
@@ -275,7 +282,7 @@ def _listen(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     host, _, port = value.rpartition(":")
-    return bool(host) and port.isdigit() and int(port) < 65536
+    return bool(host) and port.isdecimal() and len(port) <= 5 and int(port) < 65536
 
 
 def _items(value: Any) -> list[Any] | None:
@@ -341,7 +348,8 @@ def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Pro
         items = _items(raw)
         values[name] = raw if items is None else tuple(items)
     else:
-        problems.add(path, "***" if name.endswith("token") else raw, problem, fix)
+        shown = re.sub("//[^/]*@", "//***@", raw) if isinstance(raw, str) else raw
+        problems.add(path, "***" if name.endswith("token") else shown, problem, fix)
 
 
 def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...]:

@@ -155,6 +155,12 @@ def test_yaml_that_cannot_be_read_is_refused_with_line_and_column(
     assert says in problem.problem
 
 
+@pytest.mark.parametrize("value", ["2026-13-45", "!!int ''", "!!bool maybe", "!!timestamp soon", "9" * 5000])
+def test_a_value_that_yaml_itself_cannot_make_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="holds a value that cannot be read"):
+        load(tmp_path, f"name: {value}\n")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml.* does not exist"):
         load_spec(tmp_path / "nowhere.yaml")
@@ -174,7 +180,10 @@ def test_a_duration_is_read_in_seconds(raw: object, seconds: float) -> None:
     assert duration(raw) == seconds
 
 
-@pytest.mark.parametrize("raw", ["", "5", "m", "-5s", "1m30s", -1, True, None, float("nan"), float("inf"), [1]])
+@pytest.mark.parametrize(
+    "raw",
+    ["", "5", "m", "-5s", "1m30s", -1, True, None, float("nan"), float("inf"), [1], 10**400, "9" * 400 + "s", "4000d"],
+)
 def test_what_is_no_duration_is_refused(raw: object) -> None:
     with pytest.raises(Refusal):
         duration(raw)
@@ -185,7 +194,7 @@ def test_a_ratio_is_read_from_percent_or_number(raw: object, value: float) -> No
     assert ratio(raw) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("raw", ["1", "101%", "-1%", 5, 1.01, -0.1, True, None, float("nan")])
+@pytest.mark.parametrize("raw", ["1", "101%", "-1%", 5, 1.01, -0.1, True, None, float("nan"), 10**400])
 def test_what_is_no_ratio_is_refused(raw: object) -> None:
     with pytest.raises(Refusal):
         ratio(raw)
