@@ -73,7 +73,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 def _shown(value: object) -> str:
-    """A short text of any value: one that YAML's aliases have made of itself a billion times over is not written out."""
+    """A short text of any value, also of one that YAML's aliases have made of itself a billion times over."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python writes
