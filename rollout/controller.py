@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 from tidegate.errors import FlagError, RolloutError
 from tidegate.rollout.actuator import Actuator
@@ -61,7 +62,8 @@ async def _all(tasks: _Tasks) -> None:
 class Controller:
     """Moves the rollouts of one journal. Many controllers may run on it; the one with the lease acts.
 
-    clock: seconds since the epoch. holder: how this controller calls itself in the lease.
+    clock: seconds since the epoch. holder: how this controller calls itself in the lease; no two may use one name, and
+        two containers may both be process 1 of one host, so the default holds something random.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Controller:
         self.metrics = metrics or RolloutMetrics()
         self._journal = journal
         self._clock = clock
-        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._reconciler = Reconciler(
             journal=journal,
             actuator=actuator,
@@ -163,7 +165,8 @@ class Controller:
     def _due(self, rollout: Rollout, now: float) -> bool:
         """Whether there is something to do: a tick of the fixed grid that nobody did yet, or another try."""
         if rollout.state in _RETRIED:
-            return now >= self._retry_at.get(rollout.id, 0.0)
+            # A clock that was set back is not to put off shutting a flag.
+            return not 0 < self._retry_at.get(rollout.id, 0.0) - now <= _RETRY
         at = _grid(now, rollout)
         # With an intent left over by a controller that was killed, its tick is done again.
         judged = rollout.latest.get("at", 0.0) if rollout.intent is None else 0.0

@@ -2,8 +2,9 @@
 
 One circuit per route and tenant, so that a tenant whose requests fail does not shut others out; and, under flags, one
 per set of open layers, so that an open layer that fails the canary does not shut out the control users beside it (a
-judge would take that for trouble that strikes both). Routes are those that policies name; everything else is one
-route, "other". A cache further out turns the 503 into a stale response where it may (RFC 5861 stale-if-error).
+judge would take that for trouble that strikes both). Routes are those that policies name; of everything else each path
+is one, so that a broken one does not shut out its neighbours (/healthz!), and all are "other" in the metrics. A cache
+further out turns the 503 into a stale response where it may (RFC 5861 stale-if-error).
 """
 
 import math
@@ -42,8 +43,8 @@ class BreakerLayer:
     settings: when a circuit opens, and for how long.
     failures: statuses that count as failures; an exception always does. A cancelled request, or one whose client left
         before the answer, says nothing about the app.
-    max_circuits: circuits kept, one for each route, tenant and set of open layers seen lately; the least recently used
-        is forgotten.
+    max_circuits: circuits kept, one for each route (or path that no policy names), tenant and set of open layers seen
+        lately; the least recently used is forgotten.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class BreakerLayer:
         if not self._gate(context):
             await self.app(scope, receive, send)
             return
-        breaker = self._circuits.of(context)
+        breaker = self._circuits.of(context, scope["path"])
         ticket = breaker.admit()
         if ticket is None:
             self._circuits.count_refusal(context)
@@ -194,7 +195,8 @@ class _Route:
             self._counts[former] -= 1
 
 
-Circuit = tuple[str, str | None, frozenset[str] | None]
+Circuit = tuple[str, int, str | None, frozenset[str] | None]
+"""Route, hash of the path where no policy names the route, tenant, open layers."""
 
 
 class _Circuits:
@@ -209,11 +211,12 @@ class _Circuits:
         self._breakers: OrderedDict[Circuit, Breaker] = OrderedDict()
         self._routes: dict[str, _Route] = {}
 
-    def of(self, context: RequestContext) -> Breaker:
+    def of(self, context: RequestContext, path: str) -> Breaker:
         """The circuit for a request."""
         identity, decision = context.identity, context.decision
         circuit = (
             context.match.route,
+            0 if context.match.policy is not None else hash(path),
             identity.tenant if identity is not None else None,
             decision.open if decision is not None else None,
         )

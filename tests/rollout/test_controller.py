@@ -409,6 +409,27 @@ def test_a_second_controller_waits_until_the_lease_ends(world: World) -> None:
     assert world.attend() is False
 
 
+def test_two_controllers_of_one_process_number_on_one_host_do_not_both_lead(world: World) -> None:
+    def controller() -> Controller:
+        return Controller(journal=world.journal, actuator=world.flag, source=world.source, clock=world.clock)
+
+    one, other = controller(), controller()
+    assert [asyncio.run(each.attend(wait=True)) for each in (one, other)] == [True, False]
+
+
+def test_a_clock_that_is_set_back_does_not_put_off_shutting(world: World) -> None:
+    world.start()
+    world.run(5)
+    world.flag.fails = {"all"}
+    asyncio.run(world.controller.alert(FIRING))
+    world.attend()
+    assert world.rollout.state is State.ROLLING_BACK
+    world.flag.fails = set()
+    world.clock.now -= 3600
+    world.attend()
+    assert world.rollout.state is State.ROLLED_BACK
+
+
 def test_a_controller_without_the_lease_leaves_an_alert_to_the_one_that_has_it(world: World) -> None:
     world.start()
     world.run(30)

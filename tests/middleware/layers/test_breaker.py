@@ -160,6 +160,17 @@ def test_one_tenants_failures_shut_nobody_else_out_nor_another_route() -> None:
     run(body)
 
 
+def test_a_broken_path_that_no_policy_names_shuts_out_no_other() -> None:
+    async def body() -> None:
+        bench = Bench()
+        await bench.fail("/broken")
+        assert (await bench.ask("/broken")).status == 503
+        assert (await bench.ask("/healthz")).status == 200
+        assert bench.gauge("other") == 2
+
+    run(body)
+
+
 def test_failures_of_those_for_whom_a_layer_is_open_shut_out_no_colleague_for_whom_it_is_shut() -> None:
     @dataclass(frozen=True)
     class Decided:
