@@ -305,8 +305,10 @@ class RedisStore:
             try:
                 async with asyncio.timeout(_CHECK_EVERY):
                     memory: dict[str, Any] = await self._run(lambda: self._redis.info("memory"))
-            except (StoreError, TimeoutError) as error:
+            except StoreError as error:
                 self._metrics.fail("redis-check", error)
+            except TimeoutError:
+                self._metrics.fail("redis-check", StoreError(f"redis: no answer within {_CHECK_EVERY:g} s"))
             else:
                 break
             await asyncio.sleep(_CHECK_EVERY)

@@ -113,6 +113,7 @@ def assert_says_so_once_a_second(app: App, components: set[str]) -> None:
         assert metric(app.metrics(), "tidegate_errors_total", component=component) > 0
     others = {line.partition(" failed")[0] for line in lines} - {"store", "redis-check", "flags.unleash"}
     assert not others, "nothing else fails"
+    assert not [line for line in lines if line.rstrip().endswith(":")], "each line says what is wrong"
 
 
 def failures(app: App) -> list[str]:
