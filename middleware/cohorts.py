@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tidegate.errors import Problems
 from tidegate.vocabulary import (
     COHORT_BUCKETS,
     COHORT_ERRORS,
@@ -52,6 +53,9 @@ class CohortCounters(Collector):
 
     labels: every series that can occur; requests of another one are counted under nothing and noted in `unknown`.
     directory: folder shared by the workers of one server; it is made if missing. None: this process only.
+
+    Raises:
+        ConfigError: if the folder cannot be made or written.
     """
 
     def __init__(self, labels: Sequence[Labels], *, directory: str | None = None) -> None:
@@ -61,7 +65,13 @@ class CohortCounters(Collector):
         self._directory = Path(directory) if directory is not None else None
         self._file: Path | None = None
         self.unknown = 0
-        self._open()
+        try:
+            self._open()
+        except OSError as error:
+            problems = Problems("cohort counters")
+            told = f"cannot be used: {error.strerror or error}"
+            problems.add("metrics_dir", directory, told, "name a folder that the workers may write")
+            problems.raise_if_any()
         if self._directory is not None:
             # A forked child must not count into its parent's file: both would write the same numbers.
             os.register_at_fork(after_in_child=self._open)
@@ -170,7 +180,7 @@ def _histogram(totals: Mapping[Labels, Sequence[float]]) -> HistogramMetricFamil
 def _read(file: Path) -> tuple[list[Labels], Sequence[float]] | None:
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     if len(data) < _HEADER.size:
         return None
@@ -178,7 +188,11 @@ def _read(file: Path) -> tuple[list[Labels], Sequence[float]] | None:
     body = memoryview(data)[_HEADER.size + length :]
     if magic != _MAGIC:
         return None
-    labels = [(str(flag), str(band), str(cohort)) for flag, band, cohort in json.loads(data[_HEADER.size :][:length])]
+    try:
+        named = json.loads(data[_HEADER.size :][:length])
+        labels = [(str(flag), str(band), str(cohort)) for flag, band, cohort in named]
+    except (ValueError, TypeError):
+        return None
     if len(body) != len(labels) * _WIDTH * 8:
         return None
     return labels, body.cast("d")

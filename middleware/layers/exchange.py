@@ -232,7 +232,16 @@ class Exchange:
         return room
 
     async def commit(self, status: int, headers: Pairs, body: bytes) -> None:
-        """Store the whole response under its key, and its variants' names under the URL's."""
+        """Store the whole response under its key, and its variants' names under the URL's. Never raises.
+
+        The client has its answer already: what a handler named as a tag, or a store does, is not to fail the app.
+        """
+        try:
+            await self._commit(status, headers, body)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._config.metrics.fail("store", error)
+
+    async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
         kept, positions = self._kept, self._lookup.positions
         if kept is None or positions is None:
             return
@@ -264,14 +273,11 @@ class Exchange:
 
     async def _put(self, entry: Entry, vary: tuple[bytes, ...], retain: float) -> None:
         store = self._config.store
-        try:
-            if vary:
-                await store.put(self._primary, Variants(names=vary), retain=retain)
-                await store.put(self._variant_key(vary), entry, retain=retain)
-            else:
-                await store.put(self._primary, entry, retain=retain)
-        except StoreError as error:
-            self._config.metrics.fail("store", error)
+        if vary:
+            await store.put(self._primary, Variants(names=vary), retain=retain)
+            await store.put(self._variant_key(vary), entry, retain=retain)
+        else:
+            await store.put(self._primary, entry, retain=retain)
 
     def _tags(self) -> tuple[ScopedTag, ...]:
         match = self._context.match

@@ -5,9 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tidegate.errors import ConfigError
 from tidegate.middleware.cohorts import CohortCounters
 
 CANARY = ("tidegate.cache", "10", "canary")
@@ -84,6 +86,15 @@ def test_a_forked_child_counts_into_a_file_of_its_own(tmp_path: Path) -> None:
 def test_what_is_not_a_counter_file_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "junk.cohorts").write_bytes(b"not ours at all, but long enough")
     (tmp_path / "short.cohorts").write_bytes(b"x")
+    (tmp_path / "names.cohorts").write_bytes(b"TGCOHORT\x08\0\0\0\0\0\0\0[[1,2]]x")
+    (tmp_path / "torn.cohorts").write_bytes(b"TGCOHORT\xff\xff\xff\xff" + b"\xff" * 40)
+    (tmp_path / "folder.cohorts").mkdir()
     counters = CohortCounters([CANARY], directory=str(tmp_path))
     counters.count((CANARY,), seconds=0.01, error=False, storable=False, hit=False)
     assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 1
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"metrics_dir: '.*/file/counters' cannot be used: Not a directory; name a"):
+        CohortCounters([CANARY], directory=str(tmp_path / "file" / "counters"))

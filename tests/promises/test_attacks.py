@@ -14,6 +14,10 @@ from tests.driver import App, Origin, User, call, scope_of
 from tidegate import Identity, RoutePolicy, Tidegate
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.policy import Policies
+from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.layers.cache import CacheLayer
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.vocabulary import LAYERS
 
 ANN, BOB = User("acme", "ann"), User("acme", "bob")
@@ -220,3 +224,22 @@ def test_long_addresses_are_not_remembered() -> None:
 def test_a_lifetime_that_no_number_can_hold_is_refused() -> None:
     with pytest.raises(ConfigError, match="ttl: 1000"):
         RoutePolicy(route="/", ttl=10**400)
+
+
+@pytest.mark.parametrize("tag", [42, None, ["client:1"]])
+def test_a_tag_that_is_no_text_costs_a_stored_response_and_no_answer(tag: Any) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics.of(registry)
+    after = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["tidegate"].tag(tag)
+        await Origin()(scope, receive, send)
+        after.append("the background task")
+
+    resolver = ContextResolver(policies=Policies([RoutePolicy(route="/", ttl=60, share="public")]))
+    layer = CacheLayer(app, store=MemoryStore(metrics=metrics), resolver=resolver, metrics=metrics)
+    assert asyncio.run(call(layer)).body == b"hello"
+    assert not asyncio.run(call(layer)).hit
+    assert len(after) == 2
+    assert registry.get_sample_value("tidegate_errors_total", {"component": "store"}) == 2
