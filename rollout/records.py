@@ -97,7 +97,20 @@ class Lease:
 
 
 def rollout_of(row: Mapping[str, Any]) -> Rollout:
-    """The rollout in a row of the journal's table."""
+    """The rollout in a row of the journal's table.
+
+    Raises:
+        RolloutError: if this version cannot read it.
+    """
+    try:
+        return _rollout(row)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RolloutError(
+            f"rollout {row['name']!r} (number {row['id']}) in the journal cannot be read: {error}"
+        ) from error
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
     intent = json.loads(row["intent"])
     return Rollout(
         id=row["id"],

@@ -284,3 +284,20 @@ def test_a_provider_that_cannot_start_or_stop_costs_no_answer() -> None:
 
     assert asyncio.run(run()).status == 200
     assert registry.get_sample_value("tidegate_errors_total", {"component": "flags"}) == 2
+
+
+def test_a_worker_that_shares_neither_responses_nor_counts_warns_of_both(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
+) -> None:
+    Tidegate(provider=Users(ann=""), registry=CollectorRegistry())
+    assert not caplog.messages
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    Tidegate(provider=Users(ann=""), registry=CollectorRegistry())
+    assert [("store.url" in line, "telemetry.metrics_dir" in line) for line in caplog.messages] == [
+        (True, False),
+        (False, True),
+    ]
+    caplog.clear()
+    settings = Settings.of({"telemetry": {"metrics_dir": str(tmp_path)}, "store": {"url": "redis://127.0.0.1:1"}})
+    Tidegate(settings, provider=Users(ann=""), registry=CollectorRegistry())
+    assert not caplog.messages

@@ -102,6 +102,11 @@ class Tidegate:
             if self.gates is not None
             else None
         )
+        if self.cohorts is not None and self.settings.telemetry.metrics_dir is None:
+            _warn_worker(
+                "counts the cohorts for itself: at /metrics they seem to jump, and a rollout is judged by nonsense;"
+                " set telemetry.metrics_dir (PROMETHEUS_MULTIPROC_DIR)"
+            )
         self.metrics_app: ASGIApp = MetricsApp(registry if registry is not None else REGISTRY, cohorts=self.cohorts)
         self._properties = properties
         ttl = self.settings.cache.default_ttl
@@ -208,17 +213,21 @@ def _provider(settings: Settings, metrics: Metrics) -> FlagProvider | None:
 def _store(settings: Settings, metrics: Metrics) -> Store:
     store = settings.store
     if store.url is None or not store.enabled:
-        if multiprocessing.parent_process() is not None:
-            _log.warning(
-                "this worker keeps its responses in its own memory: a purge in one worker does not reach the others;"
-                " set store.url (REDIS_URL) when several workers serve one application"
-            )
+        _warn_worker(
+            "keeps its responses in its own memory: a purge in one worker does not reach the others;"
+            " set store.url (REDIS_URL)"
+        )
         return MemoryStore(max_bytes=store.max_bytes, metrics=metrics)
     try:
         from tidegate.middleware.stores.redis import RedisStore
     except ImportError as error:
         raise _missing_extra("store.url", store.url, "redis") from error
     return RedisStore(store.url, metrics=metrics)
+
+
+def _warn_worker(told: str) -> None:
+    if multiprocessing.parent_process() is not None:
+        _log.warning("this worker %s when several workers serve one application", told)
 
 
 def _missing_extra(path: str, value: str, extra: str) -> ConfigError:

@@ -247,3 +247,11 @@ def test_a_controller_killed_over_and_over_still_arrives(tmp_path: Path, whole: 
         kills += 1
     assert kills >= 2
     assert run.decisions() == whole.decisions()
+
+
+@pytest.mark.parametrize(("column", "value"), [("state", "frozen"), ("intent", "{"), ("spec", "{}"), ("memory", "")])
+def test_a_rollout_that_this_version_cannot_read_is_named(journal: Journal, column: str, value: str) -> None:
+    journal.add(make_spec(), "production", 5.0)
+    journal._db.execute(f"UPDATE rollouts SET {column} = ?", (value,))
+    with pytest.raises(RolloutError, match=r"rollout 'canary' \(number 1\) in the journal cannot be read"):
+        journal.active()
