@@ -103,3 +103,20 @@ def test_cancelled_look_ups_leave_a_guarded_server_usable(server: RedisServer) -
         await guard.aclose()
 
     asyncio.run(run())
+
+
+def test_an_event_loop_that_was_held_up_is_no_failure_of_the_server(server: RedisServer) -> None:
+    metrics = new_metrics()
+
+    async def run() -> None:
+        guard = GuardedStore(RedisStore(server.url, metrics=metrics), metrics=metrics, budget=0.05)
+        await write(guard, b"key", TAGGED)
+        for _ in range(5):
+            asked = asyncio.create_task(guard.get(b"key", SCOPES))
+            await asyncio.sleep(0)
+            time.sleep(0.12)  # noqa: ASYNC251 - some other code of the application, that blocks
+            assert (await asked).record == TAGGED
+        assert errors(metrics) == 0
+        await guard.aclose()
+
+    asyncio.run(run())
