@@ -103,6 +103,7 @@ class Exchange:
             return
         context.outcome = "miss"
         if self._wanted.only_if_cached:
+            context.reason = "only-if-cached"
             await _gateway_timeout(send)
             return
         stand_in: Callable[[], Awaitable[None]] | None = None

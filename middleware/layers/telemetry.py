@@ -180,7 +180,8 @@ class _Watch:
             layer.cohorts.count(
                 context.decision.cohorts,
                 seconds=seconds,
-                error=self.failed or self._status >= 500,
+                # The 504 that a client asks for by only-if-cached is no trouble, and control's app would not send it.
+                error=self.failed or (self._status >= 500 and context.reason != "only-if-cached"),
                 storable=self._is_storable(),
                 hit=context.outcome in _HITS,
             )

@@ -94,6 +94,13 @@ def test_failures_are_errors_of_their_cohort(fault: str) -> None:
     assert stand.counted(CONTROL) == {"requests": 1, "errors": 1, "storable": 0, "hits": 0}
 
 
+def test_the_504_that_a_client_asks_for_is_no_error_of_the_canary() -> None:
+    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60))
+    answer = asyncio.run(call(stand.app, user=ANN, headers=[("cache-control", "only-if-cached")]))
+    assert answer.status == 504
+    assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 1, "hits": 0}
+
+
 def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
     stand = Stand(Origin())
 
