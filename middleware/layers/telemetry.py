@@ -72,7 +72,7 @@ class TelemetryLayer:
             return
         context = self._resolver.of(scope)
         opened = self.gate(context)
-        watch = _Watch(self, scope, context, send, opened=opened)
+        watch = _Watch(self, scope, context, receive, send, opened=opened)
         span: AbstractContextManager[Any] | None = None
         if opened and self.tracer is not None:
             context.tracer = self.tracer
@@ -80,10 +80,10 @@ class TelemetryLayer:
             span = self.tracer.start_as_current_span("tidegate.request", attributes=attributes)
         try:
             if span is None:
-                await self.app(scope, receive, watch)
+                await self.app(scope, watch.receive, watch)
             else:
                 with span:
-                    await self.app(scope, receive, watch)
+                    await self.app(scope, watch.receive, watch)
         except Exception:
             watch.failed = True
             raise
@@ -124,16 +124,27 @@ def _route(scope: Scope, context: RequestContext) -> str:
 class _Watch:
     """The `send` of one request: sees status and end, changes nothing but the debug headers.
 
+    A failure after the client left is no error: leaving may be what caused it (an upload that was broken off), and
+    whoever is in the canary could roll a rollout back by it.
     The request is counted before its last message leaves, so that whoever has an answer finds it counted.
     """
 
     def __init__(
-        self, layer: TelemetryLayer, scope: Scope, context: RequestContext, send: Send, *, opened: bool
+        self,
+        layer: TelemetryLayer,
+        scope: Scope,
+        context: RequestContext,
+        receive: Receive,
+        send: Send,
+        *,
+        opened: bool,
     ) -> None:
         self._layer = layer
         self._scope = scope
         self._context = context
+        self._receive = receive
         self._send = send
+        self._gone = False
         self._opened = opened
         self._started = layer.clock()
         self._status = 0
@@ -154,7 +165,18 @@ class _Watch:
             or kind == "http.response.pathsend"
         ):
             self.finish()
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            self._gone = True
+            raise
+
+    async def receive(self) -> Message:
+        """The server's `receive`; notes that the client left."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._gone = True
+        return message
 
     def _is_storable(self) -> bool:
         context = self._context
@@ -166,6 +188,12 @@ class _Watch:
     def _debug(self) -> list[tuple[bytes, bytes]]:
         hit = self._context.outcome in _HITS
         return [(b"x-cache-hits", b"%d" % hit), (b"x-cache-misses", b"%d" % (not hit))]
+
+    def _is_error(self) -> bool:
+        if self._gone:
+            return False
+        # The 504 that a client asks for by only-if-cached is no trouble, and control's app would not send it.
+        return self.failed or (self._status >= 500 and self._context.reason != "only-if-cached")
 
     def finish(self) -> None:
         """Count the request, once."""
@@ -180,8 +208,7 @@ class _Watch:
             layer.cohorts.count(
                 context.decision.cohorts,
                 seconds=seconds,
-                # The 504 that a client asks for by only-if-cached is no trouble, and control's app would not send it.
-                error=self.failed or (self._status >= 500 and context.reason != "only-if-cached"),
+                error=self._is_error(),
                 storable=self._is_storable(),
                 hit=context.outcome in _HITS,
             )

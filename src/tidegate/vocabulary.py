@@ -53,7 +53,7 @@ COHORT_LABELS: Final = ("flag", "band", "cohort")
 # Counters over finished HTTP requests. Not gated; each flag x band x cohort starts at 0; summed over workers.
 COHORT_REQUESTS: Final = "tidegate_cohort_requests_total"
 COHORT_ERRORS: Final = "tidegate_cohort_errors_total"
-"""Responses of 500 and above, and requests that ended in an exception."""
+"""Responses of 500 and above, and requests that ended in an exception; but not after the client left."""
 COHORT_STORABLE: Final = "tidegate_cohort_storable_total"
 """Requests that policy makes storable, bypasses included: the denominator of the hit ratio."""
 COHORT_HITS: Final = "tidegate_cohort_hits_total"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import Origin, User, call
+from tests.driver import Origin, User, call, scope_of
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver
@@ -99,6 +99,29 @@ def test_the_504_that_a_client_asks_for_is_no_error_of_the_canary() -> None:
     answer = asyncio.run(call(stand.app, user=ANN, headers=[("cache-control", "only-if-cached")]))
     assert answer.status == 504
     assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 1, "hits": 0}
+
+
+@pytest.mark.parametrize("leaves", ["while it sends", "while it is sent to"])
+def test_a_failure_after_the_client_left_is_no_error(leaves: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if (await receive())["type"] == "http.disconnect":
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body"})
+            raise RuntimeError("the upload was broken off")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect" if leaves == "while it sends" else "http.request"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body" and leaves == "while it is sent to":
+            raise OSError("the client left")
+
+    stand = Stand(app)
+    with pytest.raises((RuntimeError, OSError)):
+        asyncio.run(stand.app(scope_of(user=ANN), receive, send))
+    assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 0, "hits": 0}
 
 
 def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
