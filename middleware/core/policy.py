@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
-from uuid import UUID
 
 from tidegate.errors import Problems
 
@@ -30,9 +29,15 @@ _CONVERTERS: Final = {
 }
 """What Starlette's converters match. A path that its router takes and we do not would escape its route's policy."""
 
+
+def _spelled_uuid(value: str) -> str:
+    digits = value.replace("-", "").lower()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 _SAME: Final[Mapping[str, Callable[[str], str]]] = {
     "int": lambda value: value.lstrip("0") or "0",
-    "uuid": lambda value: str(UUID(value)),
+    "uuid": _spelled_uuid,
 }
 """One spelling for what is one value to the app: else a write to /clients/007 would not purge `client:7`."""
 
