@@ -6,6 +6,7 @@ Not guaranteed: that nobody else writes at the same time. Unleash has no concurr
 same instant may win; the next tick notices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -66,11 +67,19 @@ class Actuator(Protocol):
         ...
 
 
-async def begin(actuator: Actuator, flag: str, environment: str, percentage: int) -> FlagState:
-    """Turn the flag on at 0 % and open it to `percentage`. The only sequence that turns an environment on."""
+async def begin(
+    actuator: Actuator, flag: str, environment: str, percentage: int, *, confirm: Callable[[], object] | None = None
+) -> FlagState:
+    """Turn the flag on at 0 % and open it to `percentage`. The only sequence that turns an environment on.
+
+    confirm: called when the flag is on and still admits nobody; raises if it must not be opened any more. A person who
+        shuts the flag in that very moment is so not overruled, whatever happens to the caller afterwards.
+    """
     await actuator.set_percentage(flag, environment, 0)
     await _expect(actuator, flag, environment, percentage=0)
     await actuator.enable(flag, environment)
+    if confirm is not None:
+        confirm()
     return await open_to(actuator, flag, environment, percentage)
 
 

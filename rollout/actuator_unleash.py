@@ -49,7 +49,7 @@ class UnleashActuator:
         found = await self._request("GET", self._at(flag), missing_ok=True)
         if found is None:
             raise await self._unknown(flag)
-        names = [str(one["name"]) for one in found.get("environments", ())]
+        names = [str(one.get("name")) for one in _objects(found.get("environments"))]
         if environment not in names:
             raise FlagError(f"flag {flag!r} has no environment {environment!r} in Unleash; it has {', '.join(names)}")
         state = await self._environment(flag, environment)
@@ -91,7 +91,7 @@ class UnleashActuator:
     async def last_editor(self, flag: str, environment: str) -> str | None:
         """See Actuator. From Unleash's event log."""
         found = await self._request("GET", f"/api/admin/search/events?feature=IS:{quote(flag, safe='')}&limit=20")
-        for event in cast(list[_Json], (found or {}).get("events", [])):
+        for event in _objects((found or {}).get("events")):
             if event.get("environment") == environment and str(event.get("type", "")).startswith(_MOVES):
                 return f"{event.get('createdBy')} at {event.get('createdAt')}"
         return None
@@ -106,14 +106,14 @@ class UnleashActuator:
 
     async def _environment(self, flag: str, environment: str) -> _Json:
         found = await self._request("GET", self._at(flag, environment))
-        if found is None or not isinstance(found.get("enabled"), bool) or not isinstance(found.get("strategies"), list):
+        if found is None or not _understood(found):
             raise FlagError(f"Unleash at {self._url} described {flag!r} in {environment} in a way not understood")
         return found
 
     async def _unknown(self, flag: str) -> FlagError:
         """A 404 alone proves nothing: with its database down Unleash answers so for every flag. Ask for the list."""
         listed = await self._request("GET", self._features)
-        known = [str(one["name"]) for one in (listed or {}).get("features", ())]
+        known = [str(one.get("name")) for one in _objects((listed or {}).get("features"))]
         if flag in known:
             return FlagError(f"Unleash at {self._url} answers 404 for {flag!r} but lists it; try again")
         near = get_close_matches(flag, known, n=1)
@@ -167,6 +167,24 @@ def _ours(flag: str, environment: str, state: _Json) -> _Json:
     raise FlagError(
         f"flag {flag!r} in {environment} needs exactly one active strategy, a {_GRADUAL}; it has {have}. "
         f"Add or remove strategies in Unleash, then try again"
+    )
+
+
+def _objects(value: object) -> list[_Json]:
+    """The JSON objects of a list; nothing where there is no list. A proxy or a newer Unleash may answer otherwise."""
+    if not isinstance(value, list):
+        return []
+    return [cast(_Json, one) for one in cast(list[object], value) if isinstance(one, dict)]
+
+
+def _understood(state: _Json) -> bool:
+    """Whether an environment has what is relied on: strategies that are objects, with parameters that are."""
+    strategies = state.get("strategies")
+    if not isinstance(state.get("enabled"), bool) or not isinstance(strategies, list):
+        return False
+    objects = _objects(cast(object, strategies))
+    return len(objects) == len(cast(list[object], strategies)) and all(
+        isinstance(one.get("parameters", {}), dict) for one in objects
     )
 
 

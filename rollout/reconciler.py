@@ -123,15 +123,15 @@ class Reconciler:
                 intent = Intent(do="begin", percent=percent, at=self._clock(), reason=f"open to {percent} %")
                 rollout = self._write(replace(rollout, intent=intent, reason=intent.reason), "intent")
             try:
-                await begin(self._actuator, rollout.flag, rollout.environment, percent)
+                await begin(
+                    self._actuator, rollout.flag, rollout.environment, percent, confirm=lambda: self._unchanged(rollout)
+                )
+                now = self._clock()
+                opened = replace(rollout, step=0, percent=percent, opened=now, entered=now, intent=None, cause="")
+                self._record(replace(opened, reason=f"opened to {percent} %"), Event.OPENED)
             except FlagError as error:
                 self._metrics.errors.labels("flag").inc()
                 await self._hold(rollout, f"the flag could not be opened: {error}", "flag_write")
-                return
-            now = self._clock()
-            opened = replace(rollout, step=0, percent=percent, opened=now, entered=now, intent=None, cause="")
-            try:
-                self._record(replace(opened, reason=f"opened to {percent} %"), Event.OPENED)
             except ConflictError:
                 await self._undo(rollout)
                 raise
@@ -234,11 +234,16 @@ class Reconciler:
 
     # --- the journal ---------------------------------------------------------------
 
+    def _unchanged(self, rollout: Rollout) -> Rollout:
+        """The rollout as the journal has it; raises ConflictError if somebody else has changed it."""
+        found = self._journal.by_id(rollout.id)
+        if found.version != rollout.version:
+            raise ConflictError(f"rollout {rollout.name} was changed by somebody else")
+        return found
+
     def _record(self, rollout: Rollout, event: Event, evidence: Mapping[str, Any] | None = None) -> Rollout:
         """Move the machine by `event` and write it; a line of the log only when something new began."""
-        before = self._journal.by_id(rollout.id)
-        if before.version != rollout.version:
-            raise ConflictError(f"rollout {rollout.name} was changed by somebody else")
+        before = self._unchanged(rollout)
         state = after(before.state, event)
         new = event not in (Event.GOOD, Event.UNKNOWN) or (state, rollout.cause) != (before.state, before.cause)
         return self._write(replace(rollout, state=state), event if new else None, evidence, came_from=before.state)

@@ -382,6 +382,23 @@ def test_a_kill_in_the_instant_in_which_the_flag_is_turned_on_wins(world: World)
     assert not world.flag.enabled
 
 
+def test_a_kill_in_that_instant_holds_though_the_flag_cannot_be_shut_again(world: World) -> None:
+    world.start()
+
+    def kill(method: str) -> None:
+        if method == "enable":
+            world.flag.before = lambda method: None
+            world.flag.fails = {"disable"}
+            rollout = world.rollout
+            state = after(rollout.state, Event.STOPPED)
+            world.journal.record(replace(rollout, state=state, intent=None), "stopped", now=world.clock())
+
+    world.flag.before = kill
+    world.run(3)
+    assert world.rollout.state is State.ABORTED
+    assert world.flag.percentage == 0, "on, but open to nobody"
+
+
 def test_one_failing_rollout_does_not_stop_the_others(world: World) -> None:
     world.start()
     world.start(make_spec(name="other", flag="tidegate.etag"))
