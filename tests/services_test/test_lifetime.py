@@ -63,6 +63,11 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def hear_ctrl_c() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and that is inherited: the child is to hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def suite(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningSuite]:
     announced = tmp_path / "announced"
@@ -76,6 +81,7 @@ def suite(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningSui
             env=os.environ | {"ANNOUNCE": str(announced)},
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=hear_ctrl_c,
         )
         try:
             wait_until(
