@@ -266,9 +266,21 @@ def open_by_hand(unleash: Unleash, percent: int) -> None:
 
 
 def shut_by_hand(unleash: Unleash) -> None:
-    """The cache's flag as a rollout wants to find it: off, at 0 %."""
+    """The cache's flag as a rollout wants to find it: off, at 0 %, and told so to clients.
+
+    Unleash renews what it tells clients once a second: an application that starts sooner sees the flag of before.
+    """
     unleash.admin.turn_off(FLAG, environment=ENVIRONMENT)
     _set(unleash, 0)
+    wait_until(lambda: not _told_to_clients(unleash)["enabled"], 5, "Unleash tells clients that the flag is off")
+
+
+def _told_to_clients(unleash: Unleash) -> dict[str, Any]:
+    headers = {"Authorization": unleash.production_token}
+    status, content, _ = http_request(unleash.port, "GET", "/api/client/features", headers=headers)
+    assert status == 200, content
+    (told,) = [one for one in json.loads(content)["features"] if one["name"] == FLAG]
+    return dict(told)
 
 
 def _set(unleash: Unleash, percent: int) -> None:
