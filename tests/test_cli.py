@@ -282,6 +282,17 @@ def test_kill_works_when_the_journal_does_not(desk: Desk) -> None:
     assert desk.flag == (False, 0)
 
 
+def test_kill_works_when_a_setting_that_it_does_not_need_is_wrong(desk: Desk) -> None:
+    desk.write("flags.json", (desk.folder / "flags.json").read_text().replace("false", "true"))
+    settings = desk.folder / "tidegate.toml"
+    text = settings.read_text() if settings.exists() else ""
+    desk.write("tidegate.toml", text + '\n[cache]\nshare = "everybody"\n[unheard-of]\n')
+    code, _, err = desk.run("rollout", "status")
+    assert (code, "everybody" in err) == (2, True)
+    assert desk.run("kill", FLAG)[0] == 0
+    assert desk.flag == (False, 0)
+
+
 def test_kill_of_an_unknown_flag_names_it(desk: Desk) -> None:
     code, _, err = desk.run("kill", "tidegate.cahce")
     assert code == 1

@@ -103,8 +103,8 @@ def _rollout_commands(parser: argparse.ArgumentParser, common: argparse.Argument
     add("schema", _schema, "print the JSON Schema of a spec")
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    settings = Settings.load(arguments.config)
+def _settings(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Settings:
+    settings = Settings.load(arguments.config, only=only)
     if arguments.journal:
         return replace(settings, rollout=replace(settings.rollout, journal=arguments.journal))
     return settings
@@ -200,7 +200,9 @@ def _controller(arguments: argparse.Namespace) -> int:
 def _kill(arguments: argparse.Namespace) -> int:
     from tidegate import control
 
-    asyncio.run(control.kill(arguments.flag, arguments.environment, arguments.reason, _settings(arguments), _say))
+    # Shutting must not wait until a mistake in some other section is mended.
+    settings = _settings(arguments, only=("flags", "rollout"))
+    asyncio.run(control.kill(arguments.flag, arguments.environment, arguments.reason, settings, _say))
     return 0
 
 

@@ -8,7 +8,7 @@ not be written down: `TIDEGATE_<SECTION>_<FIELD>` (`TIDEGATE_FLAGS_UNLEASH_TOKEN
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -129,8 +129,13 @@ class Settings:
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
 
     @classmethod
-    def load(cls, path: str | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
+    def load(
+        cls, path: str | None = None, environ: Mapping[str, str] = os.environ, *, only: Sequence[str] | None = None
+    ) -> "Settings":
         """Read `path` (default: `TIDEGATE_CONFIG`, else `tidegate.toml` if it is there), then the environment.
+
+        only: the sections to read; the others keep their defaults, and what stands there is not looked at. For what
+            cannot wait until a mistake somewhere else is mended.
 
         Raises:
             ConfigError: with every problem in file and environment, each with its path, value and fix.
@@ -139,7 +144,7 @@ class Settings:
         file = Path(named or "tidegate.toml")
         problems = Problems(str(file) if named or file.exists() else "settings")
         table: Mapping[str, Any] = _read_toml(file, problems) if named or file.exists() else {}
-        return _build(table, environ, problems)
+        return _build(table, environ, problems, _SECTIONS if only is None else only)
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> "Settings":
@@ -148,7 +153,7 @@ class Settings:
         Raises:
             ConfigError: with every problem.
         """
-        return _build(table, {}, Problems("settings"))
+        return _build(table, {}, Problems("settings"), _SECTIONS)
 
 
 def _read_toml(file: Path, problems: Problems) -> Mapping[str, Any]:
@@ -182,12 +187,15 @@ _SECTIONS: Mapping[str, type] = {
 }
 
 
-def _build(table: Mapping[str, Any], environ: Mapping[str, str], problems: Problems) -> Settings:
+def _build(
+    table: Mapping[str, Any], environ: Mapping[str, str], problems: Problems, wanted: Collection[str]
+) -> Settings:
     for name in table:
-        if name not in _SECTIONS:
+        if name not in _SECTIONS and wanted is _SECTIONS:
             problems.add(name, table[name], "is not a section", _did_you_mean(name, _SECTIONS))
     made: dict[str, Any] = {}
-    for name, kind in _SECTIONS.items():
+    for name in wanted:
+        kind = _SECTIONS[name]
         section = table.get(name, {})
         if not isinstance(section, Mapping):
             problems.add(name, section, "is not a table", f"write [{name}]")
