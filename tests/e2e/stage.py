@@ -276,7 +276,8 @@ def shut_by_hand(unleash: Unleash) -> None:
 
 
 def _told_to_clients(unleash: Unleash) -> dict[str, Any]:
-    headers = {"Authorization": unleash.production_token}
+    # Asked as the SDK asks: Unleash remembers an answer for each kind of question, and may still have its old one.
+    headers = {"Authorization": unleash.production_token, "Unleash-Client-Spec": "6.1.0"}
     status, content, _ = http_request(unleash.port, "GET", "/api/client/features", headers=headers)
     assert status == 200, content
     (told,) = [one for one in json.loads(content)["features"] if one["name"] == FLAG]
