@@ -5,6 +5,7 @@
 #   make test        every test, with real servers, against the built wheel: what is tested is what ships
 #   make suite       the same against the source tree, without building anything
 #   make check       format, lint, types, layering
+#   make bench       what a request costs in one process, against a raw ASGI function and the last recorded table
 #
 # PYTHON=/path/to/python chooses another interpreter than the first suitable one on PATH.
 
@@ -17,7 +18,7 @@ WHEEL_VENV := .cache/wheel-venv
 export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo demo-real test suite check services environment clean
+.PHONY: help demo demo-real test suite check bench services environment clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +54,9 @@ check: environment
 	done; \
 	[ -z "$$failed" ] || { echo "check: FAILED $$failed" >&2; exit 1; }; \
 	echo "check: all passed"
+
+bench: environment
+	@$(VENV)/python -m tests.bench $(BENCH)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

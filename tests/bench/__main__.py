@@ -1,0 +1,55 @@
+"""`python -m tests.bench [NAME …] [--check] [--record [FILE]]`: what Tidegate costs, against a raw ASGI function."""
+
+import argparse
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import tests.bench
+from tests.bench.frame import Bench, Case, measure
+from tests.bench.table import RECORDED, load, record, table
+
+__all__ = ["benches", "main"]
+
+Maker = Callable[[Bench], Iterable[Case]]
+
+
+def benches() -> dict[str, Maker]:
+    """Every bench by name, from the modules of this package that have `BENCHES`."""
+    found: dict[str, Maker] = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(tests.bench.__path__)):
+        if not module.startswith(("_", "test_")):
+            found |= getattr(import_module(f"tests.bench.{module}"), "BENCHES", {})
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and return 1 where a target is missed that was to be checked."""
+    known = benches()
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(known)} (default: all)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed, and say which")
+    parser.add_argument("--record", nargs="?", type=Path, const=RECORDED, metavar="FILE", help="keep the table as JSON")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
+    parser.add_argument("--seconds", type=float, default=0.1, help="CPU seconds for a case in a round (default 0.1)")
+    chosen = parser.parse_args(argv)
+    unknown = [name for name in chosen.names if name not in known]
+    if unknown:
+        parser.error(f"no bench is called {', '.join(unknown)}; there are {', '.join(known)}")
+    with Bench() as bench:
+        cases = {case.title: case for name in chosen.names or known for case in known[name](bench)}
+        figures = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds)
+    before = load(RECORDED)["figures"] if RECORDED.exists() else {}
+    print("\n".join(table(figures, before)))
+    if chosen.record is not None:
+        record(chosen.record, figures, rounds=chosen.rounds)
+    failed = [one.missed for one in figures if one.missed] if chosen.check else []
+    for line in failed:
+        print(f"missed: {line}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The bench runs, measures what its cases are called, and says where a target is missed. Nothing here is timed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as command
+from tests.bench.exchanges import bare, raw, same_page
+from tests.bench.frame import BARE, RAW, Bench, Case, Target, measure
+from tests.driver import Answer
+
+QUICK = ["--rounds", "1", "--seconds", "0.0005"]
+
+
+def a_page(answer: Answer) -> bool:
+    return answer.body == b"page"
+
+
+@pytest.mark.parametrize("name", command.benches())
+def test_each_bench_runs_and_its_table_can_be_recorded_and_compared_with(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "recorded.json"
+    monkeypatch.setattr(command, "RECORDED", file)
+    assert command.main([name, *QUICK, "--record", str(file)]) == 0
+    assert "%" not in capsys.readouterr().out, "nothing was recorded yet"
+    figures = json.loads(file.read_text())["figures"]
+    assert figures
+    assert command.main([name, *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len(figures)
+    assert any(line.endswith("%") for line in lines)
+
+
+def constant(name: str, microseconds: float, **of: object) -> Case:
+    """A case that always costs the same."""
+    return Case(name=name, seconds=lambda count: count * microseconds / 1e6, **of)  # type: ignore[arg-type]
+
+
+def test_ratios_and_differences_are_to_the_references_of_the_same_size() -> None:
+    cases = [constant(name, cost, size="1 B") for name, cost in ((RAW, 2.0), (BARE, 20.0), ("hit", 5.0))]
+    figures = measure([*cases, constant("alone", 3.0)], rounds=3, seconds=0.001)
+    told = [(one.microseconds, one.times_raw, one.above_bare) for one in figures]
+    expected = [(2.0, None, None), (20.0, 10.0, None), (5.0, 2.5, -15.0), (3.0, None, None)]
+    assert told == [tuple(None if one is None else pytest.approx(one) for one in row) for row in expected]
+
+
+def test_a_missed_target_is_named_and_fails_the_check_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [
+        constant(BARE, 10.0, size="1 B"),
+        constant("kept", 5.0, size="1 B", target=Target(microseconds=5.5)),
+        constant("missed", 5.0, size="1 B", target=Target(microseconds=4.5)),
+        constant("pass", 15.0, size="1 B", target=Target(microseconds=4.5, above_bare=True)),
+    ]
+    monkeypatch.setattr(command, "benches", lambda: {"made-up": lambda bench: cases})
+    assert command.main(["made-up", *QUICK]) == 0
+    assert "missed:" not in capsys.readouterr().out
+    assert command.main(["made-up", *QUICK, "--check"]) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("missed: ")] == [
+        "missed: missed, 1 B: 5.000 µs, target 4.5",
+        "missed: pass, 1 B: 5.000 µs above the bare handler, target 4.5",
+    ]
+
+
+def test_a_case_that_is_not_what_it_is_called_is_not_measured() -> None:
+    with Bench() as bench:
+        good = bench.requests("page", raw(b"page"), same_page(), a_page)
+        bad = bench.requests("page", bare(b"another"), same_page(), a_page)
+        assert [figure.case.name for figure in measure([good], rounds=1, seconds=0.0005)] == ["page"]
+        with pytest.raises(AssertionError, match=r"page: answered 200 .* something else"):
+            measure([good, bad], rounds=1, seconds=0.0005)
+
+
+def test_an_unknown_name_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["speed"])
+    assert "no bench is called speed; there are counting, " in capsys.readouterr().err
