@@ -4,9 +4,11 @@ The Unleash provider, which needs the extra `unleash`, is `tidegate.flags.unleas
 """
 
 from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, band_of, is_open, normalized
-from tidegate.flags.gate import UNIT_FIELDS, Decision, FlagProvider, Gates, ProviderHealth
+from tidegate.flags.gate import UNIT_FIELDS, Decision, Gates, ReachChanged
 from tidegate.flags.local import LocalFlags, parse_flags
+from tidegate.flags.provider import FlagProvider, ProviderHealth, Reach
 from tidegate.flags.report import OnError
+from tidegate.flags.stops import Stops
 
 __all__ = [
     "UNIT_FIELDS",
@@ -19,6 +21,9 @@ __all__ = [
     "LocalFlags",
     "OnError",
     "ProviderHealth",
+    "Reach",
+    "ReachChanged",
+    "Stops",
     "Strategy",
     "band_of",
     "is_open",

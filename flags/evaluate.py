@@ -140,11 +140,16 @@ class Flag:
         problems.raise_if_any()
 
     @property
-    def partly_open(self) -> bool:
-        """Open for some contexts and shut for others, as far as the strategies tell."""
-        if not self.enabled or all(strategy.percentage == 0 for strategy in self.strategies):
-            return False
-        return not any(strategy.percentage == 100 and not strategy.constraints for strategy in self.strategies)
+    def admits_nobody(self) -> bool:
+        """Shut whoever asks."""
+        return not self.enabled or all(strategy.percentage == 0 for strategy in self.strategies)
+
+    @property
+    def admits_everybody(self) -> bool:
+        """Open for whoever has the field that a strategy is sticky by."""
+        return self.enabled and any(
+            strategy.percentage == 100 and not strategy.constraints for strategy in self.strategies
+        )
 
 
 def is_open(flag: Flag, context: FlagContext) -> bool:

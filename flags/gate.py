@@ -2,24 +2,32 @@
 
 Guarantees: within one state of the flags a unit always gets the same decision; nobody known, no state yet, or a
 provider that fails: shut. A flag that is open for some only is shut once its state is older than `max_staleness`
-(P8): a rollout that nobody can stop any more must not go on. A flag that is open for everybody stays so.
+(P8): a rollout that nobody can stop any more must not go on. A flag that is open for everybody stays so. A stopped flag
+is shut for everybody, and every flag is until it is known which are stopped.
 
-Not guaranteed: that two workers see a change in the same moment; they do within the provider's poll interval.
+Who subscribes hears of every change of a layer's reach: of a layer that shuts, when no decision opens it any more; of
+one that opens, before the first does. Without requests, changes are noticed when somebody calls `refresh`.
+
+Not guaranteed: that two workers see a change in the same moment; they do within the provider's poll interval. Nor that
+a reach which came and went between two looks is heard of.
 """
 
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.flags.evaluate import FlagContext, band_of, normalized
+from tidegate.flags.provider import FlagProvider, ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
+from tidegate.flags.stops import Stops
 from tidegate.vocabulary import BAND_EDGES, CANARY, CONTROL, FLAGS, LAYERS, NO_COHORT, Unit
 
-__all__ = ["UNIT_FIELDS", "Decision", "FlagProvider", "Gates", "ProviderHealth"]
+__all__ = ["UNIT_FIELDS", "Decision", "Gates", "ReachChanged"]
 
 UNIT_FIELDS: Final[Mapping[Unit, str]] = {"tenant": "tenantId", "user": "userId", "session": "sessionId"}
 """The context field, and so the stickiness, that stands for each unit."""
@@ -29,47 +37,8 @@ _NO_BAND: Final = "none"
 _Labels = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderHealth:
-    """How well a provider knows its flags.
-
-    ready: it has a state to decide by.
-    staleness: seconds since it last knew that the state was current; infinite before the first.
-    detail: what is wrong, for a person; empty where nothing is.
-    """
-
-    ready: bool
-    staleness: float
-    detail: str
-
-
-class FlagProvider(Protocol):
-    """A source of flags: Unleash, a local file."""
-
-    @property
-    def version(self) -> int:
-        """Grows after each change of the flags is in force; while it stands still, so do the answers."""
-        ...
-
-    def is_enabled(self, flag: str, context: FlagContext) -> bool:
-        """Whether the flag is open for this context; False for a flag that is not known. Never waits."""
-        ...
-
-    def partly_open(self, flag: str) -> bool:
-        """Whether the flag is open for some contexts and shut for others: the state that must not grow old."""
-        ...
-
-    def health(self) -> ProviderHealth:
-        """How well the flags are known at this moment. Never waits."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to follow the flags. Never raises for a source that cannot be reached, and never waits for one long."""
-        ...
-
-    async def aclose(self) -> None:
-        """Stop following them, within a bounded time. The last state stays in force."""
-        ...
+ReachChanged = Callable[[Mapping[str, Reach], Mapping[str, Reach]], None]
+"""Hears of a change: the reach of every layer before and after it. Called in whichever thread noticed; be quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +57,7 @@ class Gates:
     """Decides for all flags at once and remembers the answer per context.
 
     provider: where the flags come from. Starting and closing it is its owner's business.
+    stops: which flags are stopped, whatever the provider says; None: none is. Starting and closing it likewise.
     flags: layer -> the flag that gates it; several layers may share one.
     unit: whom percentages are drawn over. Its context field (UNIT_FIELDS) always carries the context's unit.
     edges: upper edges of the bands in percent, ascending to 100. A unit's band in a flag is the first edge at or above
@@ -105,6 +75,7 @@ class Gates:
         self,
         provider: FlagProvider,
         *,
+        stops: Stops | None = None,
         flags: Mapping[str, str] | None = None,
         unit: Unit = "tenant",
         edges: Sequence[int] = BAND_EDGES,
@@ -117,6 +88,7 @@ class Gates:
         _check(self.flags, unit, edges, max_units, max_staleness)
         self.unit: Unit = unit
         self._provider = provider
+        self._stops: Stops = stops if stops is not None else _NoStops()
         self._edges = tuple(edges)
         self._max_units = max_units
         self._max_staleness = max_staleness
@@ -130,7 +102,10 @@ class Gates:
         self._labels = {labels: labels for labels in self.label_combinations()}
         self._open_sets: dict[frozenset[str], frozenset[str]] = {}
         self._remembered: OrderedDict[object, Decision] = OrderedDict()
-        self._version = -1
+        self._reaches: dict[str, Reach] = dict.fromkeys(self._layers, "nobody")
+        self._subscribers: tuple[ReachChanged, ...] = ()
+        self._renewing = threading.RLock()
+        self._version = self._stops_version = -1
         self._stale = False
         self._look_again_at = -math.inf
 
@@ -144,7 +119,11 @@ class Gates:
     def decide(self, context: FlagContext) -> Decision:
         """What is open for this context. Never raises; whatever fails is shut and reported."""
         try:
-            if self._clock() >= self._look_again_at or self._version != self._provider.version:
+            if (
+                self._version != self._provider.version
+                or self._stops_version != self._stops.version
+                or self._clock() >= self._look_again_at
+            ):
                 self._renew()
             remembered = self._remembered
             found = remembered.get(context.key)
@@ -156,7 +135,11 @@ class Gates:
     def decide_for(self, tenant: str | None, user: str | None = None, session: str | None = None) -> Decision:
         """As `decide`, for a context that knows no more than these names. Quicker: it is built only when new."""
         try:
-            if self._clock() >= self._look_again_at or self._version != self._provider.version:
+            if (
+                self._version != self._provider.version
+                or self._stops_version != self._stops.version
+                or self._clock() >= self._look_again_at
+            ):
                 self._renew()
             remembered = self._remembered
             key = (tenant, user, session)
@@ -165,6 +148,37 @@ class Gates:
         except Exception as error:  # noqa: BLE001 - as in decide()
             self._report(error)
             return self._shut({"tenant": tenant, "user": user, "session": session}[self.unit])
+
+    def refresh(self) -> bool:
+        """Notice changes of the flags, the stops and their age now, without a request. Quick; never raises.
+
+        False, and reported, if they cannot be told: decisions are then shut.
+        """
+        try:
+            if (
+                self._version != self._provider.version
+                or self._stops_version != self._stops.version
+                or self._clock() >= self._look_again_at
+            ):
+                self._renew()
+        except Exception as error:  # noqa: BLE001 - as in decide()
+            self._report(error)
+            return False
+        return True
+
+    def reach(self, layer: str) -> Reach:
+        """Whom a layer is open for at this moment, stops and staleness considered; "nobody" for one without a flag."""
+        if not self.refresh():
+            return "nobody"
+        return self._reaches.get(self.flags.get(layer, ""), "nobody")
+
+    def subscribe(self, callback: ReachChanged) -> None:
+        """Call `callback(before, after)` at each change of any layer's reach; all start with "nobody".
+
+        What it raises is reported. It may ask `reach`, which then tells what is in force while the callbacks run.
+        """
+        with self._renewing:
+            self._subscribers = (*self._subscribers, callback)
 
     def health(self) -> ProviderHealth:
         """The provider's health; one that fails to tell is not ready."""
@@ -180,16 +194,44 @@ class Gates:
         return FlagContext(unit=known[self._unit_field], properties=properties)
 
     def _renew(self) -> None:
-        """Forget what was remembered if the flags have changed, or their state has grown old or fresh again."""
-        version = self._provider.version
-        staleness = self.health().staleness
-        stale = staleness > self._max_staleness
-        # A state of this age cannot be too old before then; once it is, look often, so that fresh news counts.
-        self._look_again_at = self._clock() + (0.25 if stale else max(self._max_staleness - staleness, 0.01))
-        if version != self._version or stale != self._stale:
-            self._stale = stale
-            self._remembered = OrderedDict()
-            self._version = version
+        """Take over the state of the flags and stops if it has changed, or grown old or fresh again."""
+        with self._renewing:
+            version, stops_version = self._provider.version, self._stops.version
+            staleness = self.health().staleness
+            stale = staleness > self._max_staleness
+            if (version, stops_version, stale) != (self._version, self._stops_version, self._stale):
+                before = self._reaches
+                after: dict[str, Reach] = {flag: self._reach_of(flag, stale) for flag in self._layers}
+                # First only what shuts, then the subscribers hear of it, then what opens.
+                meanwhile: dict[str, Reach] = {
+                    flag: "nobody" if before[flag] == "nobody" else after[flag] for flag in after
+                }
+                self._enforce(meanwhile)
+                self._version, self._stops_version, self._stale = version, stops_version, stale
+                if before != after:
+                    self._tell(before, after)
+                    self._enforce(after)
+            # A state of this age cannot be too old before then; once it is, look often, so that fresh news counts.
+            self._look_again_at = self._clock() + (0.25 if stale else max(self._max_staleness - staleness, 0.01))
+
+    def _reach_of(self, flag: str, stale: bool) -> Reach:
+        if not self._stops.known or self._stops.stopped(flag):
+            return "nobody"
+        reach = self._provider.reach(flag)
+        return "nobody" if stale and reach == "some" else reach
+
+    def _enforce(self, reaches: dict[str, Reach]) -> None:
+        self._reaches = reaches  # before the memory: what is remembered in the new one is decided by these
+        self._remembered = OrderedDict()
+
+    def _tell(self, before: Mapping[str, Reach], after: Mapping[str, Reach]) -> None:
+        was: dict[str, Reach] = {layer: before[flag] for layer, flag in self.flags.items()}
+        now: dict[str, Reach] = {layer: after[flag] for layer, flag in self.flags.items()}
+        for callback in self._subscribers:
+            try:
+                callback(was, now)
+            except Exception as error:  # noqa: BLE001 - the others must hear of it, and the flags go on; counted
+                self._report(error)
 
     def _decide(self, key: object, context: FlagContext, remembered: OrderedDict[object, Decision]) -> Decision:
         # Into the memory that the caller looked in, never the current one: while this runs, another thread may have
@@ -206,11 +248,12 @@ class Gates:
             return self.nobody
         if context.properties.get(self._unit_field) != unit:
             context = FlagContext(unit=unit, properties={**context.properties, self._unit_field: unit})
-        provider, stale = self._provider, self._stale
+        provider, reaches = self._provider, self._reaches
         layers: set[str] = set()
         cohorts: list[_Labels] = []
         for flag, gated in self._layers.items():
-            is_open = provider.is_enabled(flag, context) and not (stale and provider.partly_open(flag))
+            # A provider may have a state already that the subscribers have not heard of: it opens nothing yet.
+            is_open = reaches[flag] != "nobody" and provider.is_enabled(flag, context)
             if is_open:
                 layers |= gated
             cohorts.append(self._labels[flag, self._band(flag, unit), CANARY if is_open else CONTROL])
@@ -225,6 +268,20 @@ class Gates:
 
     def _band(self, flag: str, unit: str) -> str:
         return band_of(normalized(flag, unit), self._edges)
+
+
+class _NoStops:
+    """Nothing is ever stopped."""
+
+    version = 0
+    known = True
+
+    def stopped(self, flag: str) -> bool:
+        return False
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 def _check(flags: Mapping[str, str], unit: Unit, edges: Sequence[int], max_units: int, max_staleness: float) -> None:

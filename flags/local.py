@@ -42,7 +42,7 @@ from typing import Any, cast
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open
-from tidegate.flags.gate import ProviderHealth
+from tidegate.flags.provider import ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 
 __all__ = ["MAX_BYTES", "LocalFlags", "parse_flags"]
@@ -103,10 +103,12 @@ class LocalFlags:
         found = self._flags.get(flag)
         return found is not None and is_open(found, context)
 
-    def partly_open(self, flag: str) -> bool:
-        """Whether the flag is open for some contexts and shut for others."""
+    def reach(self, flag: str) -> Reach:
+        """Whom the flag admits; nobody where the file does not name it."""
         found = self._flags.get(flag)
-        return found is not None and found.partly_open
+        if found is None or found.admits_nobody:
+            return "nobody"
+        return "everybody" if found.admits_everybody else "some"
 
     def health(self) -> ProviderHealth:
         """Ready once a good file was read; stale since the last look that found one; the fault of the last look."""

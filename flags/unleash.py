@@ -21,6 +21,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ from UnleashClient.utils import LOGGER, InstanceAllowType
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.evaluate import FlagContext
-from tidegate.flags.gate import ProviderHealth
+from tidegate.flags.provider import ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.ticker import Ticker
 
@@ -133,9 +134,9 @@ class UnleashFlags:
         # The engine looks for userId, sessionId and remoteAddress among the properties too.
         return client.is_enabled(flag, {"properties": context.properties})
 
-    def partly_open(self, flag: str) -> bool:
-        """Whether the flag is open for some contexts and shut for others, as far as its strategies tell."""
-        return flag in self._cache.partly_open
+    def reach(self, flag: str) -> Reach:
+        """Whom the flag admits, as far as its strategies tell; nobody before the first answer, or if it is unknown."""
+        return self._cache.reaches.get(flag, "nobody")
 
     def health(self) -> ProviderHealth:
         """Ready once the server has given its flags; stale since it last answered a poll well (200 or 304)."""
@@ -236,15 +237,14 @@ class _Cache(BaseCache):
     """The SDK's cache, in memory, one per provider. The engine reads its state from here, so bad states end here.
 
     refused: why the last body was not taken; empty if it was.
-    partly_open: flags that are open for some and shut for others.
+    reaches: whom each flag of the last state admits.
     """
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._changed = False
-        self._names: frozenset[str] = frozenset()
         self.refused = ""
-        self.partly_open: frozenset[str] = frozenset()
+        self.reaches: Mapping[str, Reach] = {}
 
     def set(self, key: str, value: Any) -> None:
         if key == FEATURES_URL:
@@ -259,14 +259,13 @@ class _Cache(BaseCache):
     def _take(self, body: str) -> str:
         try:
             features: list[dict[str, Any]] = json.loads(body)["features"]
-            names = frozenset(feature["name"] for feature in features)
-            partly = frozenset(feature["name"] for feature in features if _partly_open(feature))
+            reaches: dict[str, Reach] = {feature["name"]: _reach(feature) for feature in features}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"an answer that is no list of flags ({type(error).__name__}: {error})"
-        if self._names and not names:
-            return f"an answer without any flag, after one with {len(self._names)}; the last state is kept"
+        if self.reaches and not reaches:
+            return f"an answer without any flag, after one with {len(self.reaches)}; the last state is kept"
         self._values[FEATURES_URL] = body
-        self._names, self.partly_open, self._changed = names, partly, True
+        self.reaches, self._changed = reaches, True
         self.bootstrapped = True  # a later client of this provider begins with the last state
         return ""
 
@@ -289,19 +288,26 @@ class _Cache(BaseCache):
         """Nothing to remove: the memory goes with the client."""
 
 
-def _partly_open(feature: dict[str, Any]) -> bool:
-    """Whether an enabled flag, as the client API gives it, may be shut for somebody."""
-    if not feature["enabled"]:
-        return False
-    if feature.get("dependencies"):
-        return True
+def _reach(feature: dict[str, Any]) -> Reach:
+    """Whom a flag, as the client API gives it, may admit: nobody where that is certain, everybody likewise."""
     strategies: list[dict[str, Any]] = feature["strategies"]
-    return bool(strategies) and not any(
+    if not feature["enabled"] or (bool(strategies) and all(_rollout(strategy) == "0" for strategy in strategies)):
+        return "nobody"
+    if feature.get("dependencies"):
+        return "some"
+    if not strategies or any(
         not strategy.get("constraints")
         and not strategy.get("segments")
-        and (strategy["name"] == "default" or strategy.get("parameters", {}).get("rollout") == "100")
+        and (strategy["name"] == "default" or _rollout(strategy) == "100")
         for strategy in strategies
-    )
+    ):
+        return "everybody"
+    return "some"
+
+
+def _rollout(strategy: dict[str, Any]) -> object:
+    parameters: dict[str, Any] = strategy.get("parameters") or {}
+    return parameters.get("rollout") if strategy["name"] == "flexibleRollout" else None
 
 
 def _check(url: str, token: str, app_name: str, seconds: dict[str, float], metrics_interval: int) -> None:

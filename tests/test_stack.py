@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests.driver import Answer, Origin, User, call
+from tests.services import wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import StoreError
-from tidegate.flags import FlagContext, ProviderHealth
+from tidegate.flags import FlagContext, ProviderHealth, Reach
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
 
 ANN, BEN = User("acme", "ann"), User("acme", "ben")
@@ -214,8 +215,8 @@ class Users:
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         return flag.removeprefix("tidegate.") in self._open_to[context.properties["userId"]]
 
-    def partly_open(self, flag: str) -> bool:
-        return True
+    def reach(self, flag: str) -> Reach:
+        return "some"
 
     def health(self) -> ProviderHealth:
         return ProviderHealth(ready=True, staleness=0.0, detail="")
@@ -301,3 +302,38 @@ def test_a_worker_that_shares_neither_responses_nor_counts_warns_of_both(
     settings = Settings.of({"telemetry": {"metrics_dir": str(tmp_path)}, "store": {"url": "redis://127.0.0.1:1"}})
     Tidegate(settings, provider=Users(ann=""), registry=CollectorRegistry())
     assert not caplog.messages
+
+
+class Turned(Users):
+    """A provider of one open flag that a test turns off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admits: Reach = "everybody"
+
+    def reach(self, flag: str) -> Reach:
+        return self.admits
+
+
+def test_a_change_of_reach_is_noticed_without_requests_until_the_application_ends() -> None:
+    provider = Turned()
+    tide = Tidegate(provider=provider, registry=CollectorRegistry())
+    assert tide.gates is not None
+    heard: list[str] = []
+    tide.gates.subscribe(lambda before, after: heard.append(after["cache"]))
+
+    async def heard_last(reach: str) -> None:
+        await asyncio.to_thread(wait_until, lambda: heard[-1:] == [reach], 20, f"the gates notice {reach}")
+
+    async def run() -> None:
+        await call(tide(Origin(b"body")))  # without a lifespan: the first request starts it
+        await heard_last("everybody")
+        provider.admits, provider.version = "nobody", 2
+        await heard_last("nobody")
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert [timer for timer in timers if not timer.cancelled()] != []
+        await tide.aclose()
+        assert [timer for timer in timers if not timer.cancelled()] == []
+
+    asyncio.run(run())
+    assert heard == ["everybody", "nobody"]

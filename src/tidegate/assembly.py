@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -48,6 +48,10 @@ from tidegate.vocabulary import LAYERS, Layer
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
 _log = logging.getLogger("tidegate")
+
+_LOOK_EVERY: Final = 0.25
+"""Seconds between two looks of the gates at their provider when no request makes them look. A look costs less than a
+microsecond; with a poll of 2 s it leaves most of the second that P8 gives after it."""
 
 FlagProperties = Callable[[Scope], Mapping[str, str]]
 """Further context fields for flag constraints (region, plan, sessionId), from the scope."""
@@ -117,7 +121,9 @@ class Tidegate:
             decide=self._decide if self.gates is not None else None,
             on_error=self._metrics.fail,
         )
-        self._runtime = _Runtime(self.store, self.provider, self._metrics)
+        self._runtime = _Runtime(
+            self.store, self.provider, self.gates, self._metrics, look_every=min(flags.poll_interval, _LOOK_EVERY)
+        )
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Mount the layers on an app."""
@@ -245,13 +251,27 @@ def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
 
 
 class _Runtime:
-    """Starts store and flags once per event loop, and stops them with the application."""
+    """Starts store and flags once per event loop, and stops them with the application.
 
-    def __init__(self, store: GuardedStore, provider: FlagProvider | None, metrics: Metrics) -> None:
+    look_every: seconds between two looks of the gates, so that a change of reach is noticed without requests too.
+    """
+
+    def __init__(
+        self,
+        store: GuardedStore,
+        provider: FlagProvider | None,
+        gates: Gates | None,
+        metrics: Metrics,
+        *,
+        look_every: float,
+    ) -> None:
         self._store = store
         self._provider = provider
+        self._gates = gates
         self._metrics = metrics
+        self._look_every = look_every
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached."""
@@ -265,12 +285,22 @@ class _Runtime:
                 await self._provider.start()
             except Exception as error:  # noqa: BLE001 - P5: the app answers, its layers shut; counted
                 self._metrics.fail("flags", error)
+        if self._gates is not None:
+            self._look(self._gates, loop)
+
+    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop) -> None:
+        # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
+        if self._loop is loop:
+            gates.refresh()
+            self._next_look = loop.call_later(self._look_every, self._look, gates, loop)
 
     async def stop(self) -> None:
         """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
         if self._loop is None:
             return
         self._loop = None
+        if self._next_look is not None:
+            self._next_look.cancel()
         await self._store.aclose()
         if self._provider is not None:
             try:

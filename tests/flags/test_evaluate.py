@@ -194,15 +194,16 @@ def test_what_unleash_would_read_otherwise_is_refused(make: Any, paths: list[str
 
 
 @pytest.mark.parametrize(
-    ("tested", "expected"),
+    ("tested", "nobody", "everybody"),
     [
-        (flag(rollout(10)), True),
-        (flag(rollout(100)), False),
-        (flag(rollout(0)), False),
-        (flag(rollout(10), rollout(100)), False),
-        (flag(rollout(100, within("tenantId", "acme"))), True),
-        (flag(rollout(10), enabled=False), False),
+        (flag(rollout(10)), False, False),
+        (flag(rollout(100)), False, True),
+        (flag(rollout(0)), True, False),
+        (flag(rollout(10), rollout(100)), False, True),
+        (flag(rollout(0), rollout(1)), False, False),
+        (flag(rollout(100, within("tenantId", "acme"))), False, False),
+        (flag(rollout(100), enabled=False), True, False),
     ],
 )
-def test_a_flag_is_partly_open_if_it_may_differ_between_units(tested: Flag, expected: bool) -> None:
-    assert tested.partly_open is expected
+def test_a_flag_tells_whom_it_admits(tested: Flag, nobody: bool, everybody: bool) -> None:
+    assert (tested.admits_nobody, tested.admits_everybody) == (nobody, everybody)

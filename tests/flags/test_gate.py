@@ -1,16 +1,19 @@
 """One decision a request for all flags: what it holds, how long it is remembered, and when it is shut."""
 
 import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import ConfigError
-from tidegate.flags import FlagContext, Gates, ProviderHealth, band_of, normalized
+from tidegate.flags import FlagContext, Gates, ProviderHealth, Reach, band_of, normalized
 from tidegate.vocabulary import BAND_EDGES, FLAGS
 
 CACHE, ETAG = FLAGS["cache"], FLAGS["etag"]
+EVERY = dict.fromkeys(FLAGS, 100)
 
 
 class Provider:
@@ -34,8 +37,9 @@ class Provider:
         value = context.properties.get("tenantId")
         return value is not None and normalized(flag, value) <= self.percentages.get(flag, 0)
 
-    def partly_open(self, flag: str) -> bool:
-        return 0 < self.percentages.get(flag, 0) < 100
+    def reach(self, flag: str) -> Reach:
+        percentage = self.percentages.get(flag, 0)
+        return "nobody" if percentage == 0 else "everybody" if percentage == 100 else "some"
 
     def health(self) -> ProviderHealth:
         return ProviderHealth(ready=self.version > 0, staleness=self.staleness, detail="")
@@ -79,7 +83,7 @@ def test_a_decision_names_the_open_layers_and_labels_every_flag() -> None:
 
 
 def test_all_flags_are_decided_once_per_unit() -> None:
-    provider = Provider(cache=100)
+    provider = Provider(**EVERY)
     gates = Gates(provider)
     first = gates.decide(tenant("acme"))
     assert [flag for flag, _ in provider.asked] == list(FLAGS.values())
@@ -89,7 +93,7 @@ def test_all_flags_are_decided_once_per_unit() -> None:
 
 
 def test_other_properties_of_the_same_unit_are_another_decision() -> None:
-    provider = Provider(cache=100)
+    provider = Provider(**EVERY)
     gates = Gates(provider)
     gates.decide(tenant("acme", region="eu"))
     gates.decide(tenant("acme", region="us"))
@@ -109,7 +113,7 @@ def test_decide_for_says_what_decide_says() -> None:
     ("unit", "field", "value"), [("tenant", "tenantId", "t"), ("user", "userId", "u"), ("session", "sessionId", "s")]
 )
 def test_the_unit_s_field_carries_the_unit(unit: str, field: str, value: str) -> None:
-    provider = Provider()
+    provider = Provider(**EVERY)
     gates = Gates(provider, unit=unit)  # type: ignore[arg-type]
     gates.decide_for("t", "u", "s")
     gates.decide(FlagContext(unit=value))
@@ -150,13 +154,13 @@ def test_a_change_in_mid_decision_is_not_remembered_as_the_old_flags() -> None:
                 self.set(cache=100)
             return before
 
-    gates = Gates(Racing(cache=0))
-    assert gates.decide_for("acme").open == frozenset()
-    assert gates.decide_for("acme").open == {"cache"}
+    gates = Gates(Racing(cache=50, etag=100))
+    assert gates.decide_for("acme").open == {"etag"}
+    assert gates.decide_for("acme").open == {"cache", "etag"}
 
 
 def test_the_memory_is_bounded_and_lets_the_oldest_go() -> None:
-    provider = Provider(cache=100)
+    provider = Provider(**EVERY)
     gates = Gates(provider, max_units=3)
     for name in ("a", "b", "c", "d"):
         gates.decide_for(name)
@@ -224,7 +228,7 @@ def test_a_partly_open_flag_shuts_at_60_seconds_and_a_fully_open_one_stays() -> 
 def test_old_news_shut_within_max_staleness_of_the_last_answer_however_seldom_one_looks() -> None:
     """Decisions 7 s apart, a provider that answered last at second 20."""
     provider, clock = Provider(cache=100), Clock()
-    provider.partly_open = lambda flag: True  # type: ignore[method-assign]
+    provider.reach = lambda flag: "some"  # type: ignore[method-assign]
     gates = Gates(provider, clock=clock, max_staleness=30)
     opened = []
     for seconds in range(0, 120, 7):
@@ -241,6 +245,142 @@ def test_layers_that_share_a_flag_open_together_and_are_counted_once() -> None:
     assert decision.open == {"cache", "coalesce"}
     assert [flag for flag, _, _ in decision.cohorts] == [CACHE]
     assert len(provider.asked) == 1
+
+
+class Stopped:
+    """Stop records that a test sets."""
+
+    def __init__(self, *flags: str, known: bool = True) -> None:
+        self.version = 0
+        self.known = known
+        self.flags = set(flags)
+
+    def set(self, *flags: str, known: bool = True) -> None:
+        self.flags, self.known = set(flags), known
+        self.version += 1
+
+    def stopped(self, flag: str) -> bool:
+        return flag in self.flags
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+def test_a_stopped_flag_is_shut_for_everybody_who_is_then_control() -> None:
+    provider, stops = Provider(cache=100, etag=100), Stopped(CACHE)
+    gates = Gates(provider, stops=stops)
+    decision = gates.decide_for("acme")
+    assert decision.open == {"etag"}
+    assert (CACHE, band_of(normalized(CACHE, "acme")), "control") in decision.cohorts
+    assert (gates.reach("cache"), gates.reach("etag")) == ("nobody", "everybody")
+    assert CACHE not in {flag for flag, _ in provider.asked}
+    stops.set()
+    assert gates.decide_for("acme").open == {"cache", "etag"}
+    stops.set(ETAG)
+    assert gates.decide_for("acme").open == {"cache"}
+
+
+def test_every_flag_is_shut_until_it_is_known_which_are_stopped() -> None:
+    stops = Stopped(known=False)
+    gates = Gates(Provider(cache=100), stops=stops)
+    assert gates.decide_for("acme").open == frozenset()
+    assert gates.reach("cache") == "nobody"
+    stops.set(known=True)
+    assert gates.decide_for("acme").open == {"cache"}
+
+
+def test_the_reach_of_a_layer_is_that_of_its_flag_with_stops_and_age_applied() -> None:
+    provider, stops, clock = Provider(cache=50, etag=100), Stopped(), Clock()
+    gates = Gates(provider, stops=stops, flags={"cache": CACHE, "etag": ETAG, "coalesce": CACHE}, clock=clock)
+    layers = ("cache", "coalesce", "etag", "breaker")
+    assert [gates.reach(layer) for layer in layers] == ["some", "some", "everybody", "nobody"]
+    clock.now, provider.staleness = 1060.1, 60.1
+    assert [gates.reach(layer) for layer in layers] == ["nobody", "nobody", "everybody", "nobody"]
+    stops.set(ETAG)
+    assert [gates.reach(layer) for layer in layers] == ["nobody"] * 4
+
+
+def test_subscribers_hear_of_each_change_of_reach_and_of_nothing_else() -> None:
+    provider, stops, clock = Provider(cache=0), Stopped(), Clock()
+    gates = Gates(provider, stops=stops, flags={"cache": CACHE, "etag": ETAG}, clock=clock)
+    heard: list[tuple[dict[str, str], dict[str, str]]] = []
+    gates.subscribe(lambda before, after: heard.append((dict(before), dict(after))))
+    steps: list[tuple[Callable[[], object], tuple[str, str]]] = [
+        (lambda: None, ("nobody", "nobody")),
+        (lambda: provider.set(cache=10), ("some", "nobody")),
+        (lambda: provider.set(cache=20), ("some", "nobody")),
+        (lambda: provider.set(cache=100, etag=1), ("everybody", "some")),
+        (lambda: stops.set(CACHE), ("nobody", "some")),
+        (lambda: stops.set(), ("everybody", "some")),
+        (lambda: setattr(clock, "now", 2000) or setattr(provider, "staleness", 61.0), ("everybody", "nobody")),
+        (lambda: setattr(clock, "now", 2001) or setattr(provider, "staleness", 0.0), ("everybody", "some")),
+    ]
+    states = [("nobody", "nobody")]
+    for step, state in steps:
+        step()
+        gates.refresh()
+        gates.refresh()
+        states.append(state)
+    changes = [(old, new) for old, new in pairwise(states) if old != new]
+    assert [(tuple(old.values()), tuple(new.values())) for old, new in heard] == changes
+    assert len(changes) == 6
+
+
+def test_a_layer_has_shut_before_the_subscribers_hear_of_it_and_opens_after_them() -> None:
+    provider = Provider(cache=100, etag=0)
+    gates = Gates(provider)
+    gates.refresh()
+    seen: list[tuple[set[str], str, str]] = []
+
+    def heard(before: Mapping[str, Reach], after: Mapping[str, Reach]) -> None:
+        # By another unit, so that nothing that was decided in between is remembered.
+        seen.append((set(gates.decide_for("acme").open), gates.reach("cache"), gates.reach("etag")))
+
+    gates.subscribe(heard)
+    provider.set(cache=0, etag=100)
+    assert gates.decide_for("globex").open == {"etag"}
+    assert seen == [(set(), "nobody", "nobody")]
+    assert gates.decide_for("acme").open == {"etag"}
+
+
+def test_a_state_that_the_subscribers_have_not_heard_of_opens_nothing() -> None:
+    """A provider answers by its new state a moment before it says that there is one."""
+    provider = Provider(cache=0)
+    gates = Gates(provider)
+    gates.refresh()
+    provider.percentages[CACHE] = 100
+    assert gates.decide_for("acme").open == frozenset()
+    provider.version += 1
+    assert gates.decide_for("acme").open == {"cache"}
+
+
+def test_a_subscriber_that_raises_is_reported_and_the_others_hear() -> None:
+    errors = Errors()
+    gates = Gates(Provider(cache=100), on_error=errors)
+    heard: list[object] = []
+
+    def broken(before: Mapping[str, Reach], after: Mapping[str, Reach]) -> None:
+        raise RuntimeError("no time")
+
+    gates.subscribe(broken)
+    gates.subscribe(lambda before, after: heard.append(after))
+    assert gates.decide_for("acme").open == {"cache"}
+    assert len(heard) == 1
+    assert [(component, str(error)) for component, error in errors.seen] == [("flags", "no time")]
+
+
+def test_a_provider_that_cannot_tell_whom_it_admits_is_shut_and_asked_again() -> None:
+    provider, errors = Provider(cache=100), Errors()
+    gates = Gates(provider, on_error=errors)
+    told, provider.reach = provider.reach, lambda flag: 1 // 0  # type: ignore[assignment,method-assign,return-value]
+    assert gates.decide_for("acme").open == frozenset()
+    assert gates.reach("cache") == "nobody"
+    assert not gates.refresh()
+    assert len(errors.seen) == 3
+    provider.reach = told  # type: ignore[method-assign]
+    assert gates.reach("cache") == "everybody"
+    assert gates.decide_for("acme").open == {"cache"}
 
 
 units = st.none() | st.text(max_size=4)

@@ -60,7 +60,7 @@ def test_a_percentage_admits_the_same_units_as_the_local_hash(unleash: Unleash) 
     contexts = [FlagContext(unit=f"t{i}", properties={"tenantId": f"t{i}"}) for i in range(300)]
 
     async def check() -> None:
-        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        await until(lambda: flags.reach(flag) == "some", 10, "an answer with the flag")
         admitted = {one.unit for one in contexts if flags.is_enabled(flag, one)}
         assert admitted == {one.unit for one in contexts if one.unit and normalized(flag, one.unit) <= 37}
 
@@ -78,7 +78,7 @@ def test_users_sessions_and_other_properties_reach_the_engine(unleash: Unleash) 
     flags = connect(unleash)
 
     async def check() -> None:
-        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        await until(lambda: flags.reach(flag) == "some", 10, "an answer with the flag")
         for field in ("tenantId", "userId", "sessionId", "region"):
             assert flags.is_enabled(flag, FlagContext(unit=None, properties={field: f"a {field}"}))
             assert not flags.is_enabled(flag, FlagContext(unit=None, properties={field: "another"}))
@@ -98,7 +98,7 @@ def test_unleash_s_default_stickiness_follows_the_user_and_then_the_session(unle
     inside = {name for name in names if normalized(flag, name) <= 50}
 
     async def check() -> None:
-        await until(lambda: flags.partly_open(flag), 10, "an answer with the flag")
+        await until(lambda: flags.reach(flag) == "some", 10, "an answer with the flag")
         for known in ({"userId": "", "sessionId": "other"}, {"sessionId": ""}):
             field = next(iter(known))
             contexts = {name: FlagContext(unit=None, properties={**known, field: name}) for name in names}

@@ -218,19 +218,28 @@ def test_a_registration_that_fails_is_told_and_does_not_make_the_flags_stale() -
     assert any("registration failed due to unexpected HTTP status code: 500" in error for error in errors.seen)
 
 
+def gradual(rollout: str, **more: Any) -> dict[str, Any]:
+    return {"name": "flexibleRollout", "parameters": {"rollout": rollout}, **more}
+
+
 @pytest.mark.parametrize(
     ("strategies", "expected"),
     [
-        ([], False),
-        ([{"name": "default"}], False),
-        ([{"name": "default", "constraints": [{"contextName": "region"}]}], True),
-        ([{"name": "flexibleRollout", "parameters": {"rollout": "100"}}], False),
-        ([{"name": "flexibleRollout", "parameters": {"rollout": "100"}, "segments": [3]}], True),
-        ([{"name": "flexibleRollout", "parameters": {"rollout": "10"}}], True),
-        ([{"name": "flexibleRollout", "parameters": {"rollout": "10"}}, {"name": "default"}], False),
+        ([], "everybody"),
+        ([{"name": "default"}], "everybody"),
+        ([{"name": "default", "constraints": [{"contextName": "region"}]}], "some"),
+        ([gradual("100")], "everybody"),
+        ([gradual("100", segments=[3])], "some"),
+        ([gradual("10")], "some"),
+        ([gradual("0")], "nobody"),
+        ([gradual("0"), gradual("0", segments=[3])], "nobody"),
+        ([gradual("0"), gradual("1")], "some"),
+        ([gradual("10"), {"name": "default"}], "everybody"),
+        ([{"name": "remoteAddress", "parameters": {"IPs": "::1"}}], "some"),
+        ([{"name": "userWithId", "parameters": None}], "some"),
     ],
 )
-def test_a_flag_is_partly_open_if_no_strategy_takes_everybody(strategies: list[Any], expected: bool) -> None:
+def test_the_reach_of_a_flag_is_what_its_strategies_tell(strategies: list[Any], expected: str) -> None:
     with stub_server() as (url, stub):
         flag = {"name": "f", "type": "release", "enabled": True, "strategies": strategies}
         off = {**flag, "name": "off", "enabled": False}
@@ -239,11 +248,12 @@ def test_a_flag_is_partly_open_if_no_strategy_takes_everybody(strategies: list[A
         flags = UnleashFlags(url, token="t", on_error=Errors())
 
         async def check() -> None:
+            assert flags.reach("f") == "nobody"
             await until(lambda: flags.version, 10, "the first answer")
-            assert flags.partly_open("f") is expected
-            assert not flags.partly_open("off")
-            assert not flags.partly_open("unknown")
-            assert flags.partly_open("child")
+            assert flags.reach("f") == expected
+            assert flags.reach("off") == "nobody"
+            assert flags.reach("unknown") == "nobody"
+            assert flags.reach("child") == ("nobody" if expected == "nobody" else "some")
 
         run(flags, check)
 

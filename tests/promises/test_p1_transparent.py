@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.driver import Answer, Origin, User, call, scope_of
 from tidegate import RoutePolicy, Tidegate
-from tidegate.flags import FlagContext, ProviderHealth
+from tidegate.flags import FlagContext, ProviderHealth, Reach
 
 ANN = User("acme", "ann")
 
@@ -24,8 +24,8 @@ class Everybody:
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         return self._is_open
 
-    def partly_open(self, flag: str) -> bool:
-        return False
+    def reach(self, flag: str) -> Reach:
+        return "everybody" if self._is_open else "nobody"
 
     def health(self) -> ProviderHealth:
         return ProviderHealth(ready=True, staleness=0.0, detail="")

@@ -1,0 +1,58 @@
+"""The port between the gates and a source of flags: what a provider must answer."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tidegate.flags.evaluate import FlagContext
+
+__all__ = ["FlagProvider", "ProviderHealth", "Reach"]
+
+Reach = Literal["nobody", "some", "everybody"]
+"""Whom the current state of a flag admits. `nobody`: it is off, unknown, or every strategy stands at 0. `everybody`: a
+strategy admits whoever has the field that it is sticky by. `some`: anything else, and where a provider cannot tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderHealth:
+    """How well a provider knows its flags.
+
+    ready: it has a state to decide by.
+    staleness: seconds since it last knew that the state was current; infinite before the first.
+    detail: what is wrong, for a person; empty where nothing is.
+    """
+
+    ready: bool
+    staleness: float
+    detail: str
+
+
+class FlagProvider(Protocol):
+    """A source of flags: Unleash, a local file."""
+
+    @property
+    def version(self) -> int:
+        """Grows after each change of the flags is in force; while it stands still, so do the answers."""
+        ...
+
+    def is_enabled(self, flag: str, context: FlagContext) -> bool:
+        """Whether the flag is open for this context; False for a flag that is not known. Never waits."""
+        ...
+
+    def reach(self, flag: str) -> Reach:
+        """Whom the flag admits, as far as its state tells; "nobody" for a flag that is not known. Never waits.
+
+        "nobody" must be certain: the gates then ask no further.
+        """
+        ...
+
+    def health(self) -> ProviderHealth:
+        """How well the flags are known at this moment. Never waits."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to follow the flags. Never raises for a source that cannot be reached, and never waits for one long."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop following them, within a bounded time. The last state stays in force."""
+        ...
