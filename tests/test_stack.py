@@ -196,7 +196,9 @@ def test_metrics_are_exposed_with_every_cohort_at_zero_only_where_there_are_flag
 
     async def run(tide: Tidegate) -> str:
         await call(tide(Origin()), user=ANN)
-        return (await call(tide.metrics_app, "/metrics")).body.decode()
+        text = (await call(tide.metrics_app, "/metrics")).body.decode()
+        await tide.aclose()
+        return text
 
     text = asyncio.run(run(Tidegate(settings, registry=CollectorRegistry())))
     assert 'tidegate_cohort_requests_total{band="1",cohort="canary",flag="tidegate.cache"} 0.0' in text

@@ -305,6 +305,11 @@ def test_without_on_error_a_fault_is_one_line_in_the_log(tmp_path: Path, caplog:
     assert record.getMessage().startswith("flags.local: FlagError: the flag file ")
 
 
+def watchers() -> int:
+    """Threads that watch a flag file, those of other tests included."""
+    return [thread.name for thread in threading.enumerate()].count("tidegate-flags-local")
+
+
 def test_closing_ends_the_thread_and_keeps_the_state(tmp_path: Path) -> None:
     path = tmp_path / "flags.json"
     replace(path, document(100))
@@ -313,11 +318,12 @@ def test_closing_ends_the_thread_and_keeps_the_state(tmp_path: Path) -> None:
     async def main() -> None:
         await flags.start()
         await flags.start()
-        assert [thread.name for thread in threading.enumerate()].count("tidegate-flags-local") == 1
+        assert watchers() == before + 1
         await flags.aclose()
 
+    before = watchers()
     asyncio.run(main())
-    assert "tidegate-flags-local" not in [thread.name for thread in threading.enumerate()]
+    assert watchers() == before
     assert flags.is_enabled(FLAG, ACME)
 
 
@@ -332,9 +338,10 @@ def test_it_can_be_started_again_after_it_was_closed(tmp_path: Path) -> None:
         await asyncio.to_thread(wait_until, lambda: flags.is_enabled(FLAG, ACME) is (percentage > 0), 5, "the change")
         await flags.aclose()
 
+    before = watchers()
     for percentage in (0, 100, 0):
         asyncio.run(once(percentage))
-    assert "tidegate-flags-local" not in [thread.name for thread in threading.enumerate()]
+    assert watchers() == before
 
 
 FORKING = """
