@@ -1,30 +1,16 @@
-"""Moves flags in the local flag file, the one that `tidegate.flags.local` reads (its format is described there).
-
-Each change is read, modified and replaced whole: a temporary file beside it, flushed to disk, then renamed over it,
-under a lock file, so that readers never see half a file and two writers never lose each other's change.
-"""
+"""Moves flags in the local flag file, the one that `tidegate.flags.local` reads (its format is described there)."""
 
 import asyncio
-import fcntl
-import json
-import os
-import tempfile
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from tidegate.errors import FlagError
 from tidegate.rollout.actuator import STICKINESS, FlagState
+from tidegate.rollout.flag_file import FlagFile, JsonObject
 from tidegate.vocabulary import Unit
 
 __all__ = ["LocalActuator"]
-
-_LOCK_WAIT = 2.0
-"""Seconds to wait for another writer."""
-
-_Flag = dict[str, Any]
 
 
 class LocalActuator:
@@ -32,6 +18,7 @@ class LocalActuator:
 
     def __init__(self, path: str | Path, environment: str) -> None:
         self._path = Path(path)
+        self._file = FlagFile(path)
         self._environment = environment
 
     async def check(self, flag: str, environment: str, unit: Unit) -> FlagState:
@@ -60,7 +47,7 @@ class LocalActuator:
         if not 0 <= percentage <= 100:
             raise FlagError(f"{percentage} is not a whole percentage from 0 to 100")
 
-        def change(found: _Flag) -> None:
+        def change(found: JsonObject) -> None:
             self._strategy(flag, found)["percentage"] = percentage
 
         await asyncio.to_thread(self._change, flag, change)
@@ -68,7 +55,7 @@ class LocalActuator:
     async def enable(self, flag: str, environment: str) -> None:
         """See Actuator."""
 
-        def change(found: _Flag) -> None:
+        def change(found: JsonObject) -> None:
             self._strategy(flag, found)
             found["enabled"] = True
 
@@ -77,7 +64,7 @@ class LocalActuator:
     async def disable(self, flag: str, environment: str) -> None:
         """See Actuator."""
 
-        def change(found: _Flag) -> None:
+        def change(found: JsonObject) -> None:
             found["enabled"] = False
 
         await asyncio.to_thread(self._change, flag, change)
@@ -89,40 +76,23 @@ class LocalActuator:
     async def close(self) -> None:
         """Nothing is held open."""
 
-    def _find(self, flag: str) -> _Flag:
-        return self._flag(self._load(), flag)
+    def _find(self, flag: str) -> JsonObject:
+        return self._flag(self._file.load(), flag)
 
-    def _change(self, flag: str, change: Callable[[_Flag], None]) -> None:
-        try:
-            with _locked(self._path.with_name(self._path.name + ".lock")):
-                document = self._load()
-                change(self._flag(document, flag))
-                _replace(self._path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise FlagError(f"{self._path} could not be written: {error.strerror or error}") from error
+    def _change(self, flag: str, change: Callable[[JsonObject], None]) -> None:
+        self._file.change(lambda document: change(self._flag(document, flag)))
 
-    def _load(self) -> dict[str, Any]:
-        try:
-            document = json.loads(self._path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-        except OSError as error:
-            raise FlagError(f"{self._path} could not be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise FlagError(f"{self._path} is not a flag file: {error}") from error
-        if not isinstance(document, dict) or cast(_Flag, document).get("version") != 1:
-            raise FlagError(f'{self._path} is not a flag file: it does not say "version": 1')
-        return cast(dict[str, Any], document)
-
-    def _flag(self, document: dict[str, Any], flag: str) -> _Flag:
+    def _flag(self, document: dict[str, Any], flag: str) -> JsonObject:
         flags = document.get("flags")
-        known = sorted(cast(_Flag, flags)) if isinstance(flags, dict) else []
+        known = sorted(cast(JsonObject, flags)) if isinstance(flags, dict) else []
         if flag not in known:
             raise FlagError(f"{self._path}: there is no flag {flag!r}; it has {', '.join(known) or 'none'}")
-        found = cast(_Flag, flags)[flag]
-        if not isinstance(found, dict) or not isinstance(cast(_Flag, found).get("enabled"), bool):
+        found = cast(JsonObject, flags)[flag]
+        if not isinstance(found, dict) or not isinstance(cast(JsonObject, found).get("enabled"), bool):
             raise FlagError(f'{self._path}: flag {flag!r} does not say "enabled": true or false')
-        return cast(_Flag, found)
+        return cast(JsonObject, found)
 
-    def _strategy(self, flag: str, found: _Flag) -> _Flag:
+    def _strategy(self, flag: str, found: JsonObject) -> JsonObject:
         strategies = _strategies(found)
         if len(strategies) != 1:
             have = f"{len(strategies)} strategies, so which one to move is unclear" if strategies else "no strategy"
@@ -130,60 +100,14 @@ class LocalActuator:
         return strategies[0]
 
 
-def _strategies(found: _Flag) -> Sequence[_Flag]:
+def _strategies(found: JsonObject) -> Sequence[JsonObject]:
     raw = found.get("strategies")
     items = cast(list[object], raw) if isinstance(raw, list) else []
-    return [cast(_Flag, item) for item in items if isinstance(item, dict)]
+    return [cast(JsonObject, item) for item in items if isinstance(item, dict)]
 
 
-def _state(found: _Flag) -> FlagState:
+def _state(found: JsonObject) -> FlagState:
     strategies = _strategies(found)
     raw = strategies[0].get("percentage") if len(strategies) == 1 else None
     whole = isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw <= 100
     return FlagState(enabled=cast(bool, found["enabled"]), percentage=cast(int, raw) if whole else None)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in made:
-            raise ValueError(f"{name!r} stands there twice")
-        made[name] = value
-    return made
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold an exclusive lock on `path`; it goes away with the process, so nobody can leave it behind."""
-    with path.open("a") as file:
-        deadline = time.monotonic() + _LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-        yield
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put `text` in place of the file at once; its mode stays, and a link stays a link."""
-    target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), target.stat().st_mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tidegate.errors import FlagError
-from tidegate.rollout import actuator_local
+from tidegate.rollout import flag_file as flag_file_module
 from tidegate.rollout.actuator import FlagState, begin, open_to, shut
 from tidegate.rollout.actuator_local import LocalActuator
 
@@ -134,7 +134,7 @@ def test_a_percentage_that_is_none_reads_as_unknown(tmp_path: Path, raw: object)
 
 def test_a_lock_that_is_held_is_waited_for_and_then_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = flag_file(tmp_path)
-    monkeypatch.setattr(actuator_local, "_LOCK_WAIT", 0.1)
+    monkeypatch.setattr(flag_file_module, "_LOCK_WAIT", 0.1)
     with (tmp_path / "flags.json.lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(FlagError, match="could not be written"):
