@@ -16,9 +16,9 @@ from typing import Protocol
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.report import OnError, Reporter
-from tidegate.flags.stop_records import Seen, StopView
+from tidegate.flags.stop_records import Seen, StopRecord, StopView
 
-__all__ = ["NudgeSource", "PolledStops", "StopHome"]
+__all__ = ["NudgeSource", "PolledStops", "StopHome", "WritableHome"]
 
 
 class StopHome(Protocol):
@@ -34,6 +34,20 @@ class StopHome(Protocol):
 
     def close(self) -> None:
         """Let go of connections."""
+        ...
+
+
+class WritableHome(StopHome, Protocol):
+    """A home that a kill can write to, too."""
+
+    def write(self, record: StopRecord) -> int | None:
+        """Put a record in the place of the flag's last one; its number is made here, larger than the last.
+
+        The answer is how many readers were told at once; None: nobody could be.
+
+        Raises:
+            FlagError: if it cannot be written; the message names the place.
+        """
         ...
 
 

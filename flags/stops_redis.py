@@ -129,7 +129,9 @@ class RedisHome:
         self._redis.close()
 
     def _failed(self, what: str, error: Exception) -> FlagError:
-        return FlagError(f"the stop records in {self} could not be {what}: {_shown(str(error)) or type(error).__name__}")
+        return FlagError(
+            f"the stop records in {self} could not be {what}: {_shown(str(error)) or type(error).__name__}"
+        )
 
 
 class RedisNudges:

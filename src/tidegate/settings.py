@@ -8,20 +8,18 @@ not be written down: `TIDEGATE_<SECTION>_<FIELD>` (`TIDEGATE_FLAGS_UNLEASH_TOKEN
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.settings_rules import RULES, FlagProviderName, items_of
 from tidegate.vocabulary import BAND_EDGES, Unit
 
 __all__ = ["CacheSettings", "FlagSettings", "RolloutSettings", "Settings", "StoreSettings", "TelemetrySettings"]
-
-FlagProviderName = Literal["none", "local", "unleash"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +67,11 @@ class FlagSettings:
     unleash_url, unleash_token, app_name, environment: the Unleash server (".../api"), a backend token, how we call
         ourselves there, and the environment that the token belongs to.
     poll_interval: seconds between looks at the provider. 2: a shut gate is shut everywhere within 3 s (P8).
+    stops: where stop records lie, which shut a flag whatever the provider says: a file, or `redis://host:6379/0`
+        (`rediss://`, `unix://`). None: the store's Redis if `store.url` is set and enabled, else
+        `tidegate-stops.json` beside `file`. The same for the apps, the controller and `tidegate kill`.
+    stops_namespace: first part of their keys in Redis; apps on one Redis whose flags are not the same need different
+        ones.
     unit: what a percentage is drawn over. Tenants by default: everybody at one customer sees one behaviour.
     bands: upper edges of the cohort counters' bands; the steps of a rollout should be among them.
     """
@@ -80,6 +83,8 @@ class FlagSettings:
     app_name: str = "tidegate"
     environment: str = "development"
     poll_interval: float = 2.0
+    stops: str | None = None
+    stops_namespace: str = "tidegate"
     unit: Unit = "tenant"
     bands: tuple[int, ...] = BAND_EDGES
 
@@ -268,92 +273,10 @@ def _int_like(text: str, default: Any) -> Any:
     return int(text) if isinstance(default, int) else text
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _url(*schemes: str) -> Callable[[Any], bool]:
-    def valid(value: Any) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            parts = urlsplit(value)
-            _ = parts.port  # raises too
-        except ValueError:
-            return False
-        return parts.scheme in schemes and bool(parts.netloc or parts.path)
-
-    return valid
-
-
-def _listen(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    host, _, port = value.rpartition(":")
-    return bool(host) and port.isdecimal() and len(port) <= 5 and int(port) < 65536
-
-
-def _items(value: Any) -> list[Any] | None:
-    """The items of a list or tuple, or None."""
-    return [*value] if isinstance(value, list | tuple) else None  # pyright: ignore[reportUnknownVariableType]
-
-
-def _edges(value: Any) -> bool:
-    edges = _items(value)
-    if not edges or not all(_number(1, 100, whole=True)(edge) for edge in edges):
-        return False
-    return edges == sorted(set(edges)) and edges[-1] == 100
-
-
-def _urls(value: Any) -> bool:
-    urls = _items(value)
-    return urls is not None and all(_HTTP(url) for url in urls)
-
-
-def _number(low: float, high: float = float("inf"), *, whole: bool = False) -> Callable[[Any], bool]:
-    kinds = int if whole else (int, float)
-    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-
-
-_HTTP = _url("http", "https")
-
-_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
-    "share": (lambda v: v in get_args(Share), "is not a share", "use public, tenant or user"),
-    "version": (_text, "is not a name", 'give text such as "v1"'),
-    "default_ttl": (_number(0, 31_536_000), "is not a number of seconds", "give 0 to 31536000"),
-    "max_body": (_number(0, whole=True), "is not a number of bytes", "give a whole number >= 0"),
-    "url": (
-        _url("redis", "rediss", "unix"),
-        "is not a Redis URL",
-        "write redis://host:6379/0, rediss:// or unix:///path",
-    ),
-    "enabled": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
-    "max_bytes": (_number(1024, whole=True), "is not a size", "give a whole number of bytes >= 1024"),
-    "budget": (_number(0.001, 10), "is not a time budget", "give seconds from 0.001 to 10 (0.05 is usual)"),
-    "provider": (lambda v: v in get_args(FlagProviderName), "is not a flag provider", "use none, local or unleash"),
-    "file": (_text, "is not a path", "give the path of the flag file"),
-    "unleash_url": (_HTTP, "is not an HTTP URL", "write http://host:4242/api"),
-    "unleash_token": (lambda v: isinstance(v, str), "is not text", "give a backend token of this environment"),
-    "app_name": (_text, "is not a name", "give the name under which Unleash shows this app"),
-    "environment": (_text, "is not a name", 'give an Unleash environment such as "production"'),
-    "poll_interval": (_number(0.1, 60), "is not an interval", "give seconds from 0.1 to 60"),
-    "unit": (lambda v: v in get_args(Unit), "is not a unit", "use tenant, user or session"),
-    "bands": (_edges, "is not a list of band edges", "give rising whole percentages that end with 100"),
-    "metrics_dir": (_text, "is not a path", "give a folder that the workers may write"),
-    "debug_headers": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
-    "journal": (_text, "is not a path", "give the path of the journal file"),
-    "admin_token": (lambda v: isinstance(v, str), "is not text", "give an Unleash admin or personal access token"),
-    "prometheus_url": (_HTTP, "is not an HTTP URL", "write http://host:9090"),
-    "metrics_urls": (_urls, "is not a list of HTTP URLs", 'write ["http://host:8000/metrics"]'),
-    "listen": (_listen, "is not an address", 'write "127.0.0.1:9000"'),
-    "alert_token": (lambda v: isinstance(v, str), "is not text", "give a secret text"),
-}
-
-
 def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Problems) -> None:
-    valid, problem, fix = _RULES[name]
+    valid, problem, fix = RULES[name]
     if valid(raw):
-        items = _items(raw)
+        items = items_of(raw)
         values[name] = raw if items is None else tuple(items)
     else:
         shown = re.sub("//[^/]*@", "//***@", raw) if isinstance(raw, str) else raw
@@ -361,7 +284,7 @@ def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Pro
 
 
 def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...]:
-    items = _items(raw)
+    items = items_of(raw)
     if items is None:
         problems.add(path, raw, "is not a list of tables", f"write [[{path}]]")
         return ()
@@ -376,7 +299,7 @@ def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...
         given: dict[str, Any] = {}
         for name, value in table.items():
             if name in known:
-                values = _items(value)
+                values = items_of(value)
                 given[name] = value if values is None else tuple(values)
         for name in table:
             if name not in known:

@@ -1,0 +1,135 @@
+"""Where the stop records of a deployment lie, as the settings say: one answer for the apps, the controller and `kill`."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from tidegate.errors import ConfigError, FlagError, Problem
+from tidegate.flags.report import OnError
+from tidegate.flags.stop_records import StopRecord, decode
+from tidegate.flags.stops_file import FileHome
+from tidegate.flags.stops_polled import NudgeSource, PolledStops, WritableHome
+from tidegate.settings import Settings
+
+__all__ = ["STOP_FILE", "follow_stops", "in_thread", "place_of", "stop_home", "stop_of"]
+
+STOP_FILE: Final = "tidegate-stops.json"
+"""The name of the file beside the flag file that is used where nothing else is named."""
+
+_READ_WITHIN: Final = 1.5
+
+_T = TypeVar("_T")
+
+
+def place_of(settings: Settings) -> str:
+    """A file's path, or the address of a Redis."""
+    flags, store = settings.flags, settings.store
+    if flags.stops is not None:
+        return flags.stops
+    if store.url is not None and store.enabled:
+        return store.url
+    return str(Path(flags.file).with_name(STOP_FILE))
+
+
+def stop_home(settings: Settings, environment: str, place: str | None = None) -> WritableHome:
+    """The stop records of one environment, to read and to write.
+
+    Raises:
+        ConfigError: if they lie in a Redis whose address cannot be used, or without the extra `redis`.
+    """
+    place = place_of(settings) if place is None else place
+    if "://" not in place:
+        return FileHome(place, environment)
+    return _redis().RedisHome(place, environment, namespace=settings.flags.stops_namespace)
+
+
+def follow_stops(
+    settings: Settings, *, flags: Iterable[str], on_nudge: Callable[[], None] | None, on_error: OnError
+) -> PolledStops:
+    """What the gates ask; not started yet.
+
+    on_nudge: called in a thread at each nudge.
+
+    Raises:
+        ConfigError: as `stop_home`.
+    """
+    environment, place = settings.flags.environment, place_of(settings)
+    nudges: NudgeSource | None = None
+    if "://" in place:
+        nudges = _redis().RedisNudges(place, environment, namespace=settings.flags.stops_namespace)
+    return PolledStops(
+        stop_home(settings, environment),
+        flags=flags,
+        environment=environment,
+        nudges=nudges,
+        poll_interval=settings.flags.poll_interval,
+        on_nudge=on_nudge,
+        on_error=on_error,
+    )
+
+
+async def stop_of(settings: Settings, flag: str, environment: str) -> StopRecord | None:
+    """The last record of a flag, one that lifts included; None: there is none.
+
+    Raises:
+        FlagError: if the records cannot be read within a second and a half, or the record is not one.
+    """
+    home = stop_home(settings, environment)
+
+    def read() -> bytes | None:
+        try:
+            return home.read((flag,)).get(flag)
+        finally:
+            home.close()
+
+    raw = await in_thread(read, _READ_WITHIN, f"the stop records in {home}")
+    return None if raw is None else decode(raw, flag, environment)
+
+
+async def in_thread(work: Callable[[], _T], seconds: float, what: str) -> _T:
+    """Call blocking work in a thread that, should it hang, holds up neither the loop nor the end of the process.
+
+    Raises:
+        FlagError: if it has not ended in time; `what` begins the message.
+        Exception: what the work raises.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: object, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(_T, result))
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            failed = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:
+            return  # the loop is closed: nobody waits any more
+
+    threading.Thread(target=run, name="tidegate-stop-home", daemon=True).start()
+    try:
+        async with asyncio.timeout(seconds):
+            return await done
+    except TimeoutError:
+        raise FlagError(f"{what} did not answer within {seconds:g} s") from None
+
+
+def _redis() -> Any:
+    try:
+        from tidegate.flags import stops_redis
+    except ImportError as error:
+        told = "is in Redis, whose package is not here"
+        problem = Problem(path="flags.stops", value="redis", problem=told, fix="pip install 'tidegate[redis]'")
+        raise ConfigError("settings", [problem]) from error
+    return stops_redis
