@@ -77,6 +77,7 @@ class LocalFlags:
         self._seen_at = -math.inf
         self._fault = ""
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._watcher: threading.Thread | None = None
 
     async def start(self) -> None:
@@ -94,9 +95,14 @@ class LocalFlags:
     async def aclose(self) -> None:
         """Stop watching; the last state stays in force."""
         self._stop.set()
+        self._wake.set()
         if self._watcher is not None:
             # Bounded: a look may hang in a file system that does not answer. The thread is a daemon.
             await asyncio.to_thread(self._watcher.join, 1.0)
+
+    def poll_now(self) -> None:
+        """Look at the file now. Returns at once; from any thread."""
+        self._wake.set()
 
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         """Whether the flag is open for this context; a flag that the file does not name is shut."""
@@ -119,8 +125,11 @@ class LocalFlags:
         )
 
     def _watch(self, stop: threading.Event) -> None:
-        while not stop.wait(self._poll_interval):
-            self._look()
+        while not stop.is_set():
+            self._wake.wait(self._poll_interval)
+            self._wake.clear()
+            if not stop.is_set():
+                self._look()
 
     def _look(self) -> None:
         now = time.monotonic()

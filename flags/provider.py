@@ -1,11 +1,11 @@
 """The port between the gates and a source of flags: what a provider must answer."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from tidegate.flags.evaluate import FlagContext
 
-__all__ = ["FlagProvider", "ProviderHealth", "Reach"]
+__all__ = ["FlagProvider", "PollsNow", "ProviderHealth", "Reach"]
 
 Reach = Literal["nobody", "some", "everybody"]
 """Whom the current state of a flag admits. `nobody`: it is off, unknown, or every strategy stands at 0. `everybody`: a
@@ -55,4 +55,13 @@ class FlagProvider(Protocol):
 
     async def aclose(self) -> None:
         """Stop following them, within a bounded time. The last state stays in force."""
+        ...
+
+
+@runtime_checkable
+class PollsNow(Protocol):
+    """A provider that can be told to look at its source at once, because somebody knows of a change."""
+
+    def poll_now(self) -> None:
+        """Look now instead of at the end of the interval. Returns at once; from any thread."""
         ...

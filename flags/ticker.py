@@ -25,8 +25,9 @@ class Job:
 
     def __init__(self, run: Callable[[], None], interval: float, name: str) -> None:
         self._run = run
-        self._interval = interval
+        self.interval = interval
         self._removed = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self) -> None:
@@ -36,6 +37,11 @@ class Job:
     def remove(self) -> None:
         """Do not run again."""
         self._removed.set()
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Run now, or once more when the run in progress is over; the interval begins anew. From any thread."""
+        self._wake.set()
 
     def join(self, seconds: float) -> None:
         """Wait for the end of the run in progress, but no longer than this."""
@@ -43,11 +49,15 @@ class Job:
             self._thread.join(seconds)
 
     def _loop(self) -> None:
-        wait = self._interval
-        while not self._removed.wait(wait):
+        wait = self.interval
+        while True:
+            self._wake.wait(wait)
+            self._wake.clear()
+            if self._removed.is_set():
+                return
             began = time.monotonic()
             self._run()
-            wait = max(0.0, self._interval - (time.monotonic() - began))
+            wait = max(0.0, self.interval - (time.monotonic() - began))
 
 
 class Ticker:
@@ -88,6 +98,11 @@ class Ticker:
             self._running = True
             for job in self._jobs:
                 job.start()
+
+    def hurry(self) -> None:
+        """Run the most frequent job now: the poll, whatever else the SDK does now and then. From any thread."""
+        for job in sorted(self._jobs, key=lambda one: one.interval)[:1]:
+            job.hurry()
 
     def remove_all_jobs(self) -> None:
         """Let no job run again."""

@@ -95,6 +95,7 @@ class UnleashFlags:
         self._cache = _Cache()
         self._quiet = _Quiet(self._thread_name)
         self._client: _Sdk | None = None
+        self._ticker: Ticker | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._seen_at = -math.inf
@@ -119,6 +120,12 @@ class UnleashFlags:
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, self._close_timeout)
+
+    def poll_now(self) -> None:
+        """Ask the server for changes now; nothing before the first answer. Returns at once; from any thread."""
+        ticker = self._ticker
+        if ticker is not None:
+            ticker.hurry()
 
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         """Whether the flag is open for this context; False before the first answer, and for an unknown flag.
@@ -159,6 +166,7 @@ class UnleashFlags:
             LOGGER.removeFilter(self._quiet)
 
     def _make_client(self) -> _Sdk:
+        self._ticker = ticker = Ticker(self._thread_name, self._settle)
         client = UnleashClient(
             self._url,
             self._app_name,
@@ -171,7 +179,7 @@ class UnleashFlags:
             request_timeout=cast(int, self._request_timeout),
             request_retries=0,
             cache=self._cache,
-            scheduler=cast(Any, Ticker(self._thread_name, self._settle)),
+            scheduler=cast(Any, ticker),
             scheduler_executor="job",
             multiple_instance_mode=InstanceAllowType.SILENTLY_ALLOW,
         )

@@ -7,14 +7,14 @@ app = tide(app)
 import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tidegate.errors import ConfigError, Problem
-from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalFlags
+from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalFlags, PollsNow, Stops
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
@@ -43,7 +43,8 @@ from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
 from tidegate.settings import Settings
-from tidegate.vocabulary import LAYERS, Layer
+from tidegate.stopping import follow_stops
+from tidegate.vocabulary import FLAGS, LAYERS, Layer
 
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
@@ -96,8 +97,9 @@ class Tidegate:
             metrics=self._metrics,
         )
         flags = self.settings.flags
+        self.stops = _stops(self.settings, self.provider, self._metrics)
         self.gates = (
-            Gates(self.provider, unit=flags.unit, edges=flags.bands, on_error=self._metrics.fail)
+            Gates(self.provider, stops=self.stops, unit=flags.unit, edges=flags.bands, on_error=self._metrics.fail)
             if self.provider is not None
             else None
         )
@@ -122,7 +124,11 @@ class Tidegate:
             on_error=self._metrics.fail,
         )
         self._runtime = _Runtime(
-            self.store, self.provider, self.gates, self._metrics, look_every=min(flags.poll_interval, _LOOK_EVERY)
+            self.store,
+            [source for source in (self.stops, self.provider) if source is not None],
+            self.gates,
+            self._metrics,
+            look_every=min(flags.poll_interval, _LOOK_EVERY),
         )
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
@@ -216,6 +222,13 @@ def _provider(settings: Settings, metrics: Metrics) -> FlagProvider | None:
     )
 
 
+def _stops(settings: Settings, provider: FlagProvider | None, metrics: Metrics) -> Stops | None:
+    if provider is None:
+        return None
+    hurry = provider.poll_now if isinstance(provider, PollsNow) else None
+    return follow_stops(settings, flags=FLAGS.values(), on_nudge=hurry, on_error=metrics.fail)
+
+
 def _store(settings: Settings, metrics: Metrics) -> Store:
     store = settings.store
     if store.url is None or not store.enabled:
@@ -259,14 +272,14 @@ class _Runtime:
     def __init__(
         self,
         store: GuardedStore,
-        provider: FlagProvider | None,
+        sources: Sequence[FlagProvider | Stops],
         gates: Gates | None,
         metrics: Metrics,
         *,
         look_every: float,
     ) -> None:
         self._store = store
-        self._provider = provider
+        self._sources = sources
         self._gates = gates
         self._metrics = metrics
         self._look_every = look_every
@@ -280,11 +293,7 @@ class _Runtime:
             return
         self._loop = loop
         await self._store.start()
-        if self._provider is not None:
-            try:
-                await self._provider.start()
-            except Exception as error:  # noqa: BLE001 - P5: the app answers, its layers shut; counted
-                self._metrics.fail("flags", error)
+        await asyncio.gather(*(self._tried(source.start()) for source in self._sources))
         if self._gates is not None:
             self._look(self._gates, loop)
 
@@ -302,11 +311,13 @@ class _Runtime:
         if self._next_look is not None:
             self._next_look.cancel()
         await self._store.aclose()
-        if self._provider is not None:
-            try:
-                await self._provider.aclose()
-            except Exception as error:  # noqa: BLE001 - P5: the app stops as it would have; counted
-                self._metrics.fail("flags", error)
+        await asyncio.gather(*(self._tried(source.aclose()) for source in self._sources))
+
+    async def _tried(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - P5: the app goes on, its layers shut; counted
+            self._metrics.fail("flags", error)
 
     def running(self) -> bool:
         """Whether it was started on this event loop."""

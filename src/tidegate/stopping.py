@@ -1,4 +1,4 @@
-"""Where the stop records of a deployment lie, as the settings say: one answer for the apps, the controller and `kill`."""
+"""Where the stop records lie, as the settings say: one answer for the apps, the controller and `tidegate kill`."""
 
 import asyncio
 import threading
@@ -42,7 +42,8 @@ def stop_home(settings: Settings, environment: str, place: str | None = None) ->
     place = place_of(settings) if place is None else place
     if "://" not in place:
         return FileHome(place, environment)
-    return _redis().RedisHome(place, environment, namespace=settings.flags.stops_namespace)
+    home: WritableHome = _redis().RedisHome(place, environment, namespace=settings.flags.stops_namespace)
+    return home
 
 
 def follow_stops(
@@ -57,14 +58,16 @@ def follow_stops(
     """
     environment, place = settings.flags.environment, place_of(settings)
     nudges: NudgeSource | None = None
+    poll_interval = min(0.5, settings.flags.poll_interval)  # a file is read for next to nothing
     if "://" in place:
+        poll_interval = settings.flags.poll_interval
         nudges = _redis().RedisNudges(place, environment, namespace=settings.flags.stops_namespace)
     return PolledStops(
         stop_home(settings, environment),
         flags=flags,
         environment=environment,
         nudges=nudges,
-        poll_interval=settings.flags.poll_interval,
+        poll_interval=poll_interval,
         on_nudge=on_nudge,
         on_error=on_error,
     )
