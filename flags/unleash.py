@@ -14,7 +14,6 @@ one short error per failed poll. Records of other Unleash clients in the process
 
 import asyncio
 import itertools
-import json
 import logging
 import math
 import os
@@ -22,12 +21,12 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from UnleashClient.cache import BaseCache
 from UnleashClient.clients.unleash_client import UnleashClient
-from UnleashClient.constants import ETAG, FEATURES_URL
+from UnleashClient.constants import FEATURES_URL
 from UnleashClient.utils import LOGGER, InstanceAllowType
 
 from tidegate.errors import FlagError, Problems
@@ -35,6 +34,9 @@ from tidegate.flags.evaluate import FlagContext
 from tidegate.flags.provider import ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.ticker import Ticker
+from tidegate.flags.unleash_state import StateCache
+from tidegate.flags.unleash_usage import send_usage
+from tidegate.flags.usage import Unreported, Usage
 
 __all__ = ["UnleashFlags"]
 
@@ -59,7 +61,7 @@ class UnleashFlags:
     app_name: under which the application shows in Unleash.
     poll_interval: seconds between two questions for changes.
     request_timeout: seconds until an unanswered request counts as failed; the next poll is its repetition.
-    metrics_interval: whole seconds between two reports of how often each flag was asked for.
+    metrics_interval: seconds between two reports of how often the gates found each flag open and shut.
     close_timeout: seconds that `aclose` waits for the last report; a server that hangs is left to a daemon thread.
     on_error: hears, as "flags.unleash", of each request that failed. Default: the log.
 
@@ -75,12 +77,17 @@ class UnleashFlags:
         app_name: str = "tidegate",
         poll_interval: float = 2.0,
         request_timeout: float = 5.0,
-        metrics_interval: int = 60,
+        metrics_interval: float = 60.0,
         close_timeout: float = 3.0,
         on_error: OnError | None = None,
     ) -> None:
-        seconds = {"poll_interval": poll_interval, "request_timeout": request_timeout, "close_timeout": close_timeout}
-        _check(url, token, app_name, seconds, metrics_interval)
+        seconds = {
+            "poll_interval": poll_interval,
+            "request_timeout": request_timeout,
+            "metrics_interval": metrics_interval,
+            "close_timeout": close_timeout,
+        }
+        _check(url, token, app_name, seconds)
         self.version = 0
         self._url = url.rstrip("/") if url.rstrip("/").endswith("/api") else url.rstrip("/") + "/api"
         self._token = token
@@ -92,7 +99,9 @@ class UnleashFlags:
         self._report = Reporter("flags.unleash", on_error)
         self._thread_name = f"tidegate-unleash-{next(_numbers)}"
         self._counting = threading.Lock()
-        self._cache = _Cache()
+        self._cache = StateCache()
+        self._unreported = Unreported()
+        self._reported_until = datetime.now(UTC)
         self._quiet = _Quiet(self._thread_name)
         self._client: _Sdk | None = None
         self._ticker: Ticker | None = None
@@ -116,7 +125,7 @@ class UnleashFlags:
         self._thread.start()
 
     async def aclose(self) -> None:
-        """Stop polling and send the last usage report, within `close_timeout`; the last state stays in force."""
+        """Stop polling and report the last usage, within `close_timeout`; the last state stays in force."""
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, self._close_timeout)
@@ -129,6 +138,8 @@ class UnleashFlags:
 
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         """Whether the flag is open for this context; False before the first answer, and for an unknown flag.
+
+        Not reported to Unleash: the gates count what they decide.
 
         Raises:
             UnicodeEncodeError: if a value holds a lone surrogate, which cannot be sent through the engine.
@@ -157,25 +168,52 @@ class UnleashFlags:
             self._client = client = self._make_client()
             client.initialize_client()
             self._settle(None)
-            stop.wait()
+            while not stop.wait(self._metrics_interval):
+                self._report_usage(self._request_timeout)
             client.destroy()
+            self._report_usage(min(self._request_timeout, self._close_timeout))
         except Exception as error:  # noqa: BLE001 - P5: reported; the flags stay as they are
             failed = error
         self._settle(failed)
         if self._stop is stop:  # else it was started again meanwhile
             LOGGER.removeFilter(self._quiet)
 
+    def report_usage(self, usage: Usage) -> None:
+        """Report this usage too, from now on; Gates call it."""
+        self._unreported.add(usage)
+
+    def _report_usage(self, timeout: float) -> None:
+        def send(counts: Mapping[str, tuple[int, int]]) -> bool:
+            try:
+                send_usage(
+                    self._url,
+                    {"Authorization": self._token},
+                    counts,
+                    app_name=self._app_name,
+                    instance_id=_instance_id(),
+                    since=self._reported_until,
+                    timeout=timeout,
+                )
+            except FlagError as error:
+                self._quiet.note(str(error))
+                return False
+            self._reported_until = datetime.now(UTC)
+            return True
+
+        self._unreported.report(send)
+        self._tell()
+
     def _make_client(self) -> _Sdk:
         self._ticker = ticker = Ticker(self._thread_name, self._settle)
         client = UnleashClient(
             self._url,
             self._app_name,
-            # Made here, not in __init__: a worker that was forked in between has another process id.
-            instance_id=f"{socket.gethostname()}-{os.getpid()}",
+            instance_id=_instance_id(),
             custom_headers={"Authorization": self._token},
             custom_options={"hooks": {"response": self._answered}},
             refresh_interval=cast(int, self._poll_interval),  # fractions work: it becomes a timedelta
-            metrics_interval=self._metrics_interval,
+            metrics_interval=max(1, round(self._metrics_interval)),  # told at registration
+            disable_metrics=True,  # it would count what is asked once and then remembered: see unleash_usage
             request_timeout=cast(int, self._request_timeout),
             request_retries=0,
             cache=self._cache,
@@ -241,84 +279,12 @@ class _Quiet(logging.Filter):
         return found
 
 
-class _Cache(BaseCache):
-    """The SDK's cache, in memory, one per provider. The engine reads its state from here, so bad states end here.
-
-    refused: why the last body was not taken; empty if it was.
-    reaches: whom each flag of the last state admits.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-        self._changed = False
-        self.refused = ""
-        self.reaches: Mapping[str, Reach] = {}
-
-    def set(self, key: str, value: Any) -> None:
-        if key == FEATURES_URL:
-            # A 200 without an ETag would leave the former one in force, and the next 304 the wrong state with it.
-            self._values[ETAG] = ""
-            self.refused = self._take(value)
-        elif key == ETAG and self.refused:
-            return  # else the next poll would be a 304 for what was not taken
-        else:
-            self._values[key] = value
-
-    def _take(self, body: str) -> str:
-        try:
-            features: list[dict[str, Any]] = json.loads(body)["features"]
-            reaches: dict[str, Reach] = {feature["name"]: _reach(feature) for feature in features}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            return f"an answer that is no list of flags ({type(error).__name__}: {error})"
-        if self.reaches and not reaches:
-            return f"an answer without any flag, after one with {len(self.reaches)}; the last state is kept"
-        self._values[FEATURES_URL] = body
-        self.reaches, self._changed = reaches, True
-        self.bootstrapped = True  # a later client of this provider begins with the last state
-        return ""
-
-    def take_change(self) -> bool:
-        """Whether a new state arrived since the last call."""
-        changed, self._changed = self._changed, False
-        return changed
-
-    def mset(self, data: dict[str, Any]) -> None:
-        for key, value in data.items():
-            self.set(key, value)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._values.get(key, default)
-
-    def exists(self, key: str) -> Any:
-        return key in self._values
-
-    def destroy(self) -> None:
-        """Nothing to remove: the memory goes with the client."""
+def _instance_id() -> str:
+    """Asked for when it is needed: a worker that was forked meanwhile has another process id."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def _reach(feature: dict[str, Any]) -> Reach:
-    """Whom a flag, as the client API gives it, may admit: nobody where that is certain, everybody likewise."""
-    strategies: list[dict[str, Any]] = feature["strategies"]
-    if not feature["enabled"] or (bool(strategies) and all(_rollout(strategy) == "0" for strategy in strategies)):
-        return "nobody"
-    if feature.get("dependencies"):
-        return "some"
-    if not strategies or any(
-        not strategy.get("constraints")
-        and not strategy.get("segments")
-        and (strategy["name"] == "default" or _rollout(strategy) == "100")
-        for strategy in strategies
-    ):
-        return "everybody"
-    return "some"
-
-
-def _rollout(strategy: dict[str, Any]) -> object:
-    parameters: dict[str, Any] = strategy.get("parameters") or {}
-    return parameters.get("rollout") if strategy["name"] == "flexibleRollout" else None
-
-
-def _check(url: str, token: str, app_name: str, seconds: dict[str, float], metrics_interval: int) -> None:
+def _check(url: str, token: str, app_name: str, seconds: dict[str, float]) -> None:
     problems = Problems("UnleashFlags")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -332,6 +298,4 @@ def _check(url: str, token: str, app_name: str, seconds: dict[str, float], metri
     for name, value in seconds.items():
         if not 0 < value < math.inf:
             problems.add(name, value, "is not a positive number of seconds", "write 2.0")
-    if type(metrics_interval) is not int or metrics_interval < 1:
-        problems.add("metrics_interval", metrics_interval, "is not a whole number of seconds", "write 60")
     problems.raise_if_any()

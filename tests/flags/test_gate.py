@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tidegate.errors import ConfigError
 from tidegate.flags import FlagContext, Gates, ProviderHealth, Reach, band_of, normalized
+from tidegate.flags.usage import Usage
 from tidegate.vocabulary import BAND_EDGES, FLAGS
 
 CACHE, ETAG = FLAGS["cache"], FLAGS["etag"]
@@ -218,21 +219,40 @@ def test_a_partly_open_flag_shuts_at_60_seconds_and_a_fully_open_one_stays() -> 
         clock.now, provider.staleness = 1000.0 + seconds, seconds
         assert gates.decide_for(inside).open == {"cache", "etag"}
     clock.now, provider.staleness = 1060.1, 60.1
+    gates.refresh()
     decision = gates.decide_for(inside)
     assert decision.open == {"etag"}
     assert (CACHE, band_of(normalized(CACHE, inside)), "control") in decision.cohorts
     clock.now, provider.staleness = 1061.0, 0.5
+    gates.refresh()
     assert gates.decide_for(inside).open == {"cache", "etag"}
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_old_news_shut_within_16_decisions_where_nobody_refreshes(by_name: bool) -> None:
+    provider, clock = Provider(cache=99), Clock()
+    gates = Gates(provider, clock=clock)
+    inside = next(name for name in map(str, range(100)) if normalized(CACHE, name) <= 99)
+
+    def decided() -> bool:
+        return bool((gates.decide_for(inside) if by_name else gates.decide(tenant(inside))).open)
+
+    assert decided()
+    clock.now, provider.staleness = 1060.1, 60.1
+    answers = [decided() for _ in range(40)]
+    assert answers.index(False) < 16
+    assert not any(answers[16:])
+
+
 def test_old_news_shut_within_max_staleness_of_the_last_answer_however_seldom_one_looks() -> None:
-    """Decisions 7 s apart, a provider that answered last at second 20."""
+    """Looks 7 s apart, a provider that answered last at second 20."""
     provider, clock = Provider(cache=100), Clock()
     provider.reach = lambda flag: "some"  # type: ignore[method-assign]
     gates = Gates(provider, clock=clock, max_staleness=30)
     opened = []
     for seconds in range(0, 120, 7):
         clock.now, provider.staleness = 1000.0 + seconds, max(0.0, seconds - 20.0)
+        gates.refresh()
         if gates.decide_for("acme").open:
             opened.append(seconds)
     assert opened == [seconds for seconds in range(0, 120, 7) if seconds <= 50]
@@ -381,6 +401,46 @@ def test_a_provider_that_cannot_tell_whom_it_admits_is_shut_and_asked_again() ->
     provider.reach = told  # type: ignore[method-assign]
     assert gates.reach("cache") == "everybody"
     assert gates.decide_for("acme").open == {"cache"}
+
+
+def test_every_decision_counts_in_the_usage_of_every_flag_whatever_becomes_of_its_memory() -> None:
+    provider = Provider(cache=100)
+    gates = Gates(provider, max_units=3, flags={"cache": CACHE, "coalesce": CACHE, "etag": ETAG})
+    decisions: list[Callable[[], object]] = [
+        *[lambda: gates.decide_for("acme")] * 3,  # remembered
+        *[lambda number=number: gates.decide(tenant(f"t{number}")) for number in range(10)],  # evicted
+        lambda: provider.set(cache=0),
+        *[lambda: gates.decide_for("acme")] * 4,  # superseded
+        lambda: provider.set(cache=100, etag=100),
+        lambda: gates.decide_for(None),  # nobody is known
+        lambda: gates.decide_for("acme"),
+        lambda: setattr(provider, "fails", True),
+        lambda: gates.decide_for("globex"),  # shut, because the provider fails
+        lambda: gates.decide(tenant("globex")),
+    ]
+    for decide in decisions:
+        decide()
+    assert gates.usage.counts() == {CACHE: (14, 7), ETAG: (1, 20)}
+
+
+class Reporting(Provider):
+    """A provider whose service wants to know the usage."""
+
+    def __init__(self, **percentages: int) -> None:
+        super().__init__(**percentages)
+        self.usages: list[Usage] = []
+
+    def report_usage(self, usage: Usage) -> None:
+        self.usages.append(usage)
+
+
+def test_a_provider_that_reports_usage_is_given_that_of_each_gates() -> None:
+    provider = Reporting(cache=100)
+    one, other = Gates(provider), Gates(provider)
+    one.decide_for("acme")
+    other.decide_for("acme")
+    other.decide_for("acme")
+    assert [usage.counts()[CACHE] for usage in provider.usages] == [(1, 0), (2, 0)]
 
 
 units = st.none() | st.text(max_size=4)

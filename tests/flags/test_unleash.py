@@ -213,13 +213,14 @@ def test_closing_ends_the_threads_keeps_the_state_and_reports_what_was_asked(
     unleash.admin.roll_out(other, 100)
     app_name = unleash.admin.fresh_name("app")
     flags = connect(unleash, app_name=app_name)
+    gates = Gates(flags, flags={"cache": flag})
 
     async def main() -> None:
         await flags.start()
         await flags.start()
         await until(lambda: flags.is_enabled(other, ACME), 10, "an answer with the flags")
         for _ in range(7):
-            assert flags.is_enabled(flag, ACME)
+            assert gates.decide(ACME).open == {"cache"}
         await flags.aclose()
         await flags.aclose()
 
