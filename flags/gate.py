@@ -52,11 +52,13 @@ class Decision:
 
     open: the layers whose gate is open.
     cohorts: for every flag (flag, band, cohort): the labels of its cohort counters.
+    shadow: of the open layers, those that are to compare and not to act.
     tally: counts the requests that were decided so.
     """
 
     open: frozenset[str]
     cohorts: tuple[_Labels, ...]
+    shadow: frozenset[str] = frozenset()
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
 
 

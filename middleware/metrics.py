@@ -57,12 +57,24 @@ class Metrics:
         )
         self.cache = Counter(
             "tidegate_cache_requests",
-            "What the cache did with a request: hit, miss, stale, pass, bypass.",
+            "What the cache did with a request: hit, miss, stale, shadow, bypass.",
             ["route", "outcome"],
             registry=registry,
         )
         self.bypass = Counter(
             "tidegate_cache_bypass", "Requests that could not use the cache, by reason.", ["reason"], registry=registry
+        )
+        self.shadow = Counter(
+            "tidegate_shadow",
+            "Requests in shadow mode by what the cache would have done: match, mismatch, would-miss, uncompared.",
+            ["route", "result"],
+            registry=registry,
+        )
+        self.shadow_findings = Counter(
+            "tidegate_shadow_findings",
+            "Mismatches in shadow mode whose cause could be told, by kind.",
+            ["route", "kind"],
+            registry=registry,
         )
         self.store_seconds = Histogram(
             "tidegate_store_operation_seconds",

@@ -158,7 +158,7 @@ def judge_request(
     """Whether a request may use the cache at all, and for whom its response would be kept (P2)."""
     if method not in ("GET", "HEAD"):
         return Bypass("method")
-    if policy is not None and policy.mode != "serve":
+    if policy is not None and policy.mode == "off":
         return Bypass("policy-off")
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):

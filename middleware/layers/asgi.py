@@ -27,6 +27,7 @@ __all__ = [
     "always",
     "has_client_certificate",
     "repeatable",
+    "route_label",
     "starlette_user",
     "trusted_headers",
 ]
@@ -54,12 +55,18 @@ class Decision(Protocol):
         """For every flag: (flag, band, cohort), the labels of its cohort counters."""
         ...
 
+    @property
+    def shadow(self) -> frozenset[str]:
+        """Of the open layers, those that are to compare and not to act."""
+        ...
+
 
 class _Shut:
     """The decision where deciding failed: nothing is open, and nobody is counted in a cohort."""
 
     open: frozenset[str] = frozenset()
     cohorts: tuple[tuple[str, str, str], ...] = ()
+    shadow: frozenset[str] = frozenset()
 
 
 _SHUT: Final = _Shut()
@@ -70,7 +77,7 @@ class RequestContext:
 
     identity, match, decision: who asks, the route's policy, what is open; settled before the first layer acts.
     storable: policy, or the response itself, made this request's response storable (bypasses included).
-    outcome: what the cache did: hit, miss, stale, revalidated, pass, bypass; None where the cache is shut or absent.
+    outcome: what the cache did: hit, miss, stale, shadow, bypass; None where the cache is shut or absent.
     reason: why, in a word (`no-identity`, `credential`, `method`, ...).
     own_etag: the ETag on the response was made by the etag layer.
     tags: further tags for the entry, from the handler.
@@ -259,6 +266,14 @@ def repeatable(start: Message) -> Message:
     """A response's start whose headers can be read more than once: ASGI allows any iterable."""
     headers = start.get("headers", ())
     return start if isinstance(headers, list | tuple) else {**start, "headers": list(headers)}
+
+
+def route_label(scope: Scope, context: RequestContext) -> str:
+    """The policy's route, else the template that the framework left in the scope, else `other`; never a raw path."""
+    if context.match.policy is not None:
+        return context.match.route
+    template = getattr(scope.get("route"), "path", None)
+    return template if isinstance(template, str) else "other"
 
 
 def route_path(scope: Scope) -> str:

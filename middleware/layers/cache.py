@@ -27,6 +27,8 @@ from tidegate.middleware.layers.asgi import (
     has_client_certificate,
 )
 from tidegate.middleware.layers.exchange import CacheConfig, Exchange, Uri
+from tidegate.middleware.layers.shadow import Rehearsal
+from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag, Store
 
@@ -44,6 +46,7 @@ class CacheLayer:
     default_ttl: seconds for policies that give no ttl; None: none.
     max_body: bytes; a larger response passes through unstored. A policy says its own.
     namespace: part of every key: two apps on one store, or a new version of one app, keep apart.
+    shadow: notes of what shadow mode sees; default: new ones.
     naming_key: secret (0 to 64 bytes) that makes the names of keys unreadable and unguessable in a shared store.
     clock: wall-clock seconds.
     """
@@ -60,10 +63,13 @@ class CacheLayer:
         max_body: int = DEFAULT_MAX_BODY,
         namespace: str = "v1",
         naming_key: bytes = b"",
+        shadow: ShadowNotes | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
+        metrics = metrics if metrics is not None else Metrics.of()
+        self.shadow = shadow if shadow is not None else ShadowNotes(metrics=metrics, clock=clock)
         self._share: Share = share
         self._config = CacheConfig(
             store=store,
@@ -71,7 +77,7 @@ class CacheLayer:
             max_body=max_body,
             namespace=namespace.encode(),
             naming_key=naming_key,
-            metrics=metrics if metrics is not None else Metrics.of(),
+            metrics=metrics,
             clock=clock,
         )
         self._gate = gate
@@ -100,9 +106,14 @@ class CacheLayer:
             identity=context.identity,
             has_credential=context.identity is None and self._has_credential(scope),
         )
+        shadowed = _is_shadowed(context)
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
-            await self.app(scope, receive, _noting(send, verdict.reason))
+            await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
+            return
+        if shadowed:
+            rehearsal = Rehearsal(self._config, context, scope, _uri(scope, context), verdict, wanted)
+            await rehearsal.rehearse(self.shadow, self.app, receive, send)
             return
         exchange = Exchange(self._config, context, scope, _uri(scope, context), verdict, wanted)
         if context.tracer is None:
@@ -137,6 +148,12 @@ class CacheLayer:
         except StoreError as error:
             # Only an unguarded store raises: GuardedStore keeps the purge as pending and tries again.
             self._config.metrics.fail("purge", error)
+
+
+def _is_shadowed(context: RequestContext) -> bool:
+    """Whether policy or flag want this request compared, and not served."""
+    policy, decision = context.match.policy, context.decision
+    return (policy is not None and policy.mode == "shadow") or (decision is not None and "cache" in decision.shadow)
 
 
 def _purged_by(scope: Scope, context: RequestContext) -> list[ScopedTag]:

@@ -22,6 +22,7 @@ from tidegate.middleware.layers.asgi import (
     Scope,
     Send,
     always,
+    route_label,
 )
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
@@ -92,7 +93,7 @@ class TelemetryLayer:
 
     def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
         """Count one finished request per route; labels are templates and fixed words only."""
-        route = _route(scope, context)
+        route = route_label(scope, context)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         key = (route, method, f"{status // 100}xx")
         counter = self._bound.get(key)
@@ -111,14 +112,6 @@ class TelemetryLayer:
             counter.inc()
             if context.outcome == "bypass" and context.reason is not None:
                 self.metrics.bypass.labels(context.reason).inc()
-
-
-def _route(scope: Scope, context: RequestContext) -> str:
-    """The policy's route, else the template that the framework left in the scope, else `other`; never a raw path."""
-    if context.match.policy is not None:
-        return context.match.route
-    template = getattr(scope.get("route"), "path", None)
-    return template if isinstance(template, str) else "other"
 
 
 class _Watch:

@@ -176,6 +176,7 @@ def test_failures_of_those_for_whom_a_layer_is_open_shut_out_no_colleague_for_wh
     class Decided:
         open: frozenset[str]
         cohorts: tuple[tuple[str, str, str], ...] = ()
+        shadow: frozenset[str] = frozenset()
 
     def decide(identity: Identity | None, scope: Any) -> Decided:
         assert identity is not None

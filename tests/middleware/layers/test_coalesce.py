@@ -325,6 +325,7 @@ def test_the_leaders_context_variables_reach_the_app() -> None:
 def test_the_gates_of_the_layers_inside_tell_requests_apart() -> None:
     class Decided:
         cohorts: tuple[tuple[str, str, str], ...] = ()
+        shadow: frozenset[str] = frozenset()
 
         def __init__(self, *layers: str) -> None:
             self.open = frozenset(layers)

@@ -25,6 +25,7 @@ ANN, BEN = User("acme", "ann"), User("acme", "ben")
 class Decided:
     open: frozenset[str]
     cohorts: tuple[tuple[str, str, str], ...]
+    shadow: frozenset[str] = frozenset()
 
 
 class Stand:
