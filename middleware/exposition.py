@@ -1,10 +1,12 @@
-"""`/metrics` as an ASGI app: everything that Tidegate and prometheus_client count in this process or its workers.
+"""What operators read, as ASGI apps: the metrics, and the report of shadow mode.
 
-With `PROMETHEUS_MULTIPROC_DIR` set, prometheus_client's own metrics are summed over workers as well; the cohort
-counters always are, where they have a folder.
+`/metrics` has everything that Tidegate and prometheus_client count in this process or its workers. With
+`PROMETHEUS_MULTIPROC_DIR` set, prometheus_client's own metrics are summed over workers as well; the cohort counters
+always are, where they have a folder.
 """
 
 import asyncio
+import json
 import os
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,8 +15,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import Receive, Scope, Send
+from tidegate.middleware.layers.shadow_notes import ShadowNotes
 
-__all__ = ["MetricsApp"]
+__all__ = ["MetricsApp", "ShadowApp"]
 
 
 class MetricsApp:
@@ -42,14 +45,37 @@ class MetricsApp:
         return text
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"/metrics answers HTTP only, not {scope['type']}")
+        _refuse_unless_http(scope, "/metrics")
         method = scope["method"]
         status, body = (200, await asyncio.to_thread(self.render)) if method in ("GET", "HEAD") else (405, b"")
-        headers = [
-            (b"content-type", CONTENT_TYPE_PLAIN_0_0_4.encode()),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+        await _answer(method, send, status, CONTENT_TYPE_PLAIN_0_0_4.encode(), body)
+
+
+class ShadowApp:
+    """Answers GET with the report of shadow mode in this process, as JSON.
+
+    It shows paths and response fields of whoever asked: mount it where only operators can reach it.
+    """
+
+    def __init__(self, notes: ShadowNotes) -> None:
+        self._notes = notes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _refuse_unless_http(scope, "The report of shadow mode")
+        method = scope["method"]
+        status, body = 405, b""
+        if method in ("GET", "HEAD"):
+            await self._notes.look(most=100)
+            status, body = 200, json.dumps(self._notes.report(), indent=1).encode()
+        await _answer(method, send, status, b"application/json", body)
+
+
+def _refuse_unless_http(scope: Scope, what: str) -> None:
+    if scope["type"] != "http":
+        raise RuntimeError(f"{what} answers HTTP only, not {scope['type']}")
+
+
+async def _answer(method: str, send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

@@ -119,10 +119,16 @@ class Rehearsal(Exchange):
         order = basis.order if body == basis.body else self._order(answer)
         sight = self._sight(answer, headers, order)
         ring.add(sight)
-        settle = min(notes.settle, self._stored.lifetime / 2)
-        path = cast(str, self._scope["path"])[:_MAX_PATH]
         notes.wait(
-            Difference(route=route, path=path, due=self._config.clock() + settle, sight=sight, ring=ring, holds=holds)
+            Difference(
+                route=route,
+                path=cast(str, self._scope["path"])[:_MAX_PATH],
+                due=self._config.clock() + min(notes.settle, self._stored.lifetime / 2),
+                sight=sight,
+                ring=ring,
+                number=ring.seen,
+                holds=holds,
+            )
         )
         return None
 

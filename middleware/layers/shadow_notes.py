@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar
 
 from tidegate.middleware.core.shadow import VOLATILE, Named, Sight
@@ -22,8 +23,8 @@ Result = Literal["match", "mismatch", "would-miss", "uncompared"]
 
 MAX_ASKERS: Final = 8
 MAX_SIGHTS: Final = 32
-"""Of one key: those of the askers who came first, shared out evenly, the newest. To see an asker again tells more than to
-see a further one."""
+"""Of one key: the newest of the askers who came first, shared out evenly. To see an asker again tells more than to see
+a further one."""
 MAX_LEARNED: Final = 32
 """Response fields of one route that were seen to change without meaning anything."""
 
@@ -38,7 +39,7 @@ class Ring:
     def __init__(self, record: bytes, basis: Sight) -> None:
         self.record = record
         self.basis = basis
-        self.askers: dict[str, deque[Sight]] = {}
+        self.askers: dict[str, deque[tuple[int, Sight]]] = {}
         self.seen = 1
         self.next_look = 2
         self.told: tuple[Finding, ...] = ()
@@ -50,15 +51,15 @@ class Ring:
             if len(self.askers) >= MAX_ASKERS:
                 return
             own = self.askers[sight.who] = deque()
-        own.append(sight)
         self.seen += 1
+        own.append((self.seen, sight))
         if sum(map(len, self.askers.values())) > MAX_SIGHTS:
             max(self.askers.values(), key=len).popleft()
 
-    def until(self, at: float) -> list[Sight]:
-        """The sights up to a moment, oldest first."""
-        kept = [sight for own in self.askers.values() for sight in own if sight.at <= at]
-        return [self.basis, *sorted(kept, key=lambda sight: sight.at)]
+    def until(self, number: int) -> list[Sight]:
+        """The sights up to a number of `seen`, oldest first."""
+        kept = [pair for own in self.askers.values() for pair in own if pair[0] <= number]
+        return [self.basis, *(sight for _, sight in sorted(kept, key=itemgetter(0)))]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class Difference:
     """An answer that is not what the cache would have served, until it is known whether that was anybody's mistake.
 
     due: wall-clock seconds from when on it may be looked at.
+    number: of its sight in the ring, or the last before it.
     holds: asks the store whether the record that the answer differs from is still valid.
     """
 
@@ -74,6 +76,7 @@ class Difference:
     due: float
     sight: Sight
     ring: Ring
+    number: int
     holds: Callable[[], Awaitable[bool]]
 
 
@@ -201,12 +204,12 @@ class ShadowNotes:
 
     def _explain(self, difference: Difference) -> None:
         ring, route = difference.ring, difference.route
-        if ring.seen >= ring.next_look:
-            sights = ring.until(difference.sight.at)
+        if difference.number >= ring.next_look:
+            sights = ring.until(difference.number)
             told = self.within_budget(lambda: tell(sights, self.learned(route)), None)
             if told is not None:
                 ring.told = tuple(dict.fromkeys((*ring.told, *told.findings)))
-                ring.next_look = ring.seen + max(1, ring.seen // 4)
+                ring.next_look = difference.number + max(1, difference.number // 4)
                 learned = self.learned(route) | told.volatile
                 if told.volatile and len(learned) <= MAX_LEARNED:
                     self._learned[route] = learned

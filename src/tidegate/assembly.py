@@ -19,7 +19,7 @@ from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
 from tidegate.middleware.core.policy import Policies, RoutePolicy
-from tidegate.middleware.exposition import MetricsApp
+from tidegate.middleware.exposition import MetricsApp, ShadowApp
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
@@ -36,6 +36,7 @@ from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
+from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Purge, Store
@@ -114,6 +115,8 @@ class Tidegate:
                 " set telemetry.metrics_dir (PROMETHEUS_MULTIPROC_DIR)"
             )
         self.metrics_app: ASGIApp = MetricsApp(registry if registry is not None else REGISTRY, cohorts=self.cohorts)
+        self._shadow = ShadowNotes(keep_bodies=self.settings.cache.shadow_bodies, metrics=self._metrics)
+        self.shadow_app: ASGIApp = ShadowApp(self._shadow)
         self._properties = properties
         ttl = self.settings.cache.default_ttl
         self._resolver = ContextResolver(
@@ -144,6 +147,13 @@ class Tidegate:
         scope = PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
         return await self.store.purge({scope: tags})
 
+    def shadow_report(self) -> dict[str, Any]:
+        """What shadow mode has seen in this process, as JSON has it; `shadow_app` answers it over HTTP.
+
+        For operators only: it shows paths and response fields of whoever asked.
+        """
+        return self._shadow.report()
+
     def _stack(self, app: ASGIApp) -> ASGIApp:
         resolver, metrics = self._resolver, self._metrics
         cache = self.settings.cache
@@ -165,6 +175,7 @@ class Tidegate:
                 share=cache.share,
                 max_body=cache.max_body,
                 namespace=cache.version,
+                shadow=self._shadow,
                 metrics=metrics,
             ),
             "coalesce": lambda inner, gate: CoalesceLayer(inner, gate=gate, resolver=resolver, metrics=metrics),

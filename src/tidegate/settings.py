@@ -32,6 +32,7 @@ class CacheSettings:
         one Redis.
     default_ttl: seconds that a policy without its own `ttl` gives (`REDIS_DEFAULT_TTL`); None: only response headers.
     max_body: bytes; larger responses pass unstored. One of them would push out hundreds of usual ones.
+    shadow_bodies: bytes of each body that shadow mode keeps and shows; 0: only digests.
     policies: one table per route, see RoutePolicy.
     """
 
@@ -39,6 +40,7 @@ class CacheSettings:
     version: str = "v1"
     default_ttl: float | None = None
     max_body: int = 1024 * 1024
+    shadow_bodies: int = 0
     policies: tuple[RoutePolicy, ...] = ()
 
 

@@ -75,6 +75,7 @@ RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "version": (_text, "is not a name", 'give text such as "v1"'),
     "default_ttl": (_number(0, 31_536_000), "is not a number of seconds", "give 0 to 31536000"),
     "max_body": (_number(0, whole=True), "is not a number of bytes", "give a whole number >= 0"),
+    "shadow_bodies": (_number(0, 16_384, whole=True), "is not a number of bytes", "give 0 to 16384"),
     "url": (
         _REDIS,
         "is not a Redis URL",
