@@ -68,7 +68,19 @@ class UnleashApi:
         return [str(one.get("name")) for one in objects((listed or {}).get("features"))]
 
     async def request(self, method: str, path: str, body: Any = None, *, missing_ok: bool = False) -> Json | None:
-        """The answer's JSON object; None for an empty answer, and for a 404 if that is allowed."""
+        """The answer's JSON object; None for an empty answer, and for a 404 if that is allowed.
+
+        Raises:
+            Refused: if Unleash says no; FlagError: if it does not answer, or with no JSON.
+        """
+        answer = await self._answer(method, path, body, missing_ok=missing_ok)
+        return cast(Json, answer) if isinstance(answer, dict) else None
+
+    async def listed(self, path: str) -> list[Json]:
+        """The JSON objects of the list at `path`. Raises as `request` does."""
+        return objects(await self._answer("GET", path))
+
+    async def _answer(self, method: str, path: str, body: Any = None, *, missing_ok: bool = False) -> object:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.request(method, path, json=body)
@@ -84,10 +96,9 @@ class UnleashApi:
         if not response.content:
             return None
         try:
-            answer = response.json()
+            return cast(object, response.json())
         except ValueError as error:
             raise FlagError(f"Unleash at {self.url} answered {method} {path} with no JSON") from error
-        return cast(Json, answer) if isinstance(answer, dict) else None
 
     def _refusal(self, method: str, path: str, status: int, text: str) -> Refused:
         told = f"Unleash at {self.url} answered {status} to {method} {path}"

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tidegate.commands import controller, kill, rollout
+from tidegate.commands import controller, flags, kill, rollout
 from tidegate.commands.shared import common_options
 from tidegate.errors import ConfigError, TidegateError
 
@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
+  tidegate flags init                            make the flags, off, in Unleash or in the flag file
   tidegate rollout validate canary.yaml          every problem of a spec at once
   tidegate controller &                          the daemon that moves the flags
   tidegate rollout start canary.yaml             hand it a rollout
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     families = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = common_options()
-    for family in (rollout, controller, kill):
+    for family in (flags, rollout, controller, kill):
         family.register(families, common)
     return parser
 

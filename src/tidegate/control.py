@@ -28,7 +28,7 @@ from tidegate.rollout.spec import RolloutSpec
 from tidegate.rollout.store import Journal
 from tidegate.settings import Settings
 
-__all__ = ["abort", "ask", "kill", "make_actuator", "make_source", "notes", "run_controller", "start"]
+__all__ = ["abort", "ask", "check_actuator", "kill", "make_actuator", "make_source", "notes", "run_controller", "start"]
 
 _ANSWER_WITHIN = 10.0
 """Seconds that a command waits for a running controller."""
@@ -43,7 +43,7 @@ def make_actuator(settings: Settings) -> Actuator:
         ConfigError: if the settings name no provider that can be moved.
     """
     problems = Problems("settings")
-    _check_actuator(settings, problems)
+    check_actuator(settings, problems)
     problems.raise_if_any()
     flags = settings.flags
     if flags.provider == "local":
@@ -66,7 +66,8 @@ def make_source(settings: Settings) -> MetricsSource:
     return ScrapeSource(rollout.metrics_urls)
 
 
-def _check_actuator(settings: Settings, problems: Problems) -> None:
+def check_actuator(settings: Settings, problems: Problems) -> None:
+    """Note what the settings lack for moving a flag."""
     flags = settings.flags
     if flags.provider == "none":
         problems.add("flags.provider", flags.provider, "has no flag to move", "use local or unleash")
@@ -192,7 +193,7 @@ async def run_controller(settings: Settings, *, once: bool) -> bool:
     problems = Problems("settings")
     if rollout.listen is not None and not rollout.alert_token:
         problems.add("rollout.alert_token", "", "would let everybody shut flags", "set TIDEGATE_ROLLOUT_ALERT_TOKEN")
-    _check_actuator(settings, problems)
+    check_actuator(settings, problems)
     _check_source(settings, problems)
     problems.raise_if_any()
     actuator, source = make_actuator(settings), make_source(settings)

@@ -1,0 +1,111 @@
+"""`tidegate flags …`: make the flags, open one for a few, see them."""
+
+import argparse
+import asyncio
+import sys
+
+from tidegate.commands.shared import Commands, Run, say, settings_of
+from tidegate.errors import FlagError
+
+__all__ = ["register"]
+
+_SECTIONS = ("flags", "store", "rollout")
+"""What these commands need: a mistake in some other section must not keep a flag open."""
+
+
+def register(families: Commands, common: argparse.ArgumentParser) -> None:
+    """Add `tidegate flags …`."""
+    parser = families.add_parser("flags", help="make the flags, open one for a few units, see them")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[common], help=summary, description=summary)
+        made.add_argument("--environment", metavar="E", help="default: flags.environment")
+        made.set_defaults(run=run)
+        return made
+
+    init = add(
+        "init", _init, "make what is missing: context field, flags, a strategy at 0 %%; never widens what exists"
+    )
+    init.add_argument("flags", metavar="FLAG", nargs="*", help="default: the flag of each layer")
+    init.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
+    init.add_argument(
+        "--token", action="store_true", help="print a backend token for apps, and nothing else, on stdout (Unleash)"
+    )
+    opening = add("open", _open, "open a flag for the named units, and for nobody else")
+    opening.add_argument("flag", metavar="FLAG")
+    opening.add_argument(
+        "--only", metavar="FIELD=VALUE", action="append", required=True, help="tenantId=acme; may be given again"
+    )
+    add("shut", _shut, "turn a flag off and take it back to 0 %% without conditions").add_argument(
+        "flag", metavar="FLAG"
+    )
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from tidegate.flags import UNIT_FIELDS
+    from tidegate.operations.desk_unleash import UnleashDesk
+    from tidegate.operations.make import make_desk
+    from tidegate.operations.provision import chosen, init
+
+    settings = settings_of(arguments, only=_SECTIONS)
+
+    async def run() -> None:
+        names = chosen(arguments.flags)
+        desk = make_desk(settings, arguments.environment)
+        tell = _complain if arguments.token else say
+        try:
+            if arguments.token and not isinstance(desk, UnleashDesk):
+                raise FlagError("--token: a flag file needs no token")
+            await init(desk, names, UNIT_FIELDS[settings.flags.unit], tell, dry_run=arguments.dry_run)
+            if arguments.token and arguments.dry_run:
+                tell(f"would print a backend token for {desk.environment}")
+            elif arguments.token and isinstance(desk, UnleashDesk):
+                say(await desk.backend_token())
+        finally:
+            await desk.close()
+
+    asyncio.run(run())
+    return 0
+
+
+def _open(arguments: argparse.Namespace) -> int:
+    from tidegate.flags import UNIT_FIELDS
+    from tidegate.operations.make import make_desk, refuse_to_open
+    from tidegate.operations.opening import only, open_for
+
+    settings = settings_of(arguments, only=_SECTIONS)
+
+    async def run() -> None:
+        whom = only(arguments.only)
+        desk = make_desk(settings, arguments.environment)
+        try:
+            await refuse_to_open(arguments.flag, desk.environment, settings)
+            await open_for(desk, arguments.flag, whom, UNIT_FIELDS[settings.flags.unit], say)
+        finally:
+            await desk.close()
+
+    asyncio.run(run())
+    return 0
+
+
+def _shut(arguments: argparse.Namespace) -> int:
+    from tidegate.operations.make import make_desk, refuse_if_owned
+    from tidegate.operations.opening import shut
+
+    settings = settings_of(arguments, only=_SECTIONS)
+
+    async def run() -> None:
+        desk = make_desk(settings, arguments.environment)
+        try:
+            refuse_if_owned(arguments.flag, desk.environment, settings)
+            await shut(desk, arguments.flag, say)
+        finally:
+            await desk.close()
+
+    asyncio.run(run())
+    return 0

@@ -1,0 +1,1 @@
+"""What people do with flags, and ask about an installation, beside the rollouts."""

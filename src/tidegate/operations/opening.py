@@ -1,0 +1,121 @@
+"""`tidegate flags open` and `shut`: a flag for a few named units, by hand, before a rollout takes it over.
+
+Guaranteed: nobody but the named units is let in at any instant of it: the percentage is written together with the
+constraint, and only then is the flag turned on; what does not read back as meant is turned off again. A flag that is
+open already in some other way, or that a rollout owns, is not touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tidegate.errors import FlagError, Problems
+from tidegate.flags.views import FlagView
+from tidegate.operations.desk import Desk
+
+__all__ = ["Only", "only", "open_for", "shut"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Only:
+    """Whom to let in: those whose context field has one of these values."""
+
+    field: str
+    values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.field} {', '.join(self.values)}"
+
+
+def only(texts: Sequence[str]) -> Only:
+    """Read `FIELD=VALUE` texts, which name one field.
+
+    Raises:
+        ConfigError: naming what is not of this form.
+    """
+    problems = Problems("flags open")
+    pairs = [text.partition("=") for text in texts]
+    for text, (field, _, value) in zip(texts, pairs, strict=True):
+        if not field or not value:
+            problems.add("--only", text, "names no field and value", "write tenantId=acme")
+    fields = list(dict.fromkeys(field for field, _, _ in pairs))
+    if len(fields) > 1:
+        problems.add("--only", ", ".join(fields), "are several fields", "name one, as often as you like")
+    problems.raise_if_any()
+    return Only(field=fields[0], values=tuple(sorted({value for _, _, value in pairs})))
+
+
+async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> None:
+    """Open the flag for `whom` and for nobody else. field: what its strategy must be sticky by.
+
+    Raises:
+        FlagError: if the flag is not fit for it, is open in another way, or does not read back as meant.
+    """
+    found = await _one(desk, name)
+    if faults := found.faults(field):
+        raise FlagError(f"{name} in {desk.environment} {'; '.join(faults)}")
+    if found.enabled and found.reach != "nobody" and not _is_only(found):
+        raise FlagError(f"{name} in {desk.environment} is open already ({found}): tidegate flags shut {name}")
+    if any(not _simple(found) for _ in found.strategies):
+        raise FlagError(f"{name} in {desk.environment} has conditions of somebody else ({found}): remove them first")
+    try:
+        await desk.aim(name, whom.field, whom.values, 100)
+        _expect(await _one(desk, name), whom)
+        if not found.enabled:
+            await desk.turn(name, on=True)
+            _expect(await _one(desk, name), whom, enabled=True)
+    except FlagError:
+        await desk.turn(name, on=False)
+        raise
+    say(f"{name} in {desk.environment} is open for {whom} only")
+
+
+async def shut(desk: Desk, name: str, say: Say) -> None:
+    """Turn the flag off, then take away what `open_for` has written, so that a rollout can begin.
+
+    Raises:
+        FlagError: if it does not read back as off at 0 %. It may be off all the same.
+    """
+    await desk.turn(name, on=False)
+    found = await _one(desk, name)
+    if found.enabled:
+        raise FlagError(f"{name} in {desk.environment} was turned off, but reads back as {found}")
+    if not _simple(found):
+        say(f"{name} in {desk.environment} is off; its conditions are somebody else's and stay: {found}")
+        return
+    await desk.aim(name, "", (), 0)
+    found = await _one(desk, name)
+    if found.enabled or found.strategies[0].percentage != 0 or found.strategies[0].constraints:
+        raise FlagError(f"{name} in {desk.environment} was shut, but reads back as {found}")
+    say(f"{name} in {desk.environment} is {found}")
+
+
+async def _one(desk: Desk, name: str) -> FlagView:
+    views: Mapping[str, FlagView | None] = await desk.look((name,))
+    found = views[name]
+    if found is None:
+        raise FlagError(f"there is no flag {name!r} in {desk.environment}: tidegate flags init {name}")
+    return found
+
+
+def _simple(found: FlagView) -> bool:
+    """One strategy, limited by nothing but what `open_for` writes."""
+    if len(found.strategies) != 1 or found.strategies[0].segments:
+        return False
+    conditions = found.strategies[0].constraints
+    return not conditions or (len(conditions) == 1 and conditions[0].operator == "IN" and conditions[0].plain)
+
+
+def _is_only(found: FlagView) -> bool:
+    return _simple(found) and bool(found.strategies[0].constraints) and found.strategies[0].percentage == 100
+
+
+def _expect(found: FlagView, whom: Only, *, enabled: bool | None = None) -> None:
+    if (
+        not _is_only(found)
+        or found.strategies[0].constraints[0].field != whom.field
+        or set(found.strategies[0].constraints[0].values) != set(whom.values)
+        or (enabled is not None and found.enabled != enabled)
+    ):
+        raise FlagError(f"{found.name} was to be open for {whom}, but reads back as {found}; it was turned off")
