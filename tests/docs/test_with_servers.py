@@ -33,12 +33,12 @@ def test_the_way_from_a_running_unleash_to_the_first_canary_tenant_leads_there(
     start_unleash: Callable[..., Unleash], tmp_path: Path
 ) -> None:
     unleash = start_unleash()
-    turned_on = [
-        number for number, block in enumerate(FLAG_PAGE.blocks) if "/environments/development/on" in block.text
-    ]
-    assert len(turned_on) == 1
-    done = turned_on[0] + 1
-    with Reader(tmp_path, given={"ADMIN_TOKEN": unleash.admin_token}, ports={4242: unleash.port}) as reader:
+    opened = [number for number, block in enumerate(FLAG_PAGE.blocks) if "tidegate flags open" in block.text]
+    assert len(opened) == 1
+    done = opened[0] + 1
+    with Reader(
+        tmp_path, given={"TIDEGATE_ROLLOUT_ADMIN_TOKEN": unleash.admin_token}, ports={4242: unleash.port}
+    ) as reader:
         save_from_the_readme(reader, "app.py", "cache-canary.yaml")
         reader.follow(part_of(FLAG_PAGE, FLAG_PAGE.blocks[:done]))  # ends with a hit for acme
         others = http_request(reader.port(8000), "GET", "/clients", headers={"x-tenant": "globex"})
