@@ -1,23 +1,24 @@
 """The counters by which a rollout is judged: per flag, band and cohort, never gated, exact over workers and crashes.
 
 Each worker counts in memory that is mapped to a file of its own, so an increment costs tens of nanoseconds and survives
-`kill -9`; a scrape adds up all files of the folder, dead workers' included. Without a folder the counts are this
-process's own. Every series starts at 0, because Prometheus cannot see an increase before a series' first sample.
+`kill -9`; a scrape adds up all files of the folder, dead workers' too (`cohort_files`). Without a folder the counts
+are this process's own. Every series starts at 0, because Prometheus cannot see an increase before a series' first
+sample. How many series there are is settled by flags and bands, whoever asks for what.
 
-Guaranteed: no request that was answered is missing; a request is counted before its last byte leaves.
-Not guaranteed: exactness when one process runs several event loops in threads on one folder (an increment is not atomic
-across threads); a machine crash (the file is not flushed to disk on purpose).
+Guaranteed: no request that was answered is missing, and none is there twice; a request is counted before its last byte
+leaves; several event loops in threads of one process may share the counters.
+Not guaranteed: what a machine that crashes had counted. A worker that is killed while it counts leaves one request that
+some of its flags know and others do not, or that has no duration yet.
 """
 
-import json
-import mmap
+import logging
 import os
-import struct
+import threading
+import weakref
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
-from uuid import uuid4
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -25,6 +26,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from tidegate.errors import Problems
+from tidegate.middleware.cohort_files import Labels, Part, WorkerFile, compact, read_all
 from tidegate.vocabulary import (
     COHORT_BUCKETS,
     COHORT_ERRORS,
@@ -32,20 +34,36 @@ from tidegate.vocabulary import (
     COHORT_LABELS,
     COHORT_REQUESTS,
     COHORT_SECONDS,
+    COHORT_SHADOW_COMPARED,
+    COHORT_SHADOW_MISMATCHES,
     COHORT_STORABLE,
 )
 
-__all__ = ["CohortCounters"]
+__all__ = ["CohortCounters", "CohortTotals"]
 
-Labels = tuple[str, str, str]
+OnError = Callable[[str, Exception], None]
 
-_MAGIC: Final = b"TGCOHORT"
-_HEADER: Final = struct.Struct("<8sI4x")
-_SUFFIX: Final = ".cohorts"
+# What is kept for a series. Each request is in one bucket, and at most one of `asked` and `hits`, so that a sum over
+# buckets is the number of requests, and no count has to be kept twice.
+_SECONDS, _ERRORS, _ASKED, _HITS, _COMPARED, _MISMATCHES, _FIRST_BUCKET = range(7)
+_BOUNDS: Final = (*(str(bound) for bound in COHORT_BUCKETS), "+Inf")
+_SLOTS: Final = ("seconds", "errors", "asked", "hits", "compared", "mismatches", *(f"le={bound}" for bound in _BOUNDS))
+_WIDTH: Final = len(_SLOTS)
 
-_REQUESTS, _ERRORS, _STORABLE, _HITS, _SECONDS, _FIRST_BUCKET = range(6)
-_WIDTH: Final = _FIRST_BUCKET + len(COHORT_BUCKETS) + 1
-"""Doubles per series: the five counts, then one bucket per bound and one for +Inf (not cumulative)."""
+_log = logging.getLogger("tidegate")
+
+
+class CohortTotals(NamedTuple):
+    """One series over all workers. `buckets`: requests per bucket of COHORT_BUCKETS and one above; not cumulative."""
+
+    requests: float
+    errors: float
+    storable: float
+    hits: float
+    seconds: float
+    shadow_compared: float
+    shadow_mismatches: float
+    buckets: tuple[float, ...]
 
 
 class CohortCounters(Collector):
@@ -53,146 +71,211 @@ class CohortCounters(Collector):
 
     labels: every series that can occur; requests of another one are counted under nothing and noted in `unknown`.
     directory: folder shared by the workers of one server; it is made if missing. None: this process only.
+    on_error: hears, as "cohorts", of a folder that fails later on. Default: the log.
 
     Raises:
         ConfigError: if the folder cannot be made or written.
     """
 
-    def __init__(self, labels: Sequence[Labels], *, directory: str | None = None) -> None:
+    def __init__(
+        self, labels: Sequence[Labels], *, directory: str | None = None, on_error: OnError | None = None
+    ) -> None:
         self._labels = tuple(dict.fromkeys(labels))
         self._offsets = {label: index * _WIDTH for index, label in enumerate(self._labels)}
         self._of_cohorts: dict[tuple[Labels, ...], tuple[int, ...]] = {}
         self._directory = Path(directory) if directory is not None else None
-        self._file: Path | None = None
+        self._on_error = on_error if on_error is not None else _logged
+        self._lock = threading.Lock()
+        self._file: WorkerFile | None = None
+        self._counts = self._private()
+        self._is_forked = False
         self.unknown = 0
-        try:
-            self._open()
-        except OSError as error:
-            problems = Problems("cohort counters")
-            told = f"cannot be used: {error.strerror or error}"
-            problems.add("metrics_dir", directory, told, "name a folder that the workers may write")
-            problems.raise_if_any()
         if self._directory is not None:
-            # A forked child must not count into its parent's file: both would write the same numbers.
-            os.register_at_fork(after_in_child=self._open)
+            try:
+                self._open(self._directory)
+            except OSError as error:
+                problems = Problems("cohort counters")
+                told = f"cannot be used: {error.strerror or error}"
+                problems.add("metrics_dir", directory, told, "name a folder that the workers may write")
+                problems.raise_if_any()
+            _counting.add(self)
 
     def register(self, registry: CollectorRegistry) -> None:
         """Expose the counters on a registry."""
         registry.register(self)
 
-    def _open(self) -> None:
-        size = len(self._labels) * _WIDTH
-        if self._directory is None:
-            self._counts = memoryview(bytearray(size * 8)).cast("d")
-            return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        names = json.dumps(self._labels).encode()
-        names += b" " * (-len(names) % 8)
-        head = _HEADER.pack(_MAGIC, len(names)) + names
-        file = self._directory / f"{os.getpid()}-{uuid4().hex[:8]}{_SUFFIX}"
-        draft = file.with_suffix(".new")
-        draft.write_bytes(head + bytes(size * 8))
-        draft.rename(file)  # readers see whole files only
-        with file.open("r+b") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0)
-        self._file = file
-        self._counts = memoryview(mapped)[len(head) :].cast("d")
+    def _private(self) -> "memoryview[float]":
+        return memoryview(bytearray(len(self._labels) * _WIDTH * 8)).cast("d")
+
+    def _open(self, directory: Path) -> None:
+        self._file = WorkerFile.create(directory, self._labels, _SLOTS)
+        self._counts = self._file.counts
+        try:
+            compact(directory, _SLOTS)
+        except OSError as error:
+            self._on_error("cohorts", error)
+
+    def forked(self) -> None:
+        """In a forked child: let go of the parent's file. The first count makes one of its own."""
+        self._lock = threading.Lock()  # a thread that the child does not have may hold the old one
+        self._of_cohorts = {}
+        if self._file is not None:
+            self._counts = self._private()
+            self._file.close()
+            self._file = None
+            self._is_forked = True
 
     def count(self, cohorts: tuple[Labels, ...], *, seconds: float, error: bool, storable: bool, hit: bool) -> None:
         """Count one finished request in each of its cohorts (one per flag)."""
         offsets = self._of_cohorts.get(cohorts)
         if offsets is None:
             offsets = self._resolve(cohorts)
-        counts = self._counts
         bucket = _FIRST_BUCKET + bisect_left(COHORT_BUCKETS, seconds)
-        for offset in offsets:
-            counts[offset] += 1.0
-            if error:
-                counts[offset + _ERRORS] += 1.0
-            if storable:
-                counts[offset + _STORABLE] += 1.0
-                if hit:
-                    counts[offset + _HITS] += 1.0
-            counts[offset + _SECONDS] += seconds
-            counts[offset + bucket] += 1.0
+        served = (_HITS if hit else _ASKED) if storable else 0
+        with self._lock:
+            counts = self._counts
+            for offset in offsets:
+                counts[offset + bucket] += 1.0  # first: whoever is killed here has counted a request, and no more
+                if served:
+                    counts[offset + served] += 1.0
+                if error:
+                    counts[offset + _ERRORS] += 1.0
+                counts[offset] += seconds
+
+    def count_shadow(self, cohorts: tuple[Labels, ...], *, mismatch: bool) -> None:
+        """Count one comparison of what the cache would have served with what the app did."""
+        offsets = self._of_cohorts.get(cohorts)
+        if offsets is None:
+            offsets = self._resolve(cohorts)
+        with self._lock:
+            for offset in offsets:
+                self._counts[offset + _COMPARED] += 1.0
+                if mismatch:
+                    self._counts[offset + _MISMATCHES] += 1.0
 
     def _resolve(self, cohorts: tuple[Labels, ...]) -> tuple[int, ...]:
-        found = tuple(self._offsets[label] for label in cohorts if label in self._offsets)
-        self.unknown += len(cohorts) - len(found)
-        if len(self._of_cohorts) > 4096:  # bands x cohorts over five flags: far fewer occur
-            self._of_cohorts.clear()
-        self._of_cohorts[cohorts] = found
+        with self._lock:
+            if self._is_forked and self._directory is not None:
+                self._is_forked = False
+                try:
+                    self._open(self._directory)
+                except OSError as error:  # P5: the app answers; what this worker counts is lost
+                    self._on_error("cohorts", error)
+            found = tuple(self._offsets[label] for label in cohorts if label in self._offsets)
+            self.unknown += len(cohorts) - len(found)
+            if len(self._of_cohorts) > 4096:  # bands x cohorts over five flags: far fewer occur
+                self._of_cohorts.clear()
+            self._of_cohorts[cohorts] = found
         return found
 
-    def totals(self) -> dict[Labels, list[float]]:
-        """The sum over workers, per series; a file that is not ours or is being made is passed over."""
-        sums = {label: [0.0] * _WIDTH for label in self._labels}
-        for labels, counts in self._parts():
-            for index, label in enumerate(labels):
-                into = sums.setdefault(label, [0.0] * _WIDTH)
-                for slot in range(_WIDTH):
-                    into[slot] += counts[index * _WIDTH + slot]
-        return sums
+    def totals(self) -> dict[Labels, CohortTotals]:
+        """The sum over workers, per series. Reads files; call it off the event loop.
 
-    def _parts(self) -> Iterator[tuple[Sequence[Labels], Sequence[float]]]:
-        if self._directory is None:
-            yield self._labels, self._counts
-            return
-        for file in sorted(self._directory.glob(f"*{_SUFFIX}")):
-            part = _read(file)
-            if part is not None:
-                yield part
+        Raises:
+            OSError: if the folder cannot be read.
+        """
+        sums = {label: [0.0] * _WIDTH for label in self._labels}
+        for part in self._parts():
+            places = [(index, place) for index, slot in enumerate(part.slots) if (place := _place(slot)) is not None]
+            for label, row in part.rows():
+                into = sums.setdefault(label, [0.0] * _WIDTH)
+                for index, place in places:
+                    into[place] += row[index]
+        return {label: _totals(values) for label, values in sums.items()}
+
+    def _parts(self) -> Iterator[Part]:
+        file = self._file
+        if file is not None or self._directory is None:
+            # From memory: the file itself may have been removed by somebody who tidied up.
+            yield Part(labels=self._labels, slots=_SLOTS, counts=self._counts)
+        if self._directory is not None:
+            yield from read_all(self._directory, but=file.path if file is not None else None)
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, as prometheus_client asks for them."""
         totals = self.totals()
-        for name, slot, text in (
-            (COHORT_REQUESTS, _REQUESTS, "Finished requests by flag, band and cohort."),
-            (COHORT_ERRORS, _ERRORS, "Responses of 500 and above, and exceptions."),
-            (COHORT_STORABLE, _STORABLE, "Requests that policy makes storable, bypasses included."),
-            (COHORT_HITS, _HITS, "Storable requests answered without the app."),
+        for name, text, values in (
+            (COHORT_REQUESTS, "Finished requests by flag, band and cohort.", [t.requests for t in totals.values()]),
+            (COHORT_ERRORS, "Responses of 500 and above, and exceptions.", [t.errors for t in totals.values()]),
+            (
+                COHORT_STORABLE,
+                "Requests that policy makes storable, bypasses included.",
+                [t.storable for t in totals.values()],
+            ),
+            (COHORT_HITS, "Storable requests answered without the app.", [t.hits for t in totals.values()]),
+            (
+                COHORT_SHADOW_COMPARED,
+                "Responses that shadow mode compared with what the cache would have served.",
+                [t.shadow_compared for t in totals.values()],
+            ),
+            (
+                COHORT_SHADOW_MISMATCHES,
+                "Of those, the ones that differed.",
+                [t.shadow_mismatches for t in totals.values()],
+            ),
         ):
             family = CounterMetricFamily(name.removesuffix("_total"), text, labels=COHORT_LABELS)
-            for label, values in totals.items():
-                family.add_metric(label, values[slot])
+            for label, value in zip(totals, values, strict=True):
+                family.add_metric(label, value)
             yield family
         yield _histogram(totals)
 
     def close(self) -> None:
-        """Let go of the mapping. The file stays: its counts belong to the totals."""
-        self._counts.release()
-        self._counts = memoryview(bytearray(len(self._labels) * _WIDTH * 8)).cast("d")
+        """Let go of the file. It stays: its counts belong to the totals."""
+        with self._lock:
+            self._counts = self._private()
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
 
-def _histogram(totals: Mapping[Labels, Sequence[float]]) -> HistogramMetricFamily:
+_counting: "weakref.WeakSet[CohortCounters]" = weakref.WeakSet()
+
+
+def _let_go_of_the_parents_files() -> None:
+    for counters in list(_counting):
+        counters.forked()
+
+
+os.register_at_fork(after_in_child=_let_go_of_the_parents_files)
+
+
+def _logged(component: str, error: Exception) -> None:
+    _log.warning("%s failed: %s: %s", component, type(error).__name__, error)
+
+
+def _place(slot: str) -> int | None:
+    """Where a slot of some version's file belongs; a bucket that we do not have, in the next larger one that we do."""
+    if slot in _SLOTS:
+        return _SLOTS.index(slot)
+    if not slot.startswith("le="):
+        return None
+    try:
+        return _FIRST_BUCKET + bisect_left(COHORT_BUCKETS, float(slot.removeprefix("le=")))
+    except ValueError:
+        return None
+
+
+def _totals(values: Sequence[float]) -> CohortTotals:
+    return CohortTotals(
+        requests=sum(values[_FIRST_BUCKET:]),
+        errors=values[_ERRORS],
+        storable=values[_ASKED] + values[_HITS],
+        hits=values[_HITS],
+        seconds=values[_SECONDS],
+        shadow_compared=values[_COMPARED],
+        shadow_mismatches=values[_MISMATCHES],
+        buckets=tuple(values[_FIRST_BUCKET:]),
+    )
+
+
+def _histogram(totals: Mapping[Labels, CohortTotals]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(COHORT_SECONDS, "Seconds from start to end of a request.", labels=COHORT_LABELS)
-    bounds = [*(str(bound) for bound in COHORT_BUCKETS), "+Inf"]
     for label, values in totals.items():
         running = 0.0
         buckets: list[tuple[str, float]] = []
-        for bound, value in zip(bounds, values[_FIRST_BUCKET:], strict=True):
+        for bound, value in zip(_BOUNDS, values.buckets, strict=True):
             running += value
             buckets.append((bound, running))
-        family.add_metric(label, buckets, sum_value=values[_SECONDS])
+        family.add_metric(label, buckets, sum_value=values.seconds)
     return family
-
-
-def _read(file: Path) -> tuple[list[Labels], Sequence[float]] | None:
-    try:
-        data = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        return None
-    if len(data) < _HEADER.size:
-        return None
-    magic, length = _HEADER.unpack_from(data)
-    body = memoryview(data)[_HEADER.size + length :]
-    if magic != _MAGIC:
-        return None
-    try:
-        named = json.loads(data[_HEADER.size :][:length])
-        labels = [(str(flag), str(band), str(cohort)) for flag, band, cohort in named]
-    except (ValueError, TypeError):
-        return None
-    if len(body) != len(labels) * _WIDTH * 8:
-        return None
-    return labels, body.cast("d")

@@ -105,7 +105,11 @@ class Tidegate:
             else None
         )
         self.cohorts = (
-            CohortCounters(self.gates.label_combinations(), directory=self.settings.telemetry.metrics_dir)
+            CohortCounters(
+                self.gates.label_combinations(),
+                directory=self.settings.telemetry.metrics_dir,
+                on_error=self._metrics.fail,
+            )
             if self.gates is not None
             else None
         )

@@ -3,14 +3,21 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.services import wait_until
 from tidegate.errors import ConfigError
+from tidegate.middleware.cohort_files import WorkerFile
 from tidegate.middleware.cohorts import CohortCounters
+from tidegate.vocabulary import COHORT_BUCKETS
 
 CANARY = ("tidegate.cache", "10", "canary")
 CONTROL = ("tidegate.cache", "50", "control")
@@ -70,28 +77,168 @@ def test_workers_are_summed_and_one_that_was_killed_still_counts(tmp_path: Path)
     assert total["tidegate_cohort_requests_total", "canary", ""] == 3003
 
 
-def test_a_forked_child_counts_into_a_file_of_its_own(tmp_path: Path) -> None:
-    counters = CohortCounters([CANARY], directory=str(tmp_path))
-    counters.count((CANARY,), seconds=0.01, error=False, storable=False, hit=False)
+def count(counters: CohortCounters, label: tuple[str, str, str] = CANARY) -> None:
+    counters.count((label,), seconds=0.01, error=False, storable=False, hit=False)
+
+
+def in_a_child(work: Callable[[], None]) -> None:
+    """Do something in a forked child, and wait for its end."""
     child = os.fork()
     if child == 0:
-        counters.count((CANARY,), seconds=0.01, error=False, storable=False, hit=False)
-        os._exit(0)
-    os.waitpid(child, 0)
-    counters.count((CANARY,), seconds=0.01, error=False, storable=False, hit=False)
-    assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 3
-    assert len(list(tmp_path.glob("*.cohorts"))) == 2
+        try:
+            work()
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
-def test_what_is_not_a_counter_file_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "junk.cohorts").write_bytes(b"not ours at all, but long enough")
-    (tmp_path / "short.cohorts").write_bytes(b"x")
-    (tmp_path / "names.cohorts").write_bytes(b"TGCOHORT\x08\0\0\0\0\0\0\0[[1,2]]x")
-    (tmp_path / "torn.cohorts").write_bytes(b"TGCOHORT\xff\xff\xff\xff" + b"\xff" * 40)
-    (tmp_path / "folder.cohorts").mkdir()
+def test_a_forked_child_counts_into_a_file_of_its_own_and_makes_none_if_it_counts_nothing(tmp_path: Path) -> None:
     counters = CohortCounters([CANARY], directory=str(tmp_path))
-    counters.count((CANARY,), seconds=0.01, error=False, storable=False, hit=False)
-    assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 1
+    count(counters)
+    in_a_child(lambda: count(counters))
+    assert len(list(tmp_path.glob("*.cohorts"))) == 2
+    in_a_child(lambda: None)
+    assert len(list(tmp_path.glob("*.cohorts"))) == 2
+    count(counters)
+    assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 3
+
+
+def test_the_files_of_a_hundred_children_become_one(tmp_path: Path) -> None:
+    counters = CohortCounters([CANARY], directory=str(tmp_path))
+    for _ in range(100):
+        in_a_child(lambda: count(counters))
+    assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 100
+    assert len(list(tmp_path.glob("*.cohorts"))) <= 3, "ours, the last child's, and that of all before it"
+
+
+def test_a_parents_file_is_a_dead_ones_when_it_is_gone_though_its_children_live(tmp_path: Path) -> None:
+    def parent_dies() -> None:
+        counters = CohortCounters([CANARY], directory=str(tmp_path))
+        count(counters)
+        if os.fork() == 0:
+            os.close(write)
+            os.read(read, 1)  # until the test closes its end, or is no more
+            os._exit(0)
+
+    read, write = os.pipe()
+    try:
+        in_a_child(parent_dies)
+        counters = CohortCounters([CANARY], directory=str(tmp_path))
+        assert sorted(path.name.rpartition("-")[0] for path in tmp_path.glob("*.cohorts")) == ["", str(os.getpid())]
+        assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 1
+    finally:
+        os.close(write)
+        os.close(read)
+
+
+def test_a_child_that_cannot_make_its_file_answers_all_the_same_and_says_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    counters = CohortCounters([CANARY], directory=str(tmp_path / "m"), on_error=lambda part, _: told.append(part))
+
+    def work() -> None:
+        (tmp_path / "m").rename(tmp_path / "moved")
+        (tmp_path / "m").write_text("no folder")
+        for _ in range(3):
+            count(counters)
+        assert told == ["cohorts"]
+
+    in_a_child(work)
+
+
+def test_one_process_counts_exactly_in_several_threads() -> None:
+    class Slow(float):
+        """Seconds whose addition lets other threads in: between the reading of a count and its writing."""
+
+        def __radd__(self, other: float) -> float:
+            time.sleep(0)
+            return float(self) + other
+
+    counters = CohortCounters([CANARY])
+    threads = [
+        threading.Thread(
+            target=lambda: [
+                counters.count((CANARY,), seconds=Slow(0.25), error=False, storable=True, hit=True) for _ in range(500)
+            ]
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    samples = exposed(counters)
+    assert samples["tidegate_cohort_requests_total", "canary", ""] == 2000
+    assert samples["tidegate_cohort_duration_seconds_sum", "canary", ""] == 500.0
+
+
+def _count_for_ever(directory: str) -> None:
+    counters = CohortCounters([CANARY, CONTROL], directory=directory)
+    while True:
+        counters.count((CANARY, CONTROL), seconds=0.5, error=True, storable=True, hit=True)
+
+
+def test_a_worker_that_is_killed_while_it_counts_leaves_one_request_half_counted_at_most(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for kill in range(1, 21):
+        counters = CohortCounters([CANARY, CONTROL], directory=str(tmp_path))
+        before = {label: counters.totals()[label].requests for label in (CANARY, CONTROL)}
+        worker = context.Process(target=_count_for_ever, args=(str(tmp_path),))
+        worker.start()
+        wait_until(lambda: counters.totals()[CONTROL].requests > before[CONTROL] + 10, 30, "it counts")  # noqa: B023
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join(30)
+        counters.close()
+        for total in counters.totals().values():
+            assert 0 <= total.requests - total.storable <= kill
+            assert 0 <= total.storable - total.errors <= kill
+            assert 0 <= total.errors - total.seconds / 0.5 <= kill
+            assert total.hits == total.storable
+            assert total.requests == sum(total.buckets)
+        assert 0 <= counters.totals()[CANARY].requests - counters.totals()[CONTROL].requests <= kill
+
+
+def test_counts_of_other_bands_and_flags_from_before_stay_in_the_sum(tmp_path: Path) -> None:
+    old = ("tidegate.cache", "20", "canary")
+    before = CohortCounters([old, CONTROL], directory=str(tmp_path))
+    count(before, old)
+    count(before, CONTROL)
+    before.close()
+    counters = CohortCounters([CANARY, CONTROL], directory=str(tmp_path))
+    count(counters, CONTROL)
+    assert {label: total.requests for label, total in counters.totals().items()} == {CANARY: 0, CONTROL: 2, old: 1}
+
+
+def test_counts_of_a_version_with_other_buckets_stay_in_the_sum(tmp_path: Path) -> None:
+    other = WorkerFile.create(tmp_path, [CANARY], ["le=0.25", "le=+Inf", "hits", "seconds", "le=0.3"])
+    for place, value in enumerate((5, 2, 4, 1.5, 3)):
+        other.counts[place] = value
+    other.close()
+    counters = CohortCounters([CANARY], directory=str(tmp_path))
+    count(counters)
+    total = counters.totals()[CANARY]
+    assert (total.requests, total.storable, total.hits, total.seconds) == (11, 4, 4, 1.51)
+    assert dict(zip(COHORT_BUCKETS, total.buckets, strict=False))[0.5] == 3, "what took up to 0.3 s took up to 0.5 s"
+
+
+def test_shadow_comparisons_are_counted_beside_the_requests() -> None:
+    counters = CohortCounters([CANARY, CONTROL])
+    for mismatch in (False, True, False):
+        counters.count_shadow((CANARY,), mismatch=mismatch)
+    samples = exposed(counters)
+    names = ("shadow_compared", "shadow_mismatches", "requests")
+    assert [samples[f"tidegate_cohort_{name}_total", "canary", ""] for name in names] == [3, 1, 0]
+    assert samples["tidegate_cohort_shadow_compared_total", "control", ""] == 0
+
+
+def test_a_worker_whose_file_was_tidied_away_still_knows_its_counts(tmp_path: Path) -> None:
+    counters = CohortCounters([CANARY], directory=str(tmp_path))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    count(counters)
+    assert counters.totals()[CANARY].requests == 1
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
