@@ -68,7 +68,7 @@ def test_the_wheel_has_its_licence_and_its_command(built: Path) -> None:
         assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
         described = Parser().parsestr(wheel.read(metadata).decode())
     assert described["License-Expression"] == "Apache-2.0"
-    assert set(described.get_all("Provides-Extra", [])) == {"redis", "unleash", "rollout", "otel", "all"}
+    assert set(described.get_all("Provides-Extra", [])) == {"redis", "unleash", "openfeature", "rollout", "otel", "all"}
 
 
 def test_the_sdist_holds_every_module_the_tests_and_the_examples_once(built: Path) -> None:

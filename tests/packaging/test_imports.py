@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 # What the extras bring.
-OPTIONAL = ("redis", "hiredis", "msgpack", "UnleashClient", "yaml", "httpx2", "rich", "uvicorn", "opentelemetry")
+OPTIONAL = (
+    "redis",
+    "hiredis",
+    "msgpack",
+    "UnleashClient",
+    "yaml",
+    "httpx2",
+    "rich",
+    "uvicorn",
+    "openfeature",
+    "opentelemetry",
+)
 
 BLOCKED = """
 import sys
