@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tidegate.errors import FlagError
+from tidegate.errors import FlagError, UnknownFlagError
 from tidegate.rollout.actuator import STICKINESS, FlagState
 from tidegate.rollout.flag_file import FlagFile, JsonObject
 from tidegate.vocabulary import Unit
@@ -23,11 +23,7 @@ class LocalActuator:
 
     async def check(self, flag: str, environment: str, unit: Unit) -> FlagState:
         """See Actuator."""
-        if environment != self._environment:
-            raise FlagError(
-                f"{self._path} holds the environment {self._environment!r}, not {environment!r}; "
-                f"write environment: {self._environment} or name another flag file"
-            )
+        self._mine(environment)
         found = await asyncio.to_thread(self._find, flag)
         strategy = self._strategy(flag, found)
         stickiness = strategy.get("stickiness", STICKINESS["tenant"])
@@ -63,6 +59,7 @@ class LocalActuator:
 
     async def disable(self, flag: str, environment: str) -> None:
         """See Actuator."""
+        self._mine(environment)
 
         def change(found: JsonObject) -> None:
             found["enabled"] = False
@@ -76,6 +73,13 @@ class LocalActuator:
     async def close(self) -> None:
         """Nothing is held open."""
 
+    def _mine(self, environment: str) -> None:
+        if environment != self._environment:
+            raise UnknownFlagError(
+                f"{self._path} holds the environment {self._environment!r}, not {environment!r}; "
+                f"write environment: {self._environment} or name another flag file"
+            )
+
     def _find(self, flag: str) -> JsonObject:
         return self._flag(self._file.load(), flag)
 
@@ -86,7 +90,7 @@ class LocalActuator:
         flags = document.get("flags")
         known = sorted(cast(JsonObject, flags)) if isinstance(flags, dict) else []
         if flag not in known:
-            raise FlagError(f"{self._path}: there is no flag {flag!r}; it has {', '.join(known) or 'none'}")
+            raise UnknownFlagError(f"{self._path}: there is no flag {flag!r}; it has {', '.join(known) or 'none'}")
         found = cast(JsonObject, flags)[flag]
         if not isinstance(found, dict) or not isinstance(cast(JsonObject, found).get("enabled"), bool):
             raise FlagError(f'{self._path}: flag {flag!r} does not say "enabled": true or false')

@@ -13,11 +13,12 @@ from difflib import get_close_matches
 from typing import Any, Final, cast
 from urllib.parse import quote
 
-from tidegate.errors import FlagError
+from tidegate.errors import FlagError, UnknownFlagError
 from tidegate.rollout.actuator import STICKINESS, FlagState
 from tidegate.rollout.unleash_api import (
     GRADUAL,
     Json,
+    Refused,
     UnleashApi,
     active,
     ids,
@@ -48,9 +49,7 @@ class UnleashActuator:
         found = await self._request("GET", self._api.at(flag), missing_ok=True)
         if found is None:
             raise await self._unknown(flag)
-        names = [str(one.get("name")) for one in objects(found.get("environments"))]
-        if environment not in names:
-            raise FlagError(f"flag {flag!r} has no environment {environment!r} in Unleash; it has {', '.join(names)}")
+        _check_environment(flag, environment, found)
         state = await self._environment(flag, environment)
         strategy = ours(flag, environment, state)
         stickiness = strategy.get("parameters", {}).get("stickiness")
@@ -85,7 +84,16 @@ class UnleashActuator:
 
     async def disable(self, flag: str, environment: str) -> None:
         """See Actuator."""
-        await self._request("POST", f"{self._api.at(flag, environment)}/off")
+        try:
+            await self._request("POST", f"{self._api.at(flag, environment)}/off")
+        except Refused as error:
+            if error.status != 404:
+                raise
+            found = await self._request("GET", self._api.at(flag), missing_ok=True)
+            if found is None:
+                raise await self._unknown(flag) from error
+            _check_environment(flag, environment, found)
+            raise
 
     async def last_editor(self, flag: str, environment: str) -> str | None:
         """See Actuator. From Unleash's event log."""
@@ -112,10 +120,17 @@ class UnleashActuator:
             return FlagError(f"Unleash at {self._api.url} answers 404 for {flag!r} but lists it; try again")
         near = get_close_matches(flag, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)[:20]) or 'none'}"
-        return FlagError(f"Unleash at {self._api.url} has no flag {flag!r}; {hint}")
+        return UnknownFlagError(f"Unleash at {self._api.url} has no flag {flag!r}; {hint}")
 
     async def _request(self, method: str, path: str, body: Any = None, *, missing_ok: bool = False) -> Json | None:
         return await self._api.request(method, path, body, missing_ok=missing_ok)
+
+
+def _check_environment(flag: str, environment: str, found: Json) -> None:
+    names = [str(one.get("name")) for one in objects(found.get("environments"))]
+    if environment not in names:
+        have = ", ".join(names)
+        raise UnknownFlagError(f"flag {flag!r} has no environment {environment!r} in Unleash; it has {have}")
 
 
 def _state(state: Json) -> FlagState:

@@ -17,7 +17,7 @@ from tidegate.rollout.actuator import Actuator
 from tidegate.rollout.analysis import Judge, ThresholdJudge
 from tidegate.rollout.machine import JUDGED, Event, State
 from tidegate.rollout.metrics import RolloutMetrics
-from tidegate.rollout.reconciler import Reconciler
+from tidegate.rollout.reconciler import Reconciler, StopCheck
 from tidegate.rollout.records import Command, ConflictError, LostLeaseError, Rollout
 from tidegate.rollout.source import MetricsSource
 from tidegate.rollout.store import Journal
@@ -62,8 +62,9 @@ async def _all(tasks: _Tasks) -> None:
 class Controller:
     """Moves the rollouts of one journal. Many controllers may run on it; the one with the lease acts.
 
-    clock: seconds since the epoch. holder: how this controller calls itself in the lease; no two may use one name, and
-        two containers may both be process 1 of one host, so the default holds something random.
+    clock: seconds since the epoch. stopped: tells why a flag is stopped; None: nothing ever is. holder: how this
+        controller calls itself in the lease; no two may use one name, and two containers may both be process 1 of one
+        host, so the default holds something random.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Controller:
         judge: Judge | None = None,
         metrics: RolloutMetrics | None = None,
         holder: str | None = None,
+        stopped: StopCheck | None = None,
     ) -> None:
         self.metrics = metrics or RolloutMetrics()
         self._journal = journal
@@ -88,6 +90,7 @@ class Controller:
             judge=judge or ThresholdJudge(),
             metrics=self.metrics,
             clock=clock,
+            stopped=stopped,
         )
         self._ticked: dict[int, float] = {}
         self._retry_at: dict[int, float] = {}

@@ -34,12 +34,12 @@ class RolloutMetrics:
         self.ticks = Counter("tidegate_rollout_ticks", "Ticks done.", ["rollout"], registry=registry)
         self.errors = Counter(
             "tidegate_rollout_errors",
-            "Failures, by what failed: metrics, flag, journal, controller, web.",
+            "Failures, by what failed: metrics, flag, stops, journal, controller, web.",
             ["component"],
             registry=registry,
         )
         self.leader = Gauge("tidegate_rollout_leader", "1 while this controller holds the lease.", registry=registry)
-        for component in ("metrics", "flag", "journal", "controller", "web"):
+        for component in ("metrics", "flag", "stops", "journal", "controller", "web"):
             self.errors.labels(component)
 
     def show(self, rollout: Rollout) -> None:

@@ -10,7 +10,7 @@ Not guaranteed: that only one controller acts on a flag in the instant in which 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,7 +23,11 @@ from tidegate.rollout.records import ConflictError, Intent, Lease, LostLeaseErro
 from tidegate.rollout.source import CohortQuery, MetricsSource
 from tidegate.rollout.store import Journal
 
-__all__ = ["Reconciler"]
+__all__ = ["Reconciler", "StopCheck"]
+
+StopCheck = Callable[[str, str], Awaitable[str | None]]
+"""Why a flag is stopped in an environment; None: it is not. Raises FlagError if that cannot be told."""
+
 
 _log = logging.getLogger("tidegate.rollout")
 
@@ -32,6 +36,8 @@ class Reconciler:
     """Brings one rollout at a time forward, or back.
 
     lease: the right to write; without it every change raises LostLeaseError. clock: seconds since the epoch.
+    stopped: asked before each look at a flag: a person who stopped it has ended its rollout. While it cannot tell,
+        nothing is opened further, and judging goes on.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Reconciler:
         judge: Judge,
         metrics: RolloutMetrics,
         clock: Callable[[], float],
+        stopped: StopCheck | None = None,
     ) -> None:
         self.lease: Lease | None = None
         self._journal = journal
@@ -51,11 +58,18 @@ class Reconciler:
         self._judge = judge
         self._metrics = metrics
         self._clock = clock
+        self._stopped = stopped
         self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def tick(self, rollout: Rollout, at: float) -> None:
         """One tick of a rollout that is open: look, read, judge, decide, act. `at`: the tick's time on the grid."""
         self._metrics.ticks.labels(rollout.name).inc()
+        unknown = ""
+        try:
+            if await self._ended_by_stop(rollout):
+                return None
+        except FlagError as error:
+            unknown = str(error)
         try:
             flag = await self._actuator.read(rollout.flag, rollout.environment)
         except FlagError as error:
@@ -73,7 +87,27 @@ class Reconciler:
         decision = decide(
             rollout.spec, rollout.state, step=rollout.step, entered=rollout.entered, verdicts=verdicts, now=at
         )
+        if unknown and decision.event is Event.OPENED:
+            return await self._hold(rollout, f"not opened further: {unknown}", "stops_unreadable")
         return await self._carry_out(rollout, decision, evidence, at)
+
+    async def _ended_by_stop(self, rollout: Rollout) -> bool:
+        """End a rollout whose flag is stopped. Whether it was.
+
+        Raises:
+            FlagError: if that cannot be told.
+        """
+        if self._stopped is None:
+            return False
+        try:
+            stop = await self._stopped(rollout.flag, rollout.environment)
+        except FlagError:
+            self._metrics.errors.labels("stops").inc()
+            raise
+        if stop is None:
+            return False
+        await self.roll_back(rollout, Event.ABORT, f"{rollout.flag} is {stop}")
+        return True
 
     async def _judged(self, rollout: Rollout, at: float) -> tuple[Rollout, tuple[Verdict, ...], dict[str, Any]] | None:
         """The verdicts on the window that ends at `at`, with their numbers; None if the metrics cannot be read."""
@@ -117,6 +151,12 @@ class Reconciler:
 
     async def begin(self, rollout: Rollout) -> None:
         """Turn the flag on at 0 % and open it to the first step."""
+        try:
+            if await self._ended_by_stop(rollout):
+                return
+        except FlagError as error:
+            await self._hold(rollout, f"not opened: {error}", "stops_unreadable")
+            return
         percent = rollout.spec.steps[0].percent
         async with self._locks[rollout.id]:
             if rollout.intent is None:
@@ -224,6 +264,8 @@ class Reconciler:
     async def resume(self, rollout: Rollout, reason: str) -> None:
         """Go on after a pause, at the percentage of the step; a flag that was turned off stays off."""
         after(rollout.state, Event.RESUME)
+        if await self._ended_by_stop(rollout):
+            raise RolloutError(f"{rollout.flag} was stopped, which ended the rollout; lift it, then start anew")
         flag = await self._actuator.read(rollout.flag, rollout.environment)
         if not flag.enabled:
             raise RolloutError(f"{rollout.flag} was turned off, and only start turns it on: abort, then start anew")

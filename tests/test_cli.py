@@ -256,10 +256,9 @@ def test_pause_needs_a_controller(desk: Desk) -> None:
 def test_kill_works_without_journal_or_controller(desk: Desk) -> None:
     desk.write("flags.json", (desk.folder / "flags.json").read_text().replace("false", "true").replace('": 0', '": 20'))
     code, out, _ = desk.run("kill", FLAG)
-    assert (code, out.splitlines()) == (
-        0,
-        ["tidegate.cache in development is off", "tidegate.cache in development is at 0 %"],
-    )
+    assert code == 0
+    for line in ("tidegate.cache in development is off\n", "tidegate.cache in development is at 0 %\n"):
+        assert line in out
     assert desk.flag == (False, 0)
     assert not (desk.folder / "tidegate-journal.sqlite3").exists()
 
@@ -276,9 +275,9 @@ def test_kill_marks_the_flags_rollout_as_aborted(desk: Desk) -> None:
 def test_kill_works_when_the_journal_does_not(desk: Desk) -> None:
     desk.write("flags.json", (desk.folder / "flags.json").read_text().replace("false", "true"))
     desk.write("tidegate-journal.sqlite3", "rubbish " * 500)
-    code, out, _ = desk.run("kill", FLAG)
+    code, out, err = desk.run("kill", FLAG)
     assert code == 0
-    assert "the journal could not be told" in out
+    assert "the journal could not be told" in out + err
     assert desk.flag == (False, 0)
 
 

@@ -171,8 +171,9 @@ async def _rounds(demo: Demo) -> Result:
         faults.append(f"round 1 ended {first.state} instead of done: {first.reason}")
     after, calls_after = await _measure(demo, first, 6.0)
     demo.act = "round 2"
-    demo.say(f"round 2: tidegate kill {FLAG}, then the same again; at 10 % a fault will strike open gates")
+    demo.say(f"round 2: tidegate kill {FLAG}, tidegate lift, then the same again; at 10 % a fault strikes open gates")
     await _tidegate(demo.stage, "kill", FLAG)
+    await _tidegate(demo.stage, "lift", FLAG)
     await demo.start("second")
     shut_after = await _second_round(demo, faults)
     if demo.load.failures:

@@ -22,6 +22,7 @@ examples:
   tidegate rollout watch cache-canary            see it open, or shut
   tidegate rollout abort cache-canary            end it and shut its flag
   tidegate kill tidegate.cache                   shut a flag now, with nothing else running
+  tidegate lift tidegate.cache                   take that back
 
 settings come from --config (or tidegate.toml) and from TIDEGATE_* in the environment.
 exit codes: 0 as it should, 1 failed or refused, 2 bad input.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tidegate.errors import FlagError, Problems, RolloutError
@@ -27,8 +28,19 @@ from tidegate.rollout.source import MetricsSource
 from tidegate.rollout.spec import RolloutSpec
 from tidegate.rollout.store import Journal
 from tidegate.settings import Settings
+from tidegate.stopping import why_stopped
 
-__all__ = ["abort", "ask", "check_actuator", "kill", "make_actuator", "make_source", "notes", "run_controller", "start"]
+__all__ = [
+    "abort",
+    "ask",
+    "check_actuator",
+    "make_actuator",
+    "make_source",
+    "mark_stopped",
+    "notes",
+    "run_controller",
+    "start",
+]
 
 _ANSWER_WITHIN = 10.0
 """Seconds that a command waits for a running controller."""
@@ -112,8 +124,9 @@ async def start(spec: RolloutSpec, settings: Settings, say: Say) -> None:
     if found.enabled and found.percentage != 0:
         raise RolloutError(
             f"{spec.flag} in {environment} is open already ({found}); a rollout begins at 0 %: "
-            f"shut it first (tidegate kill {spec.flag}), or leave it"
+            f"shut it first (tidegate kill {spec.flag}, then tidegate lift {spec.flag}), or leave it"
         )
+    await _refuse_stopped(spec.flag, environment, settings, say)
     with Journal(settings.rollout.journal) as journal:
         journal.add(spec, environment, time.time())
         holder = journal.holder(time.time())
@@ -123,6 +136,16 @@ async def start(spec: RolloutSpec, settings: Settings, say: Say) -> None:
     say(f"{spec.name}: {spec.flag} in {environment} will open to {steps}; see tidegate rollout watch {spec.name}")
     if holder is None:
         say(f"no controller runs on {settings.rollout.journal} yet: tidegate controller")
+
+
+async def _refuse_stopped(flag: str, environment: str, settings: Settings, say: Say) -> None:
+    try:
+        stop = await why_stopped(settings, flag, environment)
+    except FlagError as error:
+        say(f"note: {error}; the controller opens nothing until they can be read")
+        return
+    if stop is not None:
+        raise RolloutError(f"{flag} in {environment} is {stop}; lift it first: tidegate lift {flag}")
 
 
 async def ask(name: str, command: Event, reason: str, settings: Settings, say: Say) -> None:
@@ -159,21 +182,21 @@ async def abort(name: str, reason: str, settings: Settings, say: Say) -> None:
         if rollout.state not in FINAL:
             raise RolloutError(f"{name} is not shut yet, and the controller goes on trying: {rollout.reason}")
     else:
-        await kill(rollout.flag, rollout.environment, reason, settings, say)
+        await _shut(rollout.flag, rollout.environment, reason, settings, say)
 
 
-async def kill(flag: str, environment: str | None, reason: str, settings: Settings, say: Say) -> None:
-    """Shut a flag now, without controller or journal; then mark its rollout, if it has one, as aborted.
+async def _shut(flag: str, environment: str, reason: str, settings: Settings, say: Say) -> None:
+    """Shut a flag now, without a controller; then mark its rollout as aborted.
 
     Raises:
         FlagError: if the flag could not be turned off, or is off but could not be set to 0 %.
     """
-    environment = environment or settings.flags.environment
     actuator = make_actuator(settings)
     try:
         await actuator.disable(flag, environment)
         say(f"{flag} in {environment} is off")
-        _mark(flag, environment, reason, settings, say)
+        for line in mark_stopped(flag, environment, reason, settings, off=True):
+            say(line)
         await actuator.set_percentage(flag, environment, 0)
         found = await actuator.read(flag, environment)
         if found.enabled:
@@ -201,7 +224,13 @@ async def run_controller(settings: Settings, *, once: bool) -> bool:
         journal = stack.enter_context(Journal(rollout.journal))
         stack.push_async_callback(actuator.close)
         stack.push_async_callback(source.close)
-        controller = Controller(journal=journal, actuator=actuator, source=source, clock=time.time)
+        controller = Controller(
+            journal=journal,
+            actuator=actuator,
+            source=source,
+            clock=time.time,
+            stopped=partial(why_stopped, settings),
+        )
         if once:
             acted = await controller.attend(wait=True)
             await controller.close()
@@ -225,18 +254,31 @@ async def _answer(journal: Journal, number: int) -> str | None:
     return None
 
 
-def _mark(flag: str, environment: str, reason: str, settings: Settings, say: Say) -> None:
-    """Mark the active rollout of a flag that a person shut. The flag is shut whatever becomes of this."""
+def mark_stopped(flag: str, environment: str, reason: str, settings: Settings, *, off: bool) -> list[str]:
+    """Mark the active rollout of a flag that a person shut; what was done, for a person. Never raises for the journal.
+
+    off: the flag itself is off. If it is not, only stopped, a controller that runs is left to end the rollout: it goes
+        on trying to turn the flag off, which nobody does for a rollout that is over.
+    """
     if not Path(settings.rollout.journal).exists():
-        return
+        return []
+    told: list[str] = []
     try:
         with Journal(settings.rollout.journal, make=False) as journal:
+            running = journal.holder(time.time()) is not None
             for rollout in journal.active():
-                if (rollout.flag, rollout.environment) == (flag, environment):
-                    _stopped(journal, rollout, reason)
-                    say(f"rollout {rollout.name} is aborted")
+                if (rollout.flag, rollout.environment) != (flag, environment):
+                    continue
+                if running and not off:
+                    told.append(
+                        f"rollout {rollout.name} is left to the controller, which turns the flag off once it can"
+                    )
+                    continue
+                _stopped(journal, rollout, reason)
+                told.append(f"rollout {rollout.name} is aborted")
     except RolloutError as error:
-        say(f"the journal could not be told: {error}")
+        told.append(f"the journal could not be told: {error}")
+    return told
 
 
 def _stopped(journal: Journal, rollout: Rollout, reason: str) -> None:

@@ -4,6 +4,7 @@ TidegateError
 ├── ConfigError            a spec, settings file or policy is wrong; carries every Problem
 ├── StoreError             a store could not answer; layers treat it as a miss (P5)
 ├── FlagError              a flag, environment or strategy is missing or unusable
+│   └── UnknownFlagError   surely there is no such flag, or no such environment
 ├── MetricsError           Prometheus or /metrics could not be read; the judge holds
 └── RolloutError           a rollout cannot do what was asked (wrong state, unknown name)
 """
@@ -23,6 +24,7 @@ __all__ = [
     "RolloutError",
     "StoreError",
     "TidegateError",
+    "UnknownFlagError",
 ]
 
 
@@ -36,6 +38,10 @@ class StoreError(TidegateError):
 
 class FlagError(TidegateError):
     """A flag, its environment or its strategy is missing, or the flag service refused."""
+
+
+class UnknownFlagError(FlagError):
+    """There is no flag of this name, or it has no such environment; certain, not a guess from a lone 404."""
 
 
 class MetricsError(TidegateError):

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -13,12 +15,22 @@ from tidegate.flags.stops_file import FileHome
 from tidegate.flags.stops_polled import NudgeSource, PolledStops, WritableHome
 from tidegate.settings import Settings
 
-__all__ = ["STOP_FILE", "follow_stops", "in_thread", "place_of", "stop_home", "stop_of"]
+__all__ = [
+    "STOP_FILE",
+    "follow_stops",
+    "in_thread",
+    "place_of",
+    "show_time",
+    "stop_home",
+    "why_stopped",
+    "write_stop",
+]
 
 STOP_FILE: Final = "tidegate-stops.json"
 """The name of the file beside the flag file that is used where nothing else is named."""
 
 _READ_WITHIN: Final = 1.5
+_WRITE_WITHIN: Final = 2.5
 
 _T = TypeVar("_T")
 
@@ -73,11 +85,11 @@ def follow_stops(
     )
 
 
-async def stop_of(settings: Settings, flag: str, environment: str) -> StopRecord | None:
-    """The last record of a flag, one that lifts included; None: there is none.
+async def why_stopped(settings: Settings, flag: str, environment: str) -> str | None:
+    """What a person needs to know of the stop of a flag; None if it is not stopped now.
 
     Raises:
-        FlagError: if the records cannot be read within a second and a half, or the record is not one.
+        FlagError: if the records cannot be read within a second and a half.
     """
     home = stop_home(settings, environment)
 
@@ -88,7 +100,37 @@ async def stop_of(settings: Settings, flag: str, environment: str) -> StopRecord
             home.close()
 
     raw = await in_thread(read, _READ_WITHIN, f"the stop records in {home}")
-    return None if raw is None else decode(raw, flag, environment)
+    if raw is None:
+        return None
+    try:
+        record = decode(raw, flag, environment)
+    except FlagError as error:
+        return f"stopped by a record that cannot be read: {error}"
+    if not record.in_force(time.time()):
+        return None
+    until = f" until {show_time(record.until)}" if record.until is not None else ""
+    return f"stopped since {show_time(record.since)}{until} by {record.by or 'somebody'}: {record.reason}"
+
+
+async def write_stop(home: WritableHome, record: StopRecord) -> int | None:
+    """Write a record; the answer is that of `WritableHome.write`.
+
+    Raises:
+        FlagError: if it was not written, or not within two and a half seconds; it may have been all the same.
+    """
+
+    def write() -> int | None:
+        try:
+            return home.write(record)
+        finally:
+            home.close()
+
+    return await in_thread(write, _WRITE_WITHIN, f"the stop records in {home}")
+
+
+def show_time(at: float) -> str:
+    """A time as a person writes it, in UTC."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 async def in_thread(work: Callable[[], _T], seconds: float, what: str) -> _T:

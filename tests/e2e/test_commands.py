@@ -56,6 +56,9 @@ def test_kill_shuts_an_open_flag_for_every_request_within_seconds_and_only_then_
         print(f"kill to last gated request {last - killed:.1f} s")
     assert stage.changes()[-2:] == ["off", 0]
     assert {one.status for one in crowd.samples} == {200}
+    said = stage.tidegate("rollout", "start", str(stage.write_spec("first")), expect=1)
+    assert "lift it first" in said
+    stage.tidegate("lift", FLAG)
     stage.start("first")
     said = stage.tidegate("rollout", "start", str(stage.write_spec("second")), expect=1)
     assert "rollout 'first' of flag 'tidegate.cache' is pending" in said

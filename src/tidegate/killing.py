@@ -1,0 +1,251 @@
+"""Shutting a flag now, by two ways at once that do not need each other; and taking the stop back.
+
+The stop record overrides every source of flags and works while Unleash or its database hangs; turning the flag off
+works while Redis is away. Each way has its own deadline, and what becomes of it is said as soon as it is known. The
+flag is called shut only if at least one of the two surely shuts it.
+
+Needs the extra `rollout`.
+"""
+
+import asyncio
+import getpass
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tidegate.control import make_actuator, mark_stopped
+from tidegate.errors import ConfigError, FlagError, TidegateError, UnknownFlagError
+from tidegate.flags.stop_records import StopRecord
+from tidegate.rollout.actuator import Actuator
+from tidegate.settings import Settings
+from tidegate.stopping import in_thread, place_of, show_time, stop_home, why_stopped, write_stop
+from tidegate.vocabulary import FLAGS
+
+__all__ = ["Order", "kill", "lift"]
+
+_MOVE_WITHIN: Final = 3.0
+_JOURNAL_WITHIN: Final = 4.0
+
+Say = Callable[[str], None]
+_Off = Literal["off", "unknown", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be shut, until when, and why.
+
+    environment: None: that of the settings. until: seconds since the epoch; None: until it is lifted.
+    """
+
+    flag: str
+    environment: str | None = None
+    until: float | None = None
+    reason: str = "killed by a person"
+
+
+async def kill(
+    order: Order, settings: Settings, say: Say, warn: Say, *, unread: Mapping[str, str] | None = None
+) -> None:
+    """Write the stop record and turn the flag's environment off, both at once; then tell the journal, and set 0 %.
+
+    say, warn: hear what was done, and what was not. unread: sections of the settings that could not be read, and why.
+
+    Raises:
+        FlagError: if neither way surely shut the flag, or if nobody knows a flag of this name.
+        ConfigError: if the settings name no source of flags at all: there is no gate to shut.
+    """
+    if settings.flags.provider == "none":
+        make_actuator(settings)  # says so
+    environment = order.environment or settings.flags.environment
+    killing = _Killing(order, environment, settings, say, warn, unread or {})
+    stopped, off = await asyncio.gather(killing.write_record(), killing.turn_off())
+    await killing.tell_journal(stopped=stopped, off=off == "off")
+    if off == "off":
+        off = await killing.set_to_nothing()
+    await killing.close()
+    ours = order.flag in FLAGS.values() and environment == settings.flags.environment
+    if off == "unknown" and not ours:
+        raise FlagError(
+            f"nothing is known to be shut: no flag {order.flag!r} in {environment}"
+            f"{f'; its stop record stands: tidegate lift {order.flag}' if stopped else ''}"
+        )
+    if off != "off" and not stopped:
+        raise FlagError(f"{order.flag} in {environment} is NOT known to be shut: neither way succeeded, see above")
+    killing.say_what_follows(stopped=stopped, off=off)
+
+
+class _Killing:
+    """One kill in its steps. None of them raises what concerns it alone: the others go on."""
+
+    def __init__(
+        self, order: Order, environment: str, settings: Settings, say: Say, warn: Say, unread: Mapping[str, str]
+    ) -> None:
+        self._flag = order.flag
+        self._order = order
+        self._environment = environment
+        self._settings = settings
+        self._say = say
+        self._warn = warn
+        self._unread = unread
+        self._actuator: Actuator | None = None
+
+    async def write_record(self) -> bool:
+        """Write the stop record. Whether the flag is surely shut by it."""
+        settings, flag = self._settings, self._flag
+        if "store" in self._unread and settings.flags.stops is None:
+            self._warn(f"no stop record: where it belongs is not known, {self._unread['store']}")
+            return False
+        record = StopRecord(
+            flag=flag,
+            environment=self._environment,
+            stopped=True,
+            number=1,
+            since=time.time(),
+            until=self._order.until,
+            reason=self._order.reason,
+            by=_who(),
+        )
+        try:
+            home = stop_home(settings, self._environment)
+            heard = await write_stop(home, record)
+        except Exception as error:  # noqa: BLE001 - the other way must not end with this one; it is told
+            self._warn(f"no stop record was written: {error}")
+            return False
+        until = "until it is lifted" if record.until is None else f"until {show_time(record.until)}"
+        told = "" if heard is None else f"; told {heard} listening process{'' if heard == 1 else 'es'} at once"
+        self._say(f"{flag} in {self._environment} is stopped {until}: record in {home}{told}")
+        if "://" in place_of(settings) or settings.flags.stops is not None or settings.flags.provider == "local":
+            return True
+        self._warn(
+            "that file shuts the flag only for processes that read it, on this machine and with these settings; "
+            "name a Redis or a file as flags.stops"
+        )
+        return False
+
+    async def turn_off(self) -> _Off:
+        """Turn the flag's environment off."""
+        flag, environment = self._flag, self._environment
+        if "rollout" in self._unread:
+            self._warn(f"settings that may be needed cannot be read: {self._unread['rollout']}")
+        try:
+            self._actuator = make_actuator(self._settings)
+            async with asyncio.timeout(_MOVE_WITHIN):
+                await self._actuator.disable(flag, environment)
+        except UnknownFlagError as error:
+            self._warn(str(error))
+            return "unknown"
+        except TimeoutError:
+            self._warn(f"{flag} in {environment} was not turned off: no answer within {_MOVE_WITHIN:g} s")
+            return "failed"
+        except Exception as error:  # noqa: BLE001 - the other way must not end with this one; it is told
+            self._warn(f"{flag} in {environment} was not turned off: {error}")
+            return "failed"
+        self._say(f"{flag} in {environment} is off")
+        return "off"
+
+    async def tell_journal(self, *, stopped: bool, off: bool) -> None:
+        """Mark the flag's rollout as ended by a person, or leave it to a controller that has still to shut it."""
+        if not (stopped or off) or "rollout" in self._unread:
+            return
+        flag, environment, reason, settings = self._flag, self._environment, self._order.reason, self._settings
+        try:
+            for line in await in_thread(
+                lambda: mark_stopped(flag, environment, reason, settings, off=off), _JOURNAL_WITHIN, "the journal"
+            ):
+                self._say(line)
+        except Exception as error:  # noqa: BLE001 - the flag is shut whatever becomes of this; it is told
+            self._warn(f"the journal could not be told: {error}")
+
+    async def set_to_nothing(self) -> _Off:
+        """Set 0 % and read back: whoever turns the flag on again then opens it for nobody."""
+        flag, environment, actuator = self._flag, self._environment, self._actuator
+        assert actuator is not None
+        try:
+            async with asyncio.timeout(_MOVE_WITHIN):
+                await actuator.set_percentage(flag, environment, 0)
+        except (TidegateError, TimeoutError) as error:
+            told = str(error) or f"no answer within {_MOVE_WITHIN:g} s"
+            self._warn(f"{flag} in {environment} was not set to 0 %: {told}")
+        else:
+            self._say(f"{flag} in {environment} is at 0 %")
+        try:
+            async with asyncio.timeout(_MOVE_WITHIN):
+                found = await actuator.read(flag, environment)
+        except (TidegateError, TimeoutError) as error:
+            told = str(error) or f"no answer within {_MOVE_WITHIN:g} s"
+            self._warn(f"{flag} in {environment} was turned off, which was not seen in reading it back: {told}")
+            return "off"
+        if found.enabled:
+            self._warn(f"{flag} in {environment} was turned off, but reads back as {found}")
+            return "failed"
+        return "off"
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if self._actuator is not None:
+            await self._actuator.close()
+
+    def say_what_follows(self, *, stopped: bool, off: _Off) -> None:
+        """What a person can rely on now, and how to take it back."""
+        within = f"within {self._settings.flags.poll_interval + 1:g} s"
+        if stopped:
+            self._say(f"shut in every worker {within}; it opens again only after: tidegate lift {self._flag}")
+        else:
+            self._say(f"shut in every worker {within}, as long as its source answers; there is no stop record")
+        if off == "failed":
+            self._warn(f"the flag itself is still as it was: turn it off before you lift {self._flag}")
+
+
+async def lift(flag: str, environment: str | None, settings: Settings, say: Say, warn: Say) -> None:
+    """Take the stop of a flag back; the flag itself is left as it is, and its state is told.
+
+    Raises:
+        FlagError: if it could not be written that the stop is over.
+        ConfigError: if the place of the stop records cannot be used.
+    """
+    environment = environment or settings.flags.environment
+    try:
+        before = await why_stopped(settings, flag, environment)
+        told = f"was {before}" if before is not None else "was not stopped"
+    except FlagError as error:
+        told = f"what it was could not be read: {error}"
+    home = stop_home(settings, environment)
+    record = StopRecord(
+        flag=flag,
+        environment=environment,
+        stopped=False,
+        number=1,
+        since=time.time(),
+        reason="lifted",
+        by=_who(),
+    )
+    await write_stop(home, record)
+    say(
+        f"{flag} in {environment} is not stopped any more ({told}); in every worker "
+        f"within {settings.flags.poll_interval + 1:g} s"
+    )
+    try:
+        actuator = make_actuator(settings)
+    except ConfigError as error:
+        warn(f"the state of the flag is not known: {error}")
+        return
+    try:
+        async with asyncio.timeout(_MOVE_WITHIN):
+            found = await actuator.read(flag, environment)
+    except (TidegateError, TimeoutError) as error:
+        warn(f"the state of the flag is not known: {str(error) or 'no answer'}")
+    else:
+        opens = found.enabled and found.percentage != 0
+        say(f"the flag is {found}: its layer {'opens again' if opens else 'stays shut'}")
+    finally:
+        await actuator.close()
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # no entry for this user, as in some containers
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"
