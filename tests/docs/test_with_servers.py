@@ -43,9 +43,12 @@ def test_the_way_from_a_running_unleash_to_the_first_canary_tenant_leads_there(
         reader.follow(part_of(FLAG_PAGE, FLAG_PAGE.blocks[:done]))  # ends with a hit for acme
         others = http_request(reader.port(8000), "GET", "/clients", headers={"x-tenant": "globex"})
         assert (others[0], others[2].get("cache-status")) == (200, None)
-        reader.follow(part_of(FLAG_PAGE, FLAG_PAGE.blocks[done:]))  # ends with a rollout that has opened
+        (kill,) = [number for number, block in enumerate(FLAG_PAGE.blocks) if "tidegate kill" in block.text]
+        reader.follow(part_of(FLAG_PAGE, FLAG_PAGE.blocks[done:kill]))  # ends with a rollout that has opened
         assert unleash.admin.enabled("tidegate.cache")
         assert unleash.admin.percentage("tidegate.cache") == "1"
+        reader.follow(part_of(FLAG_PAGE, FLAG_PAGE.blocks[kill:]))  # begins with shutting it
+        assert not unleash.admin.enabled("tidegate.cache")
 
 
 @pytest.fixture
