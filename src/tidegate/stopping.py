@@ -22,6 +22,7 @@ __all__ = [
     "place_of",
     "show_time",
     "stop_home",
+    "stop_of",
     "why_stopped",
     "write_stop",
 ]
@@ -85,21 +86,25 @@ def follow_stops(
     )
 
 
+async def stop_of(settings: Settings, flag: str, environment: str) -> StopRecord | None:
+    """The last record of a flag, one that lifts included; None: there is none.
+
+    Raises:
+        FlagError: if the records cannot be read within a second and a half, or the record is not one.
+    """
+    raw = await _raw_stop(settings, flag, environment)
+    return None if raw is None else decode(raw, flag, environment)
+
+
 async def why_stopped(settings: Settings, flag: str, environment: str) -> str | None:
     """What a person needs to know of the stop of a flag; None if it is not stopped now.
+
+    A record that is not one counts as a stop, as it does for the gates.
 
     Raises:
         FlagError: if the records cannot be read within a second and a half.
     """
-    home = stop_home(settings, environment)
-
-    def read() -> bytes | None:
-        try:
-            return home.read((flag,)).get(flag)
-        finally:
-            home.close()
-
-    raw = await in_thread(read, _READ_WITHIN, f"the stop records in {home}")
+    raw = await _raw_stop(settings, flag, environment)
     if raw is None:
         return None
     try:
@@ -110,6 +115,18 @@ async def why_stopped(settings: Settings, flag: str, environment: str) -> str | 
         return None
     until = f" until {show_time(record.until)}" if record.until is not None else ""
     return f"stopped since {show_time(record.since)}{until} by {record.by or 'somebody'}: {record.reason}"
+
+
+async def _raw_stop(settings: Settings, flag: str, environment: str) -> bytes | None:
+    home = stop_home(settings, environment)
+
+    def read() -> bytes | None:
+        try:
+            return home.read((flag,)).get(flag)
+        finally:
+            home.close()
+
+    return await in_thread(read, _READ_WITHIN, f"the stop records in {home}")
 
 
 async def write_stop(home: WritableHome, record: StopRecord) -> int | None:
