@@ -18,7 +18,7 @@ import mmh3
 from tidegate.errors import Problems
 from tidegate.vocabulary import BAND_EDGES
 
-__all__ = ["Constraint", "Flag", "FlagContext", "Operator", "Strategy", "band_of", "is_open", "normalized"]
+__all__ = ["Constraint", "Flag", "FlagContext", "Operator", "Strategy", "band_of", "is_open", "normalized", "open_as"]
 
 Operator = Literal["IN", "NOT_IN"]
 
@@ -84,6 +84,7 @@ class Strategy:
     stickiness: the context field whose value is hashed. Where a request lacks it, it is not admitted, even at 100.
     group: hashed together with the value; flags with different groups admit different units first.
     constraints: all must hold.
+    variant: under which it lets in; None: none. `shadow` is the only one that means anything.
 
     Raises:
         ConfigError: naming every field that is out of range.
@@ -93,6 +94,7 @@ class Strategy:
     group: str
     stickiness: str = "tenantId"
     constraints: tuple[Constraint, ...] = ()
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         problems = Problems("strategy")
@@ -101,6 +103,11 @@ class Strategy:
         if _check_field(problems, "stickiness", self.stickiness) and self.stickiness in _NO_FIELD:
             problems.add("stickiness", self.stickiness, "names no field", "write tenantId, userId or sessionId")
         _check_text(problems, "group", self.group)
+        if self.variant is not None and self.variant != "shadow":
+            # A misspelt one must not open for real what was to be looked at only.
+            problems.add(
+                "variant", self.variant, "is not a variant that is known here", "write shadow, or leave it out"
+            )
         problems.raise_if_any()
 
     def admits(self, properties: Mapping[str, str]) -> bool:
@@ -155,6 +162,15 @@ class Flag:
 def is_open(flag: Flag, context: FlagContext) -> bool:
     """Whether the flag is open for this context. Depends on its properties alone, never on the unit."""
     return flag.enabled and any(strategy.admits(context.properties) for strategy in flag.strategies)
+
+
+def open_as(flag: Flag, context: FlagContext) -> str | None:
+    """None if the flag is shut for this context; else the variant of the first strategy that admits it, "" for none."""
+    if flag.enabled:
+        for strategy in flag.strategies:
+            if strategy.admits(context.properties):
+                return strategy.variant or ""
+    return None
 
 
 def normalized(group: str, value: str) -> int:

@@ -23,7 +23,7 @@ from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.flags.evaluate import FlagContext, band_of, normalized
-from tidegate.flags.provider import FlagProvider, ProviderHealth, Reach
+from tidegate.flags.provider import SHADOW, FlagProvider, HasVariants, ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.stops import Stops
 from tidegate.flags.usage import ReportsUsage, Tally, Usage
@@ -98,6 +98,7 @@ class Gates:
         _check(self.flags, unit, edges, max_units, max_staleness)
         self.unit: Unit = unit
         self._provider = provider
+        self._open_as = provider.open_as if isinstance(provider, HasVariants) else self._plainly
         self._stops: Stops = stops if stops is not None else _NoStops()
         self._edges = tuple(edges)
         self._max_units = max_units
@@ -277,21 +278,32 @@ class Gates:
             return self.nobody
         if context.properties.get(self._unit_field) != unit:
             context = FlagContext(unit=unit, properties={**context.properties, self._unit_field: unit})
-        provider, reaches = self._provider, self._reaches
+        reaches = self._reaches
         opened: list[str] = []
+        shadowed: list[str] = []
         cohorts: list[_Labels] = []
         for flag in self._layers:
             # A provider may have a state already that the subscribers have not heard of: it opens nothing yet.
-            is_open = reaches[flag] != "nobody" and provider.is_enabled(flag, context)
+            variant = self._open_as(flag, context) if reaches[flag] != "nobody" else None
+            is_open = variant is not None
             if is_open:
                 opened.append(flag)
+                if variant == SHADOW:
+                    shadowed.append(flag)
             cohorts.append(self._labels[flag, self._band(flag, unit), CANARY if is_open else CONTROL])
-        layers = frozenset[str]().union(*(self._layers[flag] for flag in opened))
         return Decision(
-            open=self._open_sets.setdefault(layers, layers),
+            open=self._layers_of(opened),
+            shadow=self._layers_of(shadowed),
             cohorts=tuple(cohorts),
             tally=self.usage.tally(frozenset(opened)),
         )
+
+    def _plainly(self, flag: str, context: FlagContext) -> str | None:
+        return "" if self._provider.is_enabled(flag, context) else None
+
+    def _layers_of(self, flags: Sequence[str]) -> frozenset[str]:
+        layers = frozenset[str]().union(*(self._layers[flag] for flag in flags))
+        return self._open_sets.setdefault(layers, layers)
 
     def _shut(self, unit: str | None) -> Decision:
         if unit is None:

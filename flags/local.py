@@ -19,6 +19,7 @@ strategies   list; required, and not empty where `enabled` is true. The flag is 
 percentage   whole number, 0..100; required.
 stickiness   the context field that is hashed; default "tenantId". Not admitted where it is missing, even at 100.
 group        what it is hashed with; default the flag's name.
+variant      "shadow": the layer compares and does not act (the cache can); default none.
 constraints  list; default []. All must hold. `field`, `operator` (IN or NOT_IN) and `values` (texts) are required.
 
 Anything else (another key, a key given twice, a number in quotes) makes the whole file unusable: a reader that guessed
@@ -41,7 +42,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tidegate.errors import FlagError, Problems
-from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open
+from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open, open_as
 from tidegate.flags.provider import ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 
@@ -108,6 +109,11 @@ class LocalFlags:
         """Whether the flag is open for this context; a flag that the file does not name is shut."""
         found = self._flags.get(flag)
         return found is not None and is_open(found, context)
+
+    def open_as(self, flag: str, context: FlagContext) -> str | None:
+        """None if the flag is shut for this context; else the variant of the first strategy that admits it, or ""."""
+        found = self._flags.get(flag)
+        return open_as(found, context) if found is not None else None
 
     def reach(self, flag: str) -> Reach:
         """Whom the flag admits; nobody where the file does not name it."""
@@ -226,7 +232,9 @@ def _flag(problems: Problems, path: str, name: str, raw: object) -> Flag | None:
 
 
 def _strategy(problems: Problems, path: str, flag: str, raw: object) -> Strategy:
-    value = _object(problems, path, raw, required=("percentage",), optional=("stickiness", "group", "constraints"))
+    value = _object(
+        problems, path, raw, required=("percentage",), optional=("stickiness", "group", "variant", "constraints")
+    )
     entries = _list(problems, f"{path}.constraints", value.get("constraints", []))
     constraints = [_constraint(problems, f"{path}.constraints[{i}]", entry) for i, entry in enumerate(entries)]
     with problems.under(path):
@@ -235,6 +243,7 @@ def _strategy(problems: Problems, path: str, flag: str, raw: object) -> Strategy
             stickiness=value.get("stickiness", "tenantId"),
             group=value.get("group", flag),
             constraints=tuple(constraint for constraint in constraints if constraint is not None),
+            variant=value.get("variant"),
         )
     return _STAND_IN
 

@@ -1,11 +1,11 @@
 """The port between the gates and a source of flags: what a provider must answer."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from tidegate.flags.evaluate import FlagContext
 
-__all__ = ["FlagProvider", "PollsNow", "ProviderHealth", "Reach"]
+__all__ = ["SHADOW", "FlagProvider", "HasVariants", "PollsNow", "ProviderHealth", "Reach"]
 
 Reach = Literal["nobody", "some", "everybody"]
 """Whom the current state of a flag admits. `nobody`: it is off, unknown, or every strategy stands at 0. `everybody`: a
@@ -55,6 +55,22 @@ class FlagProvider(Protocol):
 
     async def aclose(self) -> None:
         """Stop following them, within a bounded time. The last state stays in force."""
+        ...
+
+
+SHADOW: Final = "shadow"
+"""The variant of a flag under which its layer compares and does not act."""
+
+
+@runtime_checkable
+class HasVariants(Protocol):
+    """A provider whose flags may be open under a variant."""
+
+    def open_as(self, flag: str, context: FlagContext) -> str | None:
+        """None if the flag is shut for this context; else the variant's name, or "" for none.
+
+        Both from one state of the flags, so that nobody is let in by one state under the variant of another.
+        """
         ...
 
 

@@ -50,6 +50,8 @@ class _Sdk(Protocol):
 
     def is_enabled(self, feature_name: str, context: dict[str, Any]) -> bool: ...
 
+    def get_variant(self, feature_name: str, context: dict[str, Any]) -> dict[str, Any]: ...
+
     def destroy(self) -> None: ...
 
 
@@ -151,6 +153,22 @@ class UnleashFlags:
             value.encode()
         # The engine looks for userId, sessionId and remoteAddress among the properties too.
         return client.is_enabled(flag, {"properties": context.properties})
+
+    def open_as(self, flag: str, context: FlagContext) -> str | None:
+        """None if the flag is shut for this context; else its variant in lower case, "" for none.
+
+        Raises:
+            UnicodeEncodeError: as `is_enabled`.
+        """
+        client = self._client
+        if client is None or flag not in self._cache.varied:
+            return "" if self.is_enabled(flag, context) else None
+        for value in context.properties.values():
+            value.encode()
+        found = client.get_variant(flag, {"properties": context.properties})
+        if not found.get("feature_enabled"):
+            return None
+        return str(found["name"]).lower() if found.get("enabled") else ""
 
     def reach(self, flag: str) -> Reach:
         """Whom the flag admits, as far as its strategies tell; nobody before the first answer, or if it is unknown."""

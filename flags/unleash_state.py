@@ -22,6 +22,7 @@ class StateCache(BaseCache):
 
     refused: why the last body was not taken; empty if it was.
     reaches: whom each flag of the last state admits.
+    varied: flags that have, or once had, variants.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class StateCache(BaseCache):
         self._changed = False
         self.refused = ""
         self.reaches: Mapping[str, Reach] = {}
+        self.varied: frozenset[str] = frozenset()
 
     def set(self, key: str, value: Any) -> None:
         if key == FEATURES_URL:
@@ -44,11 +46,13 @@ class StateCache(BaseCache):
         try:
             features: list[dict[str, Any]] = json.loads(body)["features"]
             reaches: dict[str, Reach] = {feature["name"]: _reach(feature) for feature in features}
+            varied = frozenset(feature["name"] for feature in features if _has_variants(feature))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"an answer that is no list of flags ({type(error).__name__}: {error})"
         if self.reaches and not reaches:
             return f"an answer without any flag, after one with {len(self.reaches)}; the last state is kept"
         self._values[FEATURES_URL] = body
+        self.varied |= varied  # before the engine has this state, and while it still has the last one
         self.reaches, self._changed = reaches, True
         self.bootstrapped = True  # a later client of this provider begins with the last state
         return ""
@@ -70,6 +74,10 @@ class StateCache(BaseCache):
 
     def destroy(self) -> None:
         """Nothing to remove: the memory goes with the client."""
+
+
+def _has_variants(feature: dict[str, Any]) -> bool:
+    return bool(feature.get("variants")) or any(strategy.get("variants") for strategy in feature["strategies"])
 
 
 def _reach(feature: dict[str, Any]) -> Reach:

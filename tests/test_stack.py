@@ -1,6 +1,7 @@
 """The five layers together, in process, without flags."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests.driver import Answer, Origin, User, call
+from tests.flags.following import until
 from tests.services import wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import StoreError
@@ -339,3 +341,54 @@ def test_a_change_of_reach_is_noticed_without_requests_until_the_application_end
 
     asyncio.run(run())
     assert heard == ["everybody", "nobody"]
+
+
+def test_the_variant_shadow_of_the_caches_flag_has_the_app_answer_and_the_report_filled(tmp_path: Any) -> None:
+    flags = tmp_path / "flags.json"
+
+    def opened(**strategy: Any) -> str:
+        flag = {"enabled": True, "strategies": [{"percentage": 100, **strategy}]}
+        return json.dumps({"version": 1, "flags": {"tidegate.cache": flag, "tidegate.telemetry": flag}})
+
+    flags.write_text(opened(variant="shadow"))
+    settings = Settings.of({"flags": {"provider": "local", "file": str(flags)}})
+    origin, registry = Origin(), CollectorRegistry()
+    tide = Tidegate(settings, policies=[POLICY], registry=registry)
+    layers = tide(origin)
+
+    def counted() -> list[float]:
+        """Requests, storable ones and hits of the cache's canary."""
+        assert tide.cohorts is not None
+        totals = [values for labels, values in tide.cohorts.totals().items() if labels[0] == "tidegate.cache"]
+        return [sum(values[slot] for values in totals) for slot in (0, 2, 3)]
+
+    async def run() -> list[Answer]:
+        for headers in ([], [], [], [("cache-control", "no-store")]):
+            answer = await call(layers, user=ANN, headers=headers)
+            assert answer.header("cache-status") is None
+        assert counted() == [4, 0, 0]
+        report = json.loads((await call(tide.shadow_app, "/shadow")).body)
+        assert report == tide.shadow_report()
+        assert report["routes"] == {"/": {"would-miss": 1, "match": 2}}
+        flags.write_text(opened())
+        gates = tide.gates
+        assert gates is not None
+        await until(lambda: not gates.decide_for("acme", "ann").shadow, 30, "the change of the file")
+        answers = [await call(layers, user=ANN) for _ in range(2)]
+        await tide.aclose()
+        return answers
+
+    assert [answer.hit for answer in asyncio.run(run())] == [False, True]
+    assert counted() == [6, 2, 1]
+    assert registry.get_sample_value("tidegate_cache_requests_total", {"route": "/", "outcome": "shadow"}) == 3
+
+
+def test_the_report_of_shadow_mode_answers_get_only() -> None:
+    tide = Tidegate(registry=CollectorRegistry())
+
+    async def run() -> list[Answer]:
+        return [await call(tide.shadow_app, "/shadow", method=method) for method in ("GET", "HEAD", "POST")]
+
+    got, head, post = asyncio.run(run())
+    assert (got.status, head.status, post.status) == (200, 200, 405)
+    assert (got.header("cache-control"), head.body, bool(got.body)) == ("no-store", b"", True)

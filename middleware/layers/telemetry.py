@@ -173,6 +173,8 @@ class _Watch:
 
     def _is_storable(self) -> bool:
         context = self._context
+        if context.decision is not None and "cache" in context.decision.shadow:
+            return False  # nothing can be a hit there: a hit ratio of 0 would say what nobody asked
         if context.storable:
             return True
         policy = context.match.policy

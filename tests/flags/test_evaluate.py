@@ -11,6 +11,7 @@ from yggdrasil_engine.engine import UnleashEngine
 
 from tidegate.errors import ConfigError
 from tidegate.flags import Constraint, Flag, FlagContext, Strategy, band_of, is_open, normalized
+from tidegate.flags.evaluate import open_as
 
 IDS = [f"tenant-{number}" for number in range(250)]
 
@@ -19,8 +20,10 @@ def context(**properties: str) -> FlagContext:
     return FlagContext(unit=properties.get("tenantId"), properties=properties)
 
 
-def rollout(percentage: int, *constraints: Constraint, stickiness: str = "tenantId", group: str = "f") -> Strategy:
-    return Strategy(percentage=percentage, stickiness=stickiness, group=group, constraints=constraints)
+def rollout(
+    percentage: int, *constraints: Constraint, stickiness: str = "tenantId", group: str = "f", variant: Any = None
+) -> Strategy:
+    return Strategy(percentage=percentage, stickiness=stickiness, group=group, constraints=constraints, variant=variant)
 
 
 def flag(*strategies: Strategy, enabled: bool = True) -> Flag:
@@ -48,6 +51,9 @@ def engine_state(tested: Flag) -> str:
                 {"contextName": known.field, "operator": known.operator, "values": sorted(known.values)}
                 for known in strategy.constraints
             ],
+            "variants": [{"name": strategy.variant, "weight": 1000, "stickiness": strategy.stickiness}]
+            if strategy.variant
+            else [],
         }
         for strategy in tested.strategies
     ]
@@ -91,6 +97,28 @@ def test_a_flag_admits_as_the_table_and_the_engine_say(
     engine = UnleashEngine()
     engine.take_state(engine_state(tested))
     assert engine.is_enabled("f", engine_context(properties)).is_enabled is expected
+
+
+@pytest.mark.parametrize(
+    ("tested", "expected"),
+    [
+        (flag(rollout(100)), ""),
+        (flag(rollout(100, variant="shadow")), "shadow"),
+        (flag(rollout(100, variant="shadow"), enabled=False), None),
+        (flag(rollout(0, variant="shadow")), None),
+        (flag(rollout(100, within("tenantId", "other"), variant="shadow"), rollout(100)), ""),
+        (flag(rollout(0), rollout(100, variant="shadow")), "shadow"),
+        # The first that admits decides, though it may have no variant.
+        (flag(rollout(100), rollout(100, variant="shadow")), ""),
+        (flag(rollout(100, variant="shadow"), rollout(100)), "shadow"),
+    ],
+)
+def test_a_flag_is_open_under_the_variant_that_the_table_and_the_engine_say(tested: Flag, expected: str | None) -> None:
+    assert open_as(tested, context(tenantId="acme")) == expected
+    engine = UnleashEngine()
+    engine.take_state(engine_state(tested))
+    found = engine.get_variant("f", {"properties": {"tenantId": "acme"}}).variant
+    assert (found.name if found.enabled else "" if found.feature_enabled else None) == expected
 
 
 def test_every_percentage_admits_the_same_units_as_the_engine() -> None:

@@ -74,6 +74,36 @@ def tenant(name: str, **properties: str) -> FlagContext:
     return FlagContext(unit=name, properties={"tenantId": name, **properties})
 
 
+class Varied(Provider):
+    """A provider that opens some flags under a variant."""
+
+    def __init__(self, variants: Mapping[str, str], **percentages: int) -> None:
+        super().__init__(**percentages)
+        self.variants = variants
+
+    def open_as(self, flag: str, context: FlagContext) -> str | None:
+        return self.variants.get(flag, "") if self.is_enabled(flag, context) else None
+
+
+def test_a_flag_that_is_open_as_shadow_puts_its_layers_in_shadow_and_other_variants_mean_nothing() -> None:
+    provider = Varied({CACHE: "shadow", ETAG: "blue"}, cache=100, etag=100, coalesce=100)
+    decision = Gates(provider).decide(tenant("acme"))
+    assert decision.open == {"cache", "etag", "coalesce"}
+    assert decision.shadow == {"cache"}
+    assert {flag: cohort for flag, _, cohort in decision.cohorts}[CACHE] == "canary"
+
+
+def test_a_flag_that_is_shut_shadows_nothing_and_who_opened_it_again_is_asked_anew() -> None:
+    provider = Varied({CACHE: "shadow"}, cache=0)
+    gates = Gates(provider)
+    assert gates.decide(tenant("acme")).shadow == gates.nobody.shadow == frozenset()
+    provider.set(cache=100)
+    assert gates.decide(tenant("acme")).shadow == {"cache"}
+    provider.variants = {}
+    provider.set(cache=100)
+    assert (gates.decide(tenant("acme")).open, gates.decide(tenant("acme")).shadow) == ({"cache"}, frozenset())
+
+
 def test_a_decision_names_the_open_layers_and_labels_every_flag() -> None:
     gates = Gates(Provider(cache=100, etag=0))
     decision = gates.decide(tenant("acme"))

@@ -139,6 +139,13 @@ def test_every_problem_is_told_at_once_with_path_value_and_fix() -> None:
         parse_flags(json.dumps(broken), "flags.json")
 
 
+@pytest.mark.parametrize("variant", ["shaddow", "Shadow", "", 5, ["shadow"], True])
+def test_a_variant_that_is_not_shadow_is_refused_and_does_not_open_for_real(variant: object) -> None:
+    strategy = {"percentage": 100, "variant": variant}
+    with pytest.raises(ConfigError, match=r"variant.*not a variant that is known here.*write shadow"):
+        parse_flags(json.dumps({"version": 1, "flags": {"f": {"enabled": True, "strategies": [strategy]}}}), "flags")
+
+
 @pytest.mark.parametrize("percentage", [-1, 101, 12.5, 10.0, True, None, "10", "abc", [], math.nan])
 def test_only_whole_percentages_from_0_to_100_are_read(percentage: object) -> None:
     assert list(problems_of(document(percentage))) == [f'flags["{FLAG}"].strategies[0].percentage']

@@ -67,6 +67,38 @@ def test_a_percentage_admits_the_same_units_as_the_local_hash(unleash: Unleash) 
     run(flags, check)
 
 
+def test_a_variant_named_shadow_puts_those_in_shadow_whom_its_strategy_admits(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.create_context_field("tenantId")
+    unleash.admin.create_flag(flag)
+    served = {"contextName": "tenantId", "operator": "IN", "values": ["served"]}
+    unleash.admin.add_strategy(flag, 100, constraints=(served,))
+    strategy = unleash.admin.add_strategy(flag, 50, variant="Shadow")
+    unleash.admin.turn_on(flag)
+    flags = connect(unleash)
+    gates = Gates(flags, flags={"cache": flag})
+    names = ["served", *(f"t{i}" for i in range(100))]
+
+    def decided() -> dict[str, str]:
+        decisions = {name: gates.decide_for(name) for name in names}
+        return {name: "shadow" if decision.shadow else "open" for name, decision in decisions.items() if decision.open}
+
+    def expected(percentage: int) -> dict[str, str]:
+        inside = {name: "shadow" for name in names if normalized(flag, name) <= percentage}
+        return {**inside, "served": "open"}
+
+    async def check() -> None:
+        await until(lambda: decided() == expected(50), 10, "the variant")
+        with pytest.raises(UnicodeEncodeError):
+            flags.open_as(flag, FlagContext(unit=None, properties={"tenantId": "\ud800"}))
+        await asyncio.to_thread(unleash.admin.set_percentage, flag, strategy, 100)
+        await until(lambda: decided() == expected(100), 10, "everybody in shadow")
+        await asyncio.to_thread(unleash.admin.turn_off, flag)
+        await until(lambda: decided() == {}, 10, "the shutting")
+
+    run(flags, check)
+
+
 def test_users_sessions_and_other_properties_reach_the_engine(unleash: Unleash) -> None:
     flag = unleash.admin.fresh_name()
     unleash.admin.create_flag(flag)

@@ -59,14 +59,17 @@ class UnleashAdmin:
         stickiness: str = "tenantId",
         constraints: tuple[dict[str, Any], ...] = (),
         group_id: str | None = None,
+        variant: str | None = None,
     ) -> str:
-        """Add a gradual rollout and return the strategy's id."""
+        """Add a gradual rollout, for all of it under the variant if there is one; the strategy's id."""
         body = {
             "name": "flexibleRollout",
             "constraints": list(constraints),
             "parameters": {"rollout": str(percentage), "stickiness": stickiness, "groupId": group_id or flag},
             "segments": [],
-            "variants": [],
+            "variants": []
+            if variant is None
+            else [{"name": variant, "weight": 1000, "weightType": "variable", "stickiness": stickiness}],
             "disabled": False,
         }
         made = self.request("POST", f"{self._path(flag, environment)}/strategies", body)
