@@ -34,8 +34,6 @@ from tidegate.vocabulary import (
     COHORT_LABELS,
     COHORT_REQUESTS,
     COHORT_SECONDS,
-    COHORT_SHADOW_COMPARED,
-    COHORT_SHADOW_MISMATCHES,
     COHORT_STORABLE,
 )
 
@@ -45,9 +43,9 @@ OnError = Callable[[str, Exception], None]
 
 # What is kept for a series. Each request is in one bucket, and at most one of `asked` and `hits`, so that a sum over
 # buckets is the number of requests, and no count has to be kept twice.
-_SECONDS, _ERRORS, _ASKED, _HITS, _COMPARED, _MISMATCHES, _FIRST_BUCKET = range(7)
+_SECONDS, _ERRORS, _ASKED, _HITS, _FIRST_BUCKET = range(5)
 _BOUNDS: Final = (*(str(bound) for bound in COHORT_BUCKETS), "+Inf")
-_SLOTS: Final = ("seconds", "errors", "asked", "hits", "compared", "mismatches", *(f"le={bound}" for bound in _BOUNDS))
+_SLOTS: Final = ("seconds", "errors", "asked", "hits", *(f"le={bound}" for bound in _BOUNDS))
 _WIDTH: Final = len(_SLOTS)
 
 _log = logging.getLogger("tidegate")
@@ -61,8 +59,6 @@ class CohortTotals(NamedTuple):
     storable: float
     hits: float
     seconds: float
-    shadow_compared: float
-    shadow_mismatches: float
     buckets: tuple[float, ...]
 
 
@@ -142,17 +138,6 @@ class CohortCounters(Collector):
                     counts[offset + _ERRORS] += 1.0
                 counts[offset] += seconds
 
-    def count_shadow(self, cohorts: tuple[Labels, ...], *, mismatch: bool) -> None:
-        """Count one comparison of what the cache would have served with what the app did."""
-        offsets = self._of_cohorts.get(cohorts)
-        if offsets is None:
-            offsets = self._resolve(cohorts)
-        with self._lock:
-            for offset in offsets:
-                self._counts[offset + _COMPARED] += 1.0
-                if mismatch:
-                    self._counts[offset + _MISMATCHES] += 1.0
-
     def _resolve(self, cohorts: tuple[Labels, ...]) -> tuple[int, ...]:
         with self._lock:
             if self._is_forked and self._directory is not None:
@@ -203,16 +188,6 @@ class CohortCounters(Collector):
                 [t.storable for t in totals.values()],
             ),
             (COHORT_HITS, "Storable requests answered without the app.", [t.hits for t in totals.values()]),
-            (
-                COHORT_SHADOW_COMPARED,
-                "Responses that shadow mode compared with what the cache would have served.",
-                [t.shadow_compared for t in totals.values()],
-            ),
-            (
-                COHORT_SHADOW_MISMATCHES,
-                "Of those, the ones that differed.",
-                [t.shadow_mismatches for t in totals.values()],
-            ),
         ):
             family = CounterMetricFamily(name.removesuffix("_total"), text, labels=COHORT_LABELS)
             for label, value in zip(totals, values, strict=True):
@@ -263,8 +238,6 @@ def _totals(values: Sequence[float]) -> CohortTotals:
         storable=values[_ASKED] + values[_HITS],
         hits=values[_HITS],
         seconds=values[_SECONDS],
-        shadow_compared=values[_COMPARED],
-        shadow_mismatches=values[_MISMATCHES],
         buckets=tuple(values[_FIRST_BUCKET:]),
     )
 

@@ -16,8 +16,6 @@ __all__ = [
     "COHORT_LABELS",
     "COHORT_REQUESTS",
     "COHORT_SECONDS",
-    "COHORT_SHADOW_COMPARED",
-    "COHORT_SHADOW_MISMATCHES",
     "COHORT_STORABLE",
     "CONTROL",
     "FLAGS",
@@ -60,10 +58,6 @@ COHORT_STORABLE: Final = "tidegate_cohort_storable_total"
 """Requests that policy makes storable, bypasses included: the denominator of the hit ratio."""
 COHORT_HITS: Final = "tidegate_cohort_hits_total"
 """Storable requests that the cache answered without asking the app."""
-COHORT_SHADOW_COMPARED: Final = "tidegate_cohort_shadow_compared_total"
-"""Responses of the app that shadow mode compared with what the cache would have served."""
-COHORT_SHADOW_MISMATCHES: Final = "tidegate_cohort_shadow_mismatches_total"
-"""Of those, the ones that differed."""
 COHORT_SECONDS: Final = "tidegate_cohort_duration_seconds"
 """Histogram of seconds from the first byte of work to the end of the response (_bucket with `le`, _sum, _count)."""
 COHORT_BUCKETS: Final[tuple[float, ...]] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -223,16 +223,6 @@ def test_counts_of_a_version_with_other_buckets_stay_in_the_sum(tmp_path: Path) 
     assert dict(zip(COHORT_BUCKETS, total.buckets, strict=False))[0.5] == 3, "what took up to 0.3 s took up to 0.5 s"
 
 
-def test_shadow_comparisons_are_counted_beside_the_requests() -> None:
-    counters = CohortCounters([CANARY, CONTROL])
-    for mismatch in (False, True, False):
-        counters.count_shadow((CANARY,), mismatch=mismatch)
-    samples = exposed(counters)
-    names = ("shadow_compared", "shadow_mismatches", "requests")
-    assert [samples[f"tidegate_cohort_{name}_total", "canary", ""] for name in names] == [3, 1, 0]
-    assert samples["tidegate_cohort_shadow_compared_total", "control", ""] == 0
-
-
 def test_a_worker_whose_file_was_tidied_away_still_knows_its_counts(tmp_path: Path) -> None:
     counters = CohortCounters([CANARY], directory=str(tmp_path))
     for file in tmp_path.iterdir():
