@@ -31,6 +31,12 @@ GRADUAL: Final = "flexibleRollout"
 
 Json = Mapping[str, Any]
 
+_RIGHT: Final = {
+    "TIDEGATE_ROLLOUT_ADMIN_TOKEN": "it must be an admin token, or of a user who is an Editor",
+    "TIDEGATE_FLAGS_UNLEASH_TOKEN": "it must be a backend token (tidegate flags init --token prints one)",
+}
+"""What a token must be, by the variable that it is given in."""
+
 
 class Refused(FlagError):
     """Unleash answered, and said no. status: of HTTP. reason: Unleash's own words, empty where it gave none."""
@@ -45,10 +51,19 @@ class UnleashApi:
     """One project of one Unleash server.
 
     url: as clients have it, with or without `/api`. token: an admin token or a personal access token. timeout: seconds
-    for an answer.
+    for an answer. setting: where the token is set, to be named when it will not do.
     """
 
-    def __init__(self, url: str, token: str, *, project: str = "default", timeout: float = 2.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        project: str = "default",
+        timeout: float = 2.0,
+        setting: str = "TIDEGATE_ROLLOUT_ADMIN_TOKEN",
+    ) -> None:
+        self._setting = setting
         self.url = url.rstrip("/").removesuffix("/api")
         self.project = project
         self.features = f"/api/admin/projects/{quote(project, safe='')}/features"
@@ -103,8 +118,8 @@ class UnleashApi:
     def _refusal(self, method: str, path: str, status: int, text: str) -> Refused:
         told = f"Unleash at {self.url} answered {status} to {method} {path}"
         why = {
-            401: ": it does not know the token; set TIDEGATE_ROLLOUT_ADMIN_TOKEN",
-            403: ": the token may not do this; it must be an admin token, or of a user who is an Editor",
+            401: f": it does not know the token; set {self._setting}",
+            403: f": the token may not do this; {_RIGHT.get(self._setting, 'use another')}",
             404: "; by itself that does not mean that the flag is gone (its database may be down)",
         }.get(status, f": {text[:200]}")
         return Refused(told + why, status=status, reason=_reason(text))

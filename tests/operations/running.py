@@ -1,14 +1,38 @@
 """The command `tidegate`, called in a folder with settings of its own."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.services.server import http_request, wait_until
 from tests.services.unleash import Unleash
 from tidegate.cli import main
 
-__all__ = ["Shell"]
+__all__ = ["Shell", "until_clients_know"]
+
+
+def until_clients_know(unleash: Unleash, flag: str) -> None:
+    """Return when Unleash tells its clients what it tells administrators; it looks once a second."""
+
+    def same() -> bool:
+        state = unleash.admin.environment(flag)
+        status, body, _ = http_request(
+            unleash.port, "GET", "/api/client/features", headers={"Authorization": unleash.development_token}
+        )
+        assert status == 200
+        features = [one for one in json.loads(body)["features"] if one["name"] == flag]
+        return [(one["enabled"], [_decisive(each) for each in one["strategies"]]) for one in features] == [
+            (state["enabled"], [_decisive(each) for each in state["strategies"]])
+        ]
+
+    wait_until(same, 20, f"Unleash tells its clients of {flag}")
+
+
+def _decisive(strategy: dict[str, Any]) -> tuple[Any, ...]:
+    return strategy["name"], strategy["parameters"], len(strategy["constraints"])
 
 
 class Shell:

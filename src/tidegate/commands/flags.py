@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import sys
 
 from tidegate.commands.shared import Commands, Run, say, settings_of
@@ -32,6 +33,10 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--token", action="store_true", help="print a backend token for apps, and nothing else, on stdout (Unleash)"
     )
+    status = add("status", _status, "each flag: percentage, conditions, stops, who moves it, and whether a unit is in")
+    status.add_argument("flags", metavar="FLAG", nargs="*", help="default: the flag of each layer")
+    status.add_argument("--unit", metavar="NAME", help="a tenant, user or session (flags.unit): is it in?")
+    status.add_argument("--json", action="store_true", help="the same for programs")
     opening = add("open", _open, "open a flag for the named units, and for nobody else")
     opening.add_argument("flag", metavar="FLAG")
     opening.add_argument(
@@ -71,6 +76,25 @@ def _init(arguments: argparse.Namespace) -> int:
 
     asyncio.run(run())
     return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from tidegate.operations.status import lines_of, read_status, shown
+    from tidegate.vocabulary import FLAGS
+
+    settings = settings_of(arguments, only=_SECTIONS)
+    environment = arguments.environment or settings.flags.environment
+    names = list(dict.fromkeys(arguments.flags or FLAGS.values()))
+    origin, flags = asyncio.run(read_status(settings, environment, names, arguments.unit))
+    if arguments.json:
+        say(
+            json.dumps({"environment": environment, "origin": origin, "flags": [shown(one) for one in flags]}, indent=2)
+        )
+    else:
+        say(f"{environment}, read now from {origin}")
+        for line in [line for one in flags for line in lines_of(one, settings.flags.bands)]:
+            say(line)
+    return int(bool(arguments.flags) and any(one.view is None for one in flags))
 
 
 def _open(arguments: argparse.Namespace) -> int:

@@ -34,12 +34,22 @@ class UnleashDesk:
         self._actuator = UnleashActuator(url, token, timeout=timeout)
 
     async def look(self, names: Collection[str]) -> Mapping[str, FlagView | None]:
-        """See Desk. What exists is told from the list of flags: a 404 alone proves nothing."""
+        """See Desk."""
+        states = await self.states(names)
+        return {name: view_of_unleash(name, states[name]) if name in states else None for name in names}
+
+    async def states(self, names: Collection[str]) -> Mapping[str, Json]:
+        """Those of the flags that exist, as Unleash describes them in our environment.
+
+        What exists is told from the list of flags: a 404 alone proves nothing.
+        """
         known = await self._api.names()
         made = [name for name in names if name in known]
         states = await asyncio.gather(*(self._state(name) for name in made))
-        views = {name: view_of_unleash(name, state) for name, state in zip(made, states, strict=True)}
-        return {name: views.get(name) for name in names}
+        return {
+            name: {"name": name, "type": "release", "enabled": state["enabled"], "strategies": state["strategies"]}
+            for name, state in zip(made, states, strict=True)
+        }
 
     async def knows_field(self, field: str) -> bool:
         """See Desk. One that is not marked for stickiness will do: only Unleash's pages heed that mark."""

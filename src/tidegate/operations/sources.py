@@ -1,0 +1,127 @@
+"""The flags of one environment, read once from where the settings say, for those who only look.
+
+From Unleash they are read as apps read them, with the backend token, if there is one for this environment; else through
+the Admin API. Nothing is written, registered or counted: Unleash's usage figures stay those of the apps.
+"""
+
+import asyncio
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from tidegate.errors import ConfigError, FlagError, Problem
+from tidegate.flags import Flag, FlagContext, is_open, parse_flags
+from tidegate.flags.views import FlagView, view_of_flag, view_of_unleash
+from tidegate.operations.desk_unleash import UnleashDesk
+from tidegate.rollout.flag_file import FlagFile
+from tidegate.rollout.unleash_api import Json, UnleashApi, objects
+from tidegate.settings import Settings
+
+__all__ = ["Source", "read_flags"]
+
+
+class Source(Protocol):
+    """Flags as they were when they were read. origin: where from, for a person."""
+
+    origin: str
+
+    def view(self, name: str) -> FlagView | None:
+        """The flag; None if there is none."""
+        ...
+
+    def admits(self, name: str, properties: Mapping[str, str]) -> bool | None:
+        """Whether it is open for this context, decided as an app decides it; None if that cannot be told here."""
+        ...
+
+
+class _FromFile:
+    def __init__(self, flags: Mapping[str, Flag], origin: str) -> None:
+        self.origin = origin
+        self._flags = flags
+
+    def view(self, name: str) -> FlagView | None:
+        found = self._flags.get(name)
+        return None if found is None else view_of_flag(found)
+
+    def admits(self, name: str, properties: Mapping[str, str]) -> bool | None:
+        found = self._flags.get(name)
+        return found is not None and is_open(found, FlagContext(unit=None, properties=dict(properties)))
+
+
+class _FromUnleash:
+    """features: as the client API gives them; those of the Admin API may lack segments, and then nothing is decided."""
+
+    def __init__(self, features: Mapping[str, Json], origin: str, *, whole: bool) -> None:
+        self.origin = origin
+        self._features = features
+        self._whole = whole
+        self._engine: Any = None
+
+    def view(self, name: str) -> FlagView | None:
+        found = self._features.get(name)
+        return None if found is None else view_of_unleash(name, found)
+
+    def admits(self, name: str, properties: Mapping[str, str]) -> bool | None:
+        view = self.view(name)
+        if view is None or not view.enabled:
+            return False
+        if not self._whole and any(strategy.segments for strategy in view.strategies):
+            return None
+        if self._engine is None:
+            try:
+                from yggdrasil_engine.engine import UnleashEngine
+            except ImportError:
+                return None
+            self._engine = UnleashEngine()
+            features = [_live(feature) for feature in self._features.values()]
+            self._engine.take_state(json.dumps({"version": 2, "features": features}))
+        return bool(self._engine.is_enabled(name, {"properties": dict(properties)}).is_enabled)
+
+
+async def read_flags(settings: Settings, environment: str, names: Collection[str], *, within: float = 5.0) -> Source:
+    """Read the flags. within: seconds for each answer of Unleash.
+
+    Raises:
+        FlagError: if the source cannot be read.
+        ConfigError: if the settings name none, or the flag file is wrong.
+    """
+    flags = settings.flags
+    if flags.provider == "local":
+        return await asyncio.to_thread(_from_file, flags.file)
+    if flags.provider != "unleash":
+        raise _unusable("flags.provider", flags.provider, "has no flags: every layer is open", "use local or unleash")
+    if flags.unleash_token and environment == flags.environment:
+        api = UnleashApi(flags.unleash_url, flags.unleash_token, timeout=within, setting="TIDEGATE_FLAGS_UNLEASH_TOKEN")
+        try:
+            answer = await api.request("GET", "/api/client/features")
+        finally:
+            await api.close()
+        features = {str(one.get("name")): one for one in objects((answer or {}).get("features"))}
+        return _FromUnleash(features, f"Unleash at {api.url}", whole=True)
+    if not settings.rollout.admin_token:
+        fix = "set TIDEGATE_FLAGS_UNLEASH_TOKEN, or TIDEGATE_ROLLOUT_ADMIN_TOKEN"
+        raise _unusable("flags.unleash_token", "", f"reads no flags of {environment}", fix)
+    desk = UnleashDesk(flags.unleash_url, settings.rollout.admin_token, environment, timeout=within)
+    try:
+        found = await desk.states(names)
+    finally:
+        await desk.close()
+    return _FromUnleash(found, f"Unleash's Admin API at {flags.unleash_url}", whole=False)
+
+
+def _from_file(path: str) -> Source:
+    file = FlagFile(path)
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise FlagError(f"the flag file {path} could not be read: {error.strerror or error}") from error
+    return _FromFile(parse_flags(content, path), f"the file {path}")
+
+
+def _live(feature: Json) -> Json:
+    """The feature with the strategies that count, as clients get it."""
+    return {**feature, "strategies": [one for one in objects(feature.get("strategies")) if not one.get("disabled")]}
+
+
+def _unusable(path: str, value: str, problem: str, fix: str) -> ConfigError:
+    return ConfigError("settings", [Problem(path=path, value=value, problem=problem, fix=fix)])
