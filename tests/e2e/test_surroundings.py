@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def start_app() -> Iterator[Callable[..., App]]:
 
 @pytest.mark.parametrize("how", [REFUSED, BLACK_HOLE])
 def test_without_flags_and_store_every_request_is_answered_and_each_layer_works_when_its_server_comes(
-    how: str, gates: Unleash, start_app: Callable[..., App], start_valkey: Callable[..., Valkey]
+    how: str, gates: Unleash, start_app: Callable[..., App], start_valkey: Callable[..., Valkey], tmp_path: Path
 ) -> None:
     port = free_port()
     open_by_hand(gates, 100)
@@ -40,6 +41,8 @@ def test_without_flags_and_store_every_request_is_answered_and_each_layer_works_
                 TIDEGATE_FLAGS_UNIT="user",
                 TIDEGATE_FLAGS_POLL_INTERVAL="0.5",
                 TIDEGATE_STORE_URL=f"redis://127.0.0.1:{port}/0",
+                # In the store's Redis they would keep every layer shut until it comes.
+                TIDEGATE_FLAGS_STOPS=str(tmp_path / "stops.json"),
             )
             assert_answers_soon(app)
             assert not any(one.gated for one in batch(app.port, 50)), "who knows no flags opens no layer"
