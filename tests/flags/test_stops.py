@@ -263,6 +263,24 @@ def test_a_kill_replaces_a_file_that_cannot_be_used_and_keeps_it_beside(tmp_path
     assert (tmp_path / "stops.json.unusable").read_text() == "what is this"
 
 
+def test_nobody_reads_half_a_file_while_it_is_written(tmp_path: Path) -> None:
+    home = FileHome(tmp_path / "stops.json", PRODUCTION)
+    home.write(record())
+
+    def write() -> None:
+        for number in range(100):
+            home.write(record(stopped=number % 2 == 0))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reads = 0
+    while writer.is_alive():
+        assert home.read((CACHE,)).keys() == {CACHE}
+        reads += 1
+    writer.join()
+    assert reads > 50
+
+
 # --- Redis -------------------------------------------------------------------------
 
 
