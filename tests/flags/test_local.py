@@ -220,6 +220,21 @@ def test_a_change_that_keeps_size_and_time_stamp_is_seen(tmp_path: Path) -> None
     following(path, check)
 
 
+def test_told_of_a_change_it_looks_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps(document(100)))
+    flags = LocalFlags(path, poll_interval=3600)
+
+    async def main() -> None:
+        await flags.start()
+        path.write_text(json.dumps(document(0)))
+        flags.poll_now()
+        await asyncio.to_thread(wait_until, lambda: not flags.is_enabled(FLAG, ACME), 5, "the flag shuts")
+        await flags.aclose()
+
+    asyncio.run(main())
+
+
 def test_an_unchanged_file_keeps_its_version_and_stays_fresh(tmp_path: Path) -> None:
     path = tmp_path / "flags.json"
     replace(path, document(100))

@@ -89,6 +89,20 @@ def test_a_removed_job_does_not_run_again_while_another_goes_on() -> None:
     assert len(removed) == count
 
 
+def test_the_most_frequent_job_runs_at_once_when_hurried_and_the_others_do_not() -> None:
+    polls, reports = list[int](), list[int]()
+    ticker = Ticker("poll", lambda _error: None)
+    ticker.hurry()  # with nothing to run, nothing runs
+    ticker.add_job(lambda: reports.append(1), trigger=Every(60), executor="x")
+    ticker.add_job(lambda: polls.append(1), trigger=Every(30), executor="x")
+    ticker.start()
+    for run in range(1, 4):
+        ticker.hurry()
+        wait_until(lambda run=run: len(polls) == run, 5, "a run")
+    ticker.shutdown()
+    assert reports == []
+
+
 def test_shutting_down_waits_for_no_job_that_hangs() -> None:
     release, started = threading.Event(), threading.Event()
 

@@ -53,6 +53,24 @@ def test_a_change_by_a_person_is_in_force_within_the_poll_interval_and_a_second(
     run(flags, check)
 
 
+def test_told_of_a_change_it_asks_at_once(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    unleash.admin.roll_out(flag, 100)
+    flags = connect(unleash, poll_interval=3600.0)
+
+    def is_shut() -> bool:
+        flags.poll_now()  # again and again: the server itself takes a second to notice
+        return not flags.is_enabled(flag, ACME)
+
+    async def check() -> None:
+        await until(lambda: flags.is_enabled(flag, ACME), 10, "the flag is open")
+        await asyncio.to_thread(unleash.admin.turn_off, flag)
+        await until(is_shut, 10, "the flag is shut")
+
+    flags.poll_now()  # nothing to ask with yet
+    run(flags, check)
+
+
 def test_a_percentage_admits_the_same_units_as_the_local_hash(unleash: Unleash) -> None:
     flag = unleash.admin.fresh_name()
     unleash.admin.roll_out(flag, 37)
