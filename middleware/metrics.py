@@ -108,6 +108,18 @@ class Metrics:
         self.breaker_rejected = Counter(
             "tidegate_breaker_rejected", "Calls that an open breaker refused.", ["breaker"], registry=registry
         )
+        self.flags_ready = Gauge(
+            "tidegate_flags_ready",
+            "1 once the flags are known, or where there are none; over workers, the least.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.flags_staleness = Gauge(
+            "tidegate_flags_staleness_seconds",
+            "Seconds since the source of flags last confirmed them, +Inf before it did; over workers, the most.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._last_logged: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
@@ -392,3 +393,48 @@ def test_the_report_of_shadow_mode_answers_get_only() -> None:
     got, head, post = asyncio.run(run())
     assert (got.status, head.status, post.status) == (200, 200, 405)
     assert (got.header("cache-control"), head.body, bool(got.body)) == ("no-store", b"", True)
+
+
+class Ageing(Users):
+    """A provider of one partly open flag whose age a test sets."""
+
+    def __init__(self) -> None:
+        super().__init__(ann="cache")
+        self.age = math.inf
+
+    def health(self) -> ProviderHealth:
+        return ProviderHealth(ready=self.age < math.inf, staleness=self.age, detail="")
+
+
+def test_the_age_of_the_flags_is_a_metric_and_shuts_a_partly_open_flag_at_the_age_of_the_settings() -> None:
+    provider = Ageing()
+    settings = Settings.of({"flags": {"unit": "user", "max_staleness": 30}})
+    tide = Tidegate(settings, provider=provider, registry=CollectorRegistry())
+    layers = tide(Origin(b"body"))
+
+    async def shown(name: str) -> float:
+        text = (await call(tide.metrics_app, "/metrics")).body.decode()
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        return float(line.split()[1])
+
+    async def run() -> None:
+        seen: list[tuple[float, float, bool]] = []
+        for age in (math.inf, 0.5, 29.0, 31.0, 2.0):
+            provider.age = age
+            provider.version += 1  # no real state ages by leaps: make the gates look
+            await tide.aclose()  # and the next request start the layers again, which shows the metrics
+            response = await call(layers, user=ANN)
+            is_open = response.header("cache-status") is not None
+            seen.append((await shown("tidegate_flags_ready"), await shown("tidegate_flags_staleness_seconds"), is_open))
+        assert seen == [
+            (0.0, math.inf, False),
+            (1.0, 0.5, True),
+            (1.0, 29.0, True),
+            (1.0, 31.0, False),
+            (1.0, 2.0, True),
+        ]
+        await tide.aclose()
+
+    asyncio.run(run())
+    ungated = Tidegate(registry=CollectorRegistry())
+    assert asyncio.run(call(ungated.metrics_app, "/metrics")).body.count(b"\ntidegate_flags_ready 1.0\n") == 1

@@ -4,12 +4,11 @@ tide = Tidegate(policies=[RoutePolicy(route="/clients", ttl=60, share="tenant")]
 app = tide(app)
 """
 
-import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -43,6 +42,7 @@ from tidegate.middleware.stores.base import PUBLIC_SCOPE, Purge, Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
+from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.stopping import follow_stops
 from tidegate.vocabulary import FLAGS, LAYERS, Layer
@@ -50,10 +50,6 @@ from tidegate.vocabulary import FLAGS, LAYERS, Layer
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
 _log = logging.getLogger("tidegate")
-
-_LOOK_EVERY: Final = 0.25
-"""Seconds between two looks of the gates at their provider when no request makes them look. A look costs less than a
-microsecond; with a poll of 2 s it leaves most of the second that P8 gives after it."""
 
 FlagProperties = Callable[[Scope], Mapping[str, str]]
 """Further context fields for flag constraints (region, plan, sessionId), from the scope."""
@@ -100,10 +96,18 @@ class Tidegate:
         flags = self.settings.flags
         self.stops = _stops(self.settings, self.provider, self._metrics)
         self.gates = (
-            Gates(self.provider, stops=self.stops, unit=flags.unit, edges=flags.bands, on_error=self._metrics.fail)
+            Gates(
+                self.provider,
+                stops=self.stops,
+                unit=flags.unit,
+                edges=flags.bands,
+                max_staleness=flags.max_staleness,
+                on_error=self._metrics.fail,
+            )
             if self.provider is not None
             else None
         )
+        self._metrics.flags_ready.set(self.gates is None)  # without flags there is nothing to wait for
         self.cohorts = (
             CohortCounters(
                 self.gates.label_combinations(),
@@ -130,17 +134,17 @@ class Tidegate:
             decide=self._decide if self.gates is not None else None,
             on_error=self._metrics.fail,
         )
-        self._runtime = _Runtime(
+        self._runtime = Runtime(
             self.store,
             [source for source in (self.stops, self.provider) if source is not None],
             self.gates,
             self._metrics,
-            look_every=min(flags.poll_interval, _LOOK_EVERY),
+            look_every=min(flags.poll_interval, LOOK_EVERY),
         )
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Mount the layers on an app."""
-        return _Mounted(self._stack(app), self._runtime)
+        return Mounted(self._stack(app), self._runtime)
 
     async def aclose(self) -> None:
         """Finish what is pending and stop; the application's lifespan does it where the server runs one."""
@@ -276,87 +280,6 @@ def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
             )
         ],
     )
-
-
-class _Runtime:
-    """Starts store and flags once per event loop, and stops them with the application.
-
-    look_every: seconds between two looks of the gates, so that a change of reach is noticed without requests too.
-    """
-
-    def __init__(
-        self,
-        store: GuardedStore,
-        sources: Sequence[FlagProvider | Stops],
-        gates: Gates | None,
-        metrics: Metrics,
-        *,
-        look_every: float,
-    ) -> None:
-        self._store = store
-        self._sources = sources
-        self._gates = gates
-        self._metrics = metrics
-        self._look_every = look_every
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._next_look: asyncio.TimerHandle | None = None
-
-    async def start(self) -> None:
-        """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached."""
-        loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        self._loop = loop
-        await self._store.start()
-        await asyncio.gather(*(self._tried(source.start()) for source in self._sources))
-        if self._gates is not None:
-            self._look(self._gates, loop)
-
-    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop) -> None:
-        # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
-        if self._loop is loop:
-            gates.refresh()
-            self._next_look = loop.call_later(self._look_every, self._look, gates, loop)
-
-    async def stop(self) -> None:
-        """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
-        if self._loop is None:
-            return
-        self._loop = None
-        if self._next_look is not None:
-            self._next_look.cancel()
-        await self._store.aclose()
-        await asyncio.gather(*(self._tried(source.aclose()) for source in self._sources))
-
-    async def _tried(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - P5: the app goes on, its layers shut; counted
-            self._metrics.fail("flags", error)
-
-    def running(self) -> bool:
-        """Whether it was started on this event loop."""
-        return self._loop is asyncio.get_running_loop()
-
-
-class _Mounted:
-    """The outermost callable: lives with the application's lifespan, or starts at the first request without one."""
-
-    def __init__(self, app: ASGIApp, runtime: _Runtime) -> None:
-        self.app = app
-        self._runtime = runtime
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._runtime.start()
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                await self._runtime.stop()
-            return
-        if not self._runtime.running():
-            await self._runtime.start()
-        await self.app(scope, receive, send)
 
 
 class TidegateMiddleware:

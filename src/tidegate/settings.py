@@ -69,6 +69,7 @@ class FlagSettings:
     unleash_url, unleash_token, app_name, environment: the Unleash server (".../api"), a backend token, how we call
         ourselves there, and the environment that the token belongs to.
     poll_interval: seconds between looks at the provider. 2: a shut gate is shut everywhere within 3 s (P8).
+    max_staleness: seconds without news after which a flag shuts that is open for some but not for all (P8).
     stops: where stop records lie, which shut a flag whatever the provider says: a file, or `redis://host:6379/0`
         (`rediss://`, `unix://`). None: the store's Redis if `store.url` is set and enabled, else
         `tidegate-stops.json` beside `file`. The same for the apps, the controller and `tidegate kill`.
@@ -85,6 +86,7 @@ class FlagSettings:
     app_name: str = "tidegate"
     environment: str = "development"
     poll_interval: float = 2.0
+    max_staleness: float = 60.0
     stops: str | None = None
     stops_namespace: str = "tidegate"
     unit: Unit = "tenant"

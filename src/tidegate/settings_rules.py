@@ -90,6 +90,7 @@ RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "unleash_token": (lambda v: isinstance(v, str), "is not text", "give a backend token of this environment"),
     "app_name": (_text, "is not a name", "give the name under which Unleash shows this app"),
     "environment": (_text, "is not a name", 'give an Unleash environment such as "production"'),
+    "max_staleness": (_number(0.1, 86_400), "is not an age", "give seconds from 0.1 to 86400 (60 is usual)"),
     "poll_interval": (_number(0.1, 60), "is not an interval", "give seconds from 0.1 to 60"),
     "stops": (_stops, "is no place for stop records", "give a file's path, or redis://host:6379/0"),
     "stops_namespace": (_namespace, "is not a name", "use letters, digits, - and _"),

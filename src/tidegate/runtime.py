@@ -1,0 +1,101 @@
+"""The life of what an application's layers need: started with it, looked after while it runs, stopped with it."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from tidegate.flags import FlagProvider, Gates, Stops
+from tidegate.middleware.layers.asgi import ASGIApp, Receive, Scope, Send
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.guard import GuardedStore
+
+__all__ = ["LOOK_EVERY", "Mounted", "Runtime"]
+
+LOOK_EVERY: Final = 0.25
+"""Seconds between two looks of the gates at their provider when no request makes them look. A look costs a few
+microseconds; with a poll of 2 s it leaves most of the second that P8 gives after it."""
+
+
+class Runtime:
+    """Starts store and flags once per event loop, and stops them with the application.
+
+    look_every: seconds between two looks of the gates, so that a change of reach is noticed without requests too, and
+        the flags' health shows in the metrics.
+    """
+
+    def __init__(
+        self,
+        store: GuardedStore,
+        sources: Sequence[FlagProvider | Stops],
+        gates: Gates | None,
+        metrics: Metrics,
+        *,
+        look_every: float,
+    ) -> None:
+        self._store = store
+        self._sources = sources
+        self._gates = gates
+        self._metrics = metrics
+        self._look_every = look_every
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        self._loop = loop
+        await self._store.start()
+        await asyncio.gather(*(self._tried(source.start()) for source in self._sources))
+        if self._gates is not None:
+            self._look(self._gates, loop)
+
+    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop) -> None:
+        # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
+        if self._loop is loop:
+            gates.refresh()
+            health = gates.health()
+            self._metrics.flags_ready.set(health.ready)
+            self._metrics.flags_staleness.set(health.staleness)
+            self._next_look = loop.call_later(self._look_every, self._look, gates, loop)
+
+    async def stop(self) -> None:
+        """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
+        if self._loop is None:
+            return
+        self._loop = None
+        if self._next_look is not None:
+            self._next_look.cancel()
+        await self._store.aclose()
+        await asyncio.gather(*(self._tried(source.aclose()) for source in self._sources))
+
+    async def _tried(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - P5: the app goes on, its layers shut; counted
+            self._metrics.fail("flags", error)
+
+    def running(self) -> bool:
+        """Whether it was started on this event loop."""
+        return self._loop is asyncio.get_running_loop()
+
+
+class Mounted:
+    """The outermost callable: lives with the application's lifespan, or starts at the first request without one."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._runtime.start()
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                await self._runtime.stop()
+            return
+        if not self._runtime.running():
+            await self._runtime.start()
+        await self.app(scope, receive, send)
