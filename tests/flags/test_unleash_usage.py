@@ -48,9 +48,8 @@ def tenant(number: int) -> FlagContext:
     return FlagContext(unit=f"t{number}", properties={"tenantId": f"t{number}"})
 
 
-def test_unleash_counts_every_request_through_a_change_of_flags_a_failed_report_and_a_restart(
-    server: Unleash, pairs: Iterator[Pair]
-) -> None:
+def test_unleash_counts_every_request(server: Unleash, pairs: Iterator[Pair]) -> None:
+    """Through a change of flags, evicted decisions, a failed report and a restart of the server."""
     cache, etag = next(pairs)
     errors, app_name = Errors(), server.admin.fresh_name("app")
     flags = UnleashFlags(
