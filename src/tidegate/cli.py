@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tidegate.commands import controller, flags, kill, rollout
+from tidegate.commands import controller, doctor, flags, kill, rollout
 from tidegate.commands.shared import common_options
 from tidegate.errors import ConfigError, TidegateError
 
@@ -23,6 +23,7 @@ examples:
   tidegate rollout abort cache-canary            end it and shut its flag
   tidegate kill tidegate.cache                   shut a flag now, with nothing else running
   tidegate lift tidegate.cache                   take that back
+  tidegate doctor                                see whether everything is there that the settings ask for
 
 settings come from --config (or tidegate.toml) and from TIDEGATE_* in the environment.
 exit codes: 0 as it should, 1 failed or refused, 2 bad input.
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     families = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = common_options()
-    for family in (flags, rollout, controller, kill):
+    for family in (flags, rollout, controller, kill, doctor):
         family.register(families, common)
     return parser
 

@@ -57,7 +57,7 @@ def _init(arguments: argparse.Namespace) -> int:
     from tidegate.operations.make import make_desk
     from tidegate.operations.provision import chosen, init
 
-    settings = settings_of(arguments, only=_SECTIONS)
+    settings = settings_of(arguments, only=("flags", "rollout"))
 
     async def run() -> None:
         names = chosen(arguments.flags)

@@ -16,9 +16,9 @@ from tidegate.operations.sources import Source, read_flags
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread, stop_home
 
-__all__ = ["FlagStatus", "flag_status", "lines_of", "read_status", "shown"]
+__all__ = ["FlagStatus", "flag_status", "lines_of", "read_status", "shown", "stopped_flags"]
 
-_STOPS_WITHIN = 3.0
+_STOPS_WITHIN = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,12 @@ def flag_status(
     return FlagStatus(name=name, view=view, stopped=stopped, rollout=rollout, faults=tuple(faults), **asked)
 
 
-async def _stopped(settings: Settings, environment: str, names: Sequence[str]) -> dict[str, str]:
-    """What stops each flag that is stopped, for a person. What cannot be read stops all of them, as it does in apps."""
+async def stopped_flags(settings: Settings, environment: str, names: Sequence[str]) -> dict[str, str]:
+    """What stops each flag that is stopped, for a person.
+
+    Raises:
+        FlagError: if the records cannot be read.
+    """
 
     def read() -> dict[str, str]:
         home = stop_home(settings, environment)
@@ -93,8 +97,13 @@ async def _stopped(settings: Settings, environment: str, names: Sequence[str]) -
             home.close()
         return {name: told for name, raw in held.items() if (told := _told(raw, name, environment))}
 
+    return await in_thread(read, _STOPS_WITHIN, "the stop records")
+
+
+async def _stopped(settings: Settings, environment: str, names: Sequence[str]) -> dict[str, str]:
+    """The same; records that cannot be read stop all of them, as they do in an app that starts now."""
     try:
-        return await in_thread(read, _STOPS_WITHIN, "the stop records")
+        return await stopped_flags(settings, environment, names)
     except FlagError as error:
         return dict.fromkeys(names, f"unknown, and so by every app that starts now: {error}")
 

@@ -1,0 +1,151 @@
+"""What `tidegate doctor` asks about flags: their source, its tokens and clock, each flag, what stops it."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from tidegate.errors import FlagError
+from tidegate.flags.views import FlagView
+from tidegate.operations.doctor import Finding
+from tidegate.settings import Settings
+from tidegate.stopping import in_thread, place_of
+from tidegate.vocabulary import FLAGS
+
+__all__ = ["admin_token", "clock", "flags", "resolved", "stop_records"]
+
+_ANSWER_SECONDS: Final = 2.5
+_CLOCK_SECONDS: Final = 5.0
+"""Clocks may differ by this; the Date of an answer has whole seconds."""
+
+
+async def resolved(url: str) -> None:
+    """Look the host's name up, in a thread that holds up nobody if it hangs.
+
+    Raises:
+        FlagError: if there is no such host, or no answer.
+    """
+    parts = urlsplit(url)
+
+    def look_up() -> None:
+        try:
+            socket.getaddrinfo(parts.hostname, parts.port or 80)
+        except OSError as error:
+            raise FlagError(f"the host {parts.hostname} is not known: {error.strerror or error}") from error
+
+    await in_thread(look_up, _ANSWER_SECONDS, f"looking up {parts.hostname}")
+
+
+async def flags(settings: Settings) -> list[Finding]:
+    """The source that apps read, and each layer's flag in it."""
+    from tidegate.operations.sources import read_flags
+
+    given = settings.flags
+    if given.provider == "none":
+        told = "flags.provider is none: every layer is open for everybody"
+        return [Finding(level="warn", about="flags", text=told, fix="fine to begin with; else use local or unleash")]
+    found: list[Finding] = []
+    if given.provider == "local" and not await in_thread(Path(given.file).exists, _ANSWER_SECONDS, "the flag file"):
+        told = f"there is no flag file {given.file}: every layer is shut"
+        return [Finding(level="FAIL", about="flags", text=told, fix="tidegate flags init")]
+    if given.provider == "unleash":
+        if not given.unleash_token:
+            fix = "tidegate flags init --token prints one for TIDEGATE_FLAGS_UNLEASH_TOKEN"
+            return [Finding(level="FAIL", about="flags", text="no backend token: apps keep their layers shut", fix=fix)]
+        found = _environment_of(given.unleash_token, given.environment)
+        await resolved(given.unleash_url)
+    asked = time.monotonic()
+    source = await read_flags(settings, given.environment, tuple(FLAGS.values()), within=_ANSWER_SECONDS)
+    took = (time.monotonic() - asked) * 1000
+    found.append(Finding(level="ok", about="flags", text=f"{source.origin} answers in {took:.0f} ms"))
+    return found + [_flag(name, source.view(name), settings) for name in FLAGS.values()]
+
+
+def _flag(name: str, view: FlagView | None, settings: Settings) -> Finding:
+    from tidegate.flags import UNIT_FIELDS
+
+    if view is None:
+        return Finding(level="warn", about=name, text="does not exist: shut", fix=f"tidegate flags init {name}")
+    field = UNIT_FIELDS[settings.flags.unit]
+    faults = view.faults(field)
+    if not faults:
+        return Finding(level="ok", about=name, text=f"{view}; open for {view.reach}")
+    percent_wrong = any(one.percentage is None and one.name == "flexibleRollout" for one in view.strategies)
+    grave = view.enabled and (percent_wrong or not view.strategies or view.reach == "everybody")
+    told = "; ".join(faults)
+    return Finding(level="FAIL" if grave else "warn", about=name, text=f"{view}; open for {view.reach}; it {told}")
+
+
+def _environment_of(token: str, environment: str) -> list[Finding]:
+    """A backend token names its environment (`project:environment.secret`)."""
+    named = token.partition(":")[2].partition(".")[0] if ":" in token else environment
+    if named in (environment, "*"):
+        return []
+    told = f"the backend token reads the environment {named!r}, but flags.environment is {environment!r}"
+    return [
+        Finding(level="FAIL", about="flags", text=told, fix="give the token of that environment, or name the other")
+    ]
+
+
+async def admin_token(settings: Settings) -> list[Finding]:
+    """Whether the controller, and `tidegate kill`, may move flags in Unleash."""
+    from tidegate.rollout.unleash_api import UnleashApi
+
+    if settings.flags.provider != "unleash":
+        return []
+    token = settings.rollout.admin_token
+    if not token:
+        told, fix = "none: no rollout and no kill in Unleash", "set TIDEGATE_ROLLOUT_ADMIN_TOKEN where those run"
+        return [Finding(level="warn", about="admin token", text=told, fix=fix)]
+    await resolved(settings.flags.unleash_url)
+    api = UnleashApi(settings.flags.unleash_url, token, timeout=_ANSWER_SECONDS)
+    try:
+        answer = await api.request("GET", "/api/admin/user")
+        known = await api.names()  # unlike the user, this asks Unleash's database
+    finally:
+        await api.close()
+    user = cast(Mapping[str, Any], (answer or {}).get("user") or {})
+    who = user.get("email") or user.get("username") or "somebody"
+    return [Finding(level="ok", about="admin token", text=f"Unleash knows it as {who}, and shows {len(known)} flags")]
+
+
+async def clock(settings: Settings) -> list[Finding]:
+    """Whether Unleash's clock and ours agree: `until` of a stop and the controller's ticks go by the wall clock."""
+    import httpx2
+
+    if settings.flags.provider != "unleash":
+        return []
+    await resolved(settings.flags.unleash_url)
+    root = settings.flags.unleash_url.rstrip("/").removesuffix("/api")
+    async with httpx2.AsyncClient(timeout=_ANSWER_SECONDS, follow_redirects=False) as client:
+        try:
+            answer = await client.get(f"{root}/health")
+        except httpx2.HTTPError as error:
+            raise FlagError(f"{root} could not be asked: {error or type(error).__name__}") from error
+    date = answer.headers.get("date")
+    if date is None:
+        return []
+    apart = abs(parsedate_to_datetime(date).timestamp() - time.time())
+    if apart <= _CLOCK_SECONDS:
+        return [Finding(level="ok", about="clock", text="agrees with Unleash's")]
+    return [Finding(level="warn", about="clock", text=f"{apart:.0f} s apart from Unleash's", fix="let both follow NTP")]
+
+
+async def stop_records(settings: Settings) -> list[Finding]:
+    """Whether they can be read, and which flags they stop."""
+    from tidegate.operations.status import stopped_flags
+
+    if settings.flags.provider == "none":
+        return []
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        stopped = await stopped_flags(settings, settings.flags.environment, tuple(FLAGS.values()))
+    if not stopped:
+        return [Finding(level="ok", about="stops", text=f"no flag is stopped ({place_of(settings)})")]
+    return [
+        Finding(level="warn", about="stops", text=f"{name} is stopped {told}", fix=f"tidegate lift {name}")
+        for name, told in stopped.items()
+    ]

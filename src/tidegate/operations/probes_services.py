@@ -1,0 +1,208 @@
+"""What `tidegate doctor` asks about the rest: settings, extras, the store, metrics, the controller."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, cast
+
+from tidegate.errors import MetricsError, StoreError
+from tidegate.operations.doctor import Finding
+from tidegate.operations.probes_flags import resolved
+from tidegate.settings import Settings
+from tidegate.stopping import in_thread
+from tidegate.vocabulary import COHORT_REQUESTS
+
+__all__ = ["app_metrics", "controller", "extras", "metrics_folder", "prometheus", "store", "variables"]
+
+_ANSWER_SECONDS: Final = 2.5
+_STALE_SECONDS: Final = 60.0
+"""A partly open flag whose state is older than this is shut (P8)."""
+
+_STALENESS: Final = "tidegate_flags_staleness_seconds"
+_MAX_BYTES: Final = 16 * 1024 * 1024
+
+_EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "redis": ("redis", "msgpack"),
+    "unleash": ("UnleashClient",),
+    "rollout": ("httpx2", "yaml", "rich", "uvicorn"),
+    "otel": ("opentelemetry",),
+}
+_SAFE_POLICIES: Final = ("noeviction", "volatile-")
+
+
+def variables(path: str | None, environ: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Where the settings come from. Names only: what is in them may be secret."""
+    file = Path(path or environ.get("TIDEGATE_CONFIG") or "tidegate.toml")
+    known = ("REDIS_URL", "REDIS_ENABLED", "REDIS_DEFAULT_TTL", "CACHE_VERSION", "PROMETHEUS_MULTIPROC_DIR")
+    given = sorted(name for name in environ if name.startswith("TIDEGATE_") or name in known)
+    told = [str(file) if file.exists() else "no tidegate.toml", *given]
+    return [Finding(level="ok", about="settings", text=f"from {', '.join(told)}")]
+
+
+async def extras(settings: Settings) -> list[Finding]:
+    """Which extras are installed, and which of the missing ones the settings ask for."""
+    have = {extra: all(find_spec(name) is not None for name in names) for extra, names in _EXTRAS.items()}
+    needed = {
+        "redis": settings.store.url is not None and settings.store.enabled,
+        "unleash": settings.flags.provider == "unleash",
+    }
+    found = [
+        Finding(level="FAIL", about="extras", text=f"{extra} is missing", fix=f"pip install 'tidegate[{extra}]'")
+        for extra, wanted in needed.items()
+        if wanted and not have[extra]
+    ]
+    installed = ", ".join(extra for extra, there in have.items() if there) or "none"
+    return found or [Finding(level="ok", about="extras", text=f"installed: {installed}")]
+
+
+async def store(settings: Settings) -> list[Finding]:
+    """Whether the store answers, and whether its server may throw purge stamps away."""
+    given = settings.store
+    if given.url is None or not given.enabled:
+        told = "each process's own memory: a purge holds for the process that is asked"
+        several = _workers() > 1
+        fix = "set store.url: several workers share one Redis" if several else ""
+        return [Finding(level="warn" if several else "ok", about="store", text=told, fix=fix)]
+    url = given.url
+    memory = await in_thread(lambda: _redis_memory(url), _ANSWER_SECONDS, f"the store at {url}")
+    policy = str(memory.get("maxmemory_policy", "unknown"))
+    if not policy.startswith(_SAFE_POLICIES):
+        told = f"{url} answers, but maxmemory-policy {policy} may evict purge stamps"
+        return [Finding(level="FAIL", about="store", text=told, fix="set noeviction or one of volatile-*")]
+    return [Finding(level="ok", about="store", text=f"{url} answers, maxmemory-policy {policy}")]
+
+
+def _redis_memory(url: str) -> Mapping[str, Any]:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    connect = cast(Any, redis.Redis).from_url  # its types are in part unknown
+    client = connect(
+        url, socket_timeout=_ANSWER_SECONDS, socket_connect_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
+    )
+    try:
+        return cast(Mapping[str, Any], client.info("memory"))
+    except redis.RedisError as error:
+        raise StoreError(f"the store at {url}: {error}") from error
+    finally:
+        client.close()
+
+
+async def prometheus(settings: Settings) -> list[Finding]:
+    """Whether Prometheus answers, and whether it has ever seen an app of ours."""
+    given = settings.rollout
+    if given.prometheus_url is None:
+        if given.metrics_urls:
+            return []
+        told, fix = "none: the controller has nothing to judge by", "set rollout.prometheus_url or rollout.metrics_urls"
+        return [Finding(level="warn", about="metrics", text=told, fix=fix)]
+    url = given.prometheus_url.rstrip("/")
+    document = await _get(f"{url}/api/v1/query?query=count({COHORT_REQUESTS})")
+    try:
+        result = json.loads(document)["data"]["result"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise MetricsError(f"{url} answers, but not as Prometheus does") from error
+    if not result:
+        told = f"{url} answers, but has no {COHORT_REQUESTS}"
+        return [Finding(level="warn", about="Prometheus", text=told, fix="let it scrape the app's /metrics")]
+    return [Finding(level="ok", about="Prometheus", text=f"{url} answers and knows the app")]
+
+
+async def app_metrics(settings: Settings) -> list[Finding]:
+    """Whether the app's /metrics answer, and how old its flags are."""
+    found: list[Finding] = []
+    for url in settings.rollout.metrics_urls:
+        try:
+            found.append(_judged(url, await _get(url)))
+        except MetricsError as error:
+            found.append(Finding(level="FAIL", about="app", text=str(error), fix="is the app running?"))
+    return found
+
+
+def _judged(url: str, text: str) -> Finding:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    ages: list[float] = []
+    counted = False
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                counted |= sample.name == COHORT_REQUESTS
+                if sample.name == _STALENESS:
+                    ages.append(sample.value)
+    except ValueError as error:
+        raise MetricsError(f"{url} answers, but not with metrics: {error}") from error
+    if not counted:
+        told = f"{url} has no {COHORT_REQUESTS}: nothing to judge by"
+        return Finding(level="FAIL", about="app", text=told, fix="mount Tidegate, and its metrics_app there")
+    if ages and max(ages) > _STALE_SECONDS:
+        told = f"{url}: its flags are {max(ages):.0f} s old, so partly open ones are shut"
+        return Finding(level="FAIL", about="app", text=told, fix="can the app reach its source of flags?")
+    age = f", flags {max(ages):.0f} s old" if ages else ""
+    return Finding(level="ok", about="app", text=f"{url} answers{age}")
+
+
+async def _get(url: str) -> str:
+    import httpx2
+
+    await resolved(url)
+    try:
+        async with httpx2.AsyncClient(timeout=_ANSWER_SECONDS, follow_redirects=False) as client:
+            answer = await client.get(url)
+    except httpx2.HTTPError as error:
+        raise MetricsError(f"{url} could not be asked: {error or type(error).__name__}") from error
+    if answer.status_code != 200 or len(answer.content) > _MAX_BYTES:
+        raise MetricsError(f"{url} answered {answer.status_code} with {len(answer.content)} bytes")
+    return answer.text
+
+
+async def metrics_folder(settings: Settings) -> list[Finding]:
+    """Whether the cohort counters of several workers come together."""
+    folder = settings.telemetry.metrics_dir
+    if folder is None:
+        if _workers() > 1:
+            told = f"WEB_CONCURRENCY is {_workers()}, but each worker counts alone"
+            fix = "set telemetry.metrics_dir (PROMETHEUS_MULTIPROC_DIR)"
+            return [Finding(level="FAIL", about="metrics_dir", text=told, fix=fix)]
+        told = "none: right for one worker; several need telemetry.metrics_dir"
+        return [Finding(level="ok", about="metrics_dir", text=told)]
+    path = Path(folder)
+
+    def usable() -> bool:
+        return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+    if await in_thread(usable, _ANSWER_SECONDS, f"the folder {path}"):
+        return [Finding(level="ok", about="metrics_dir", text=f"{path} can be written")]
+    return [Finding(level="FAIL", about="metrics_dir", text=f"{path} cannot be written", fix="make that folder")]
+
+
+async def controller(settings: Settings) -> list[Finding]:
+    """Whether somebody attends to the rollouts that are not over."""
+    from tidegate.rollout.store import Journal
+
+    path = settings.rollout.journal
+
+    def look() -> tuple[str | None, list[str]] | None:
+        if not Path(path).exists():
+            return None
+        with Journal(path, make=False) as journal:
+            return journal.holder(time.time()), [rollout.name for rollout in journal.active()]
+
+    seen = await in_thread(look, _ANSWER_SECONDS, f"the journal {path}")
+    if seen is None:
+        return [Finding(level="ok", about="controller", text=f"no journal {path} yet: no rollout was ever started")]
+    holder, active = seen
+    if holder is None and active:
+        told = f"none runs on {path}, though {', '.join(active)} is not over"
+        return [Finding(level="FAIL", about="controller", text=told, fix="tidegate controller")]
+    told = f"{holder} holds the lease" if holder else "none runs, and no rollout needs one"
+    return [Finding(level="ok", about="controller", text=f"{told} ({path})")]
+
+
+def _workers() -> int:
+    text = os.environ.get("WEB_CONCURRENCY", "1")
+    return int(text) if text.isascii() and text.isdigit() else 1

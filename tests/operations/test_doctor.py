@@ -1,0 +1,304 @@
+"""`tidegate doctor` on real servers, well and ill: what it says, how it exits, how long it takes, what it hides."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.operations.running import Shell, until_clients_know
+from tests.services import Prometheus, Redis, Unleash, Valkey
+from tests.services.server import free_port
+from tidegate.operations.doctor import PROBE_SECONDS
+from tidegate.operations.masking import Mask
+from tidegate.rollout.loading import load_spec
+from tidegate.rollout.store import Journal
+from tidegate.settings import Settings
+from tidegate.vocabulary import COHORT_REQUESTS, FLAGS
+
+ENDS_WITHIN = 5.0
+"""Seconds that the whole may take, whatever hangs: the issue's bound. Probes end after PROBE_SECONDS."""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    return Shell(tmp_path, capsys, monkeypatch)
+
+
+def examined(shell: Shell, *arguments: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
+    """Exit code, and what was found about each part: level, and text with fix."""
+    code, out, err = shell.run("doctor", "--json", *arguments)
+    assert err == ""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for one in json.loads(out):
+        found.setdefault(one["about"], []).append((one["level"], f"{one['text']}; {one['fix']}"))
+    assert code == int(any(level == "FAIL" for several in found.values() for level, _ in several))
+    return code, found
+
+
+@pytest.fixture
+def app_metrics() -> Iterator[Callable[[str], str]]:
+    """Serves a text as an app's /metrics; the address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(text: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}/metrics"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_with_nothing_configured_nothing_fails_and_it_says_what_is_open(shell: Shell) -> None:
+    code, found = examined(shell)
+    assert code == 0
+    assert found["flags"][0] == ("warn", "flags.provider is none: every layer is open for everybody; "
+                                 "fine to begin with; else use local or unleash")  # fmt: skip
+    code, out, _ = shell.run("doctor")
+    assert out.splitlines()[0] == "ok    settings: from no tidegate.toml"
+
+
+def test_a_whole_installation_that_is_well_is_called_so(
+    start_unleash: Callable[..., Unleash], valkey: Valkey, app_metrics: Callable[[str], str], shell: Shell
+) -> None:
+    unleash = start_unleash()
+    url = app_metrics(f'{COHORT_REQUESTS}{{flag="tidegate.cache"}} 0\ntidegate_flags_staleness_seconds 1.5\n')
+    folder = shell.folder / "metrics"
+    folder.mkdir()
+    more = f'metrics_urls = ["{url}"]\n[store]\nurl = "{valkey.url}"\n[telemetry]\nmetrics_dir = "{folder}"'
+    shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"', rest=more)
+    assert shell.run("flags", "init")[0] == 0
+    until_clients_know(unleash, "tidegate.etag")
+    _, found = examined(shell)
+    assert {level for several in found.values() for level, _ in several} == {"ok"}, found
+    assert found["tidegate.cache"][0][1].startswith("off, 0 % by tenantId; open for nobody")
+    assert found["admin token"][0][1].startswith("Unleash knows it as admin")
+    assert "flags 2 s old" in found["app"][0][1]
+    parts = {"settings", "extras", "flags", "clock", "stops", "store", "metrics_dir", "controller"}
+    assert set(found) == {*parts, "admin token", "app", *FLAGS.values()}
+
+
+def test_flags_that_are_dangerous_fail_and_flags_that_are_odd_warn(
+    start_unleash: Callable[..., Unleash], shell: Shell
+) -> None:
+    unleash = start_unleash()
+    shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"')
+    unleash.admin.create_flag("tidegate.etag")
+    unleash.admin.turn_on("tidegate.etag")  # for everybody
+    wrong = unleash.admin.roll_out("tidegate.cache", 5)
+    unleash.admin.set_percentage("tidegate.cache", wrong, "12.5")
+    unleash.admin.roll_out("tidegate.breaker", 5, stickiness="userId")
+    for name in ("tidegate.etag", "tidegate.cache", "tidegate.breaker"):
+        until_clients_know(unleash, name)
+    code, found = examined(shell)
+    assert code == 1
+    assert {name: found[name][0][0] for name in FLAGS.values()} == {
+        "tidegate.telemetry": "warn",
+        "tidegate.cache": "FAIL",
+        "tidegate.coalesce": "warn",
+        "tidegate.breaker": "warn",
+        "tidegate.etag": "FAIL",
+    }
+    assert "open for everybody" in found["tidegate.etag"][0][1]
+    assert "'12.5'" in found["tidegate.cache"][0][1]
+    assert "sticky by 'userId'" in found["tidegate.breaker"][0][1]
+    assert "tidegate flags init tidegate.coalesce" in found["tidegate.coalesce"][0][1]
+
+
+def test_tokens_that_will_not_do_fail_with_their_fix(unleash: Unleash, shell: Shell) -> None:
+    shell.on(unleash, token="*:*.wrong", flags=f'unleash_token = "{unleash.production_token}"')
+    _, found = examined(shell)
+    assert found["admin token"][0][0] == "FAIL"
+    assert "set TIDEGATE_ROLLOUT_ADMIN_TOKEN" in found["admin token"][0][1]
+    assert found["flags"][0][0] == "FAIL"
+    assert "reads the environment 'production', but flags.environment is 'development'" in found["flags"][0][1]
+
+    shell.on(unleash, token="", flags=f'unleash_token = "{unleash.admin_token}"')
+    _, found = examined(shell)
+    assert found["admin token"][0][0] == "warn"
+    assert "tidegate flags init --token prints one" in found["flags"][0][1]
+
+    shell.on(unleash)
+    _, found = examined(shell)
+    assert found["flags"][0] == ("FAIL", "no backend token: apps keep their layers shut; tidegate flags init --token "
+                                 "prints one for TIDEGATE_FLAGS_UNLEASH_TOKEN")  # fmt: skip
+
+
+def test_black_holes_everywhere_hold_it_up_five_seconds_at_most(shell: Shell) -> None:
+    """Listeners that accept and never answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as hole:
+        at = f"127.0.0.1:{hole.getsockname()[1]}"
+        shell.settings(
+            f"""
+            [flags]
+            provider = "unleash"
+            unleash_url = "http://{at}/api"
+            unleash_token = "default:development.s3cret"
+            [store]
+            url = "redis://{at}/0"
+            [rollout]
+            admin_token = "*:*.s3cret"
+            prometheus_url = "http://{at}"
+            metrics_urls = ["http://{at}/metrics"]
+            """
+        )
+        began = time.monotonic()
+        code, found = examined(shell)
+        took = time.monotonic() - began
+    assert code == 1
+    for about in ("flags", "admin token", "clock", "stops", "store", "Prometheus", "app"):
+        assert found[about][0][0] == "FAIL", about
+    assert PROBE_SECONDS <= 3
+    assert took < ENDS_WITHIN
+
+
+def test_an_unleash_that_hangs_and_a_database_that_is_down_are_told(
+    start_unleash: Callable[..., Unleash], shell: Shell
+) -> None:
+    unleash = start_unleash(own_postgres=True)
+    shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"')
+    unleash.postgres.suspend()
+    _, found = examined(shell)
+    assert found["admin token"][0][0] == "FAIL"
+    unleash.postgres.resume()
+    unleash.suspend()
+    _, found = examined(shell)
+    unleash.resume()
+    assert {about: found[about][0][0] for about in ("flags", "admin token", "clock")} == dict.fromkeys(
+        ("flags", "admin token", "clock"), "FAIL"
+    )
+    assert found["stops"][0][0] == "ok"
+
+
+def test_what_is_refused_is_told_without_a_password(shell: Shell) -> None:
+    port = free_port()
+    shell.settings(
+        f"""
+        [flags]
+        provider = "unleash"
+        unleash_url = "http://ann:pass%21word@127.0.0.1:{port}/api"
+        unleash_token = "default:development.hush-hush"
+        [store]
+        url = "redis://bob:hunter22@127.0.0.1:{port}/0?password=swordfish"
+        [rollout]
+        admin_token = "*:*.very-secret"
+        prometheus_url = "http://eve:tell-nobody@127.0.0.1:{port}"
+        metrics_urls = ["http://joe:keep-mum@127.0.0.1:{port}/metrics?token=abracadabra"]
+        """
+    )
+    for arguments in ((), ("--json",)):
+        code, out, err = shell.run("doctor", *arguments)
+        assert (code, err) == (1, "")
+        assert f"127.0.0.1:{port}" in out
+        told = (
+            "pass",
+            "ann:",
+            "hush-hush",
+            "hunter22",
+            "swordfish",
+            "very-secret",
+            "tell-nobody",
+            "keep-mum",
+            "abracad",
+        )
+        assert [secret for secret in told if secret in out.replace("password=***", "")] == []
+
+
+def test_the_mask_hides_a_password_in_an_error_of_a_library() -> None:
+    settings = Settings.of({"store": {"url": "redis://:p%40ssword@host:6379"}, "flags": {"unleash_token": "a:b.cdef"}})
+    mask = Mask(settings)
+    assert mask("AUTH p@ssword or p%40ssword failed, rediss://u:x@h/1?password=y&db=2") == (
+        "AUTH *** or *** failed, rediss://***@h/1?password=***&db=2"
+    )
+    assert mask("a:b.cdef and a:b") == "*** and a:b"
+
+
+def test_a_policy_that_may_evict_stamps_fails(start_redis: Callable[..., Redis], shell: Shell) -> None:
+    redis = start_redis()
+    shell.settings(f'[store]\nurl = "{redis.url}"\n')
+    assert examined(shell)[1]["store"][0][0] == "ok"
+    redis.command_reply("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    _, found = examined(shell)
+    assert found["store"][0][0] == "FAIL"
+    assert "allkeys-lru may evict purge stamps" in found["store"][0][1]
+    redis.suspend()
+    assert examined(shell)[1]["store"][0][0] == "FAIL"
+    redis.resume()
+
+
+def test_a_prometheus_that_never_saw_the_app_is_told(prometheus: Callable[..., Prometheus], shell: Shell) -> None:
+    shell.settings(f'[rollout]\nprometheus_url = "{prometheus(targets=[]).url}"\n')
+    level, told = examined(shell)[1]["Prometheus"][0]
+    assert (level, f"has no {COHORT_REQUESTS}" in told) == ("warn", True)
+
+
+def test_an_apps_metrics_tell_how_old_its_flags_are(app_metrics: Callable[[str], str], shell: Shell) -> None:
+    counted = f'{COHORT_REQUESTS}{{flag="tidegate.cache"}} 0\n'
+    cases = {
+        counted + "tidegate_flags_staleness_seconds 75\n": ("FAIL", "its flags are 75 s old"),
+        "up 1\n": ("FAIL", "nothing to judge by"),
+        "<html>": ("FAIL", "not with metrics"),
+        counted: ("ok", "answers"),
+    }
+    urls = [app_metrics(text) for text in cases]
+    shell.settings(f"[rollout]\nmetrics_urls = {json.dumps(urls)}\n")
+    found = examined(shell)[1]["app"]
+    assert [level for level, _ in found] == [level for level, _ in cases.values()]
+    assert [told in text for (_, text), (_, told) in zip(found, cases.values(), strict=True)] == [True] * 4
+
+
+def test_several_workers_that_count_alone_fail(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    _, found = examined(shell)
+    assert (found["metrics_dir"][0][0], found["store"][0][0]) == ("FAIL", "warn")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(shell.folder / "nowhere"))
+    level, told = examined(shell)[1]["metrics_dir"][0]
+    assert (level, "make that folder" in told) == ("FAIL", True)
+
+
+def test_a_rollout_that_nobody_attends_to_fails(shell: Shell) -> None:
+    shell.settings('[flags]\nprovider = "local"\n')
+    shell.run("flags", "init")
+    spec = shell.folder / "canary.yaml"
+    spec.write_text(
+        "name: canary\nflag: tidegate.cache\nsteps: [{percent: 1, dwell: 15s, min_requests: 1}]\n"
+        "objectives: {errors: {max: 1%}}\n"
+    )
+    with Journal(shell.folder / "tidegate-journal.sqlite3") as journal:
+        journal.add(load_spec(spec), "development", time.time())
+        level, told = examined(shell)[1]["controller"][0]
+        assert (level, "canary is not over; tidegate controller" in told) == ("FAIL", True)
+        journal.acquire("desk-1", time.time(), 60)
+        assert examined(shell)[1]["controller"][0][0] == "ok"
+
+
+def test_settings_that_are_wrong_are_lines_and_the_rest_is_still_seen(shell: Shell) -> None:
+    shell.settings('[flags]\nprovider = "local"\n[store]\nurl = "http://u:secret@x"\n[cache]\nshare = "all"\n')
+    shell.run("flags", "init")
+    code, found = examined(shell)
+    assert code == 1
+    wrong = [told for level, told in found["settings"] if level == "FAIL"]
+    assert [told.partition(":")[0] for told in wrong] == ["cache.share", "store.url"]
+    assert "secret" not in str(found)
+    assert "the file flags.json answers" in found["flags"][0][1]
+    (shell.folder / "flags.json").unlink()
+    level, told = examined(shell)[1]["flags"][0]
+    assert (level, "every layer is shut; tidegate flags init" in told) == ("FAIL", True)
