@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench.frame import Figure
 
-__all__ = ["RECORDED", "load", "record", "table"]
+__all__ = ["RECORDED", "load", "markdown", "record", "table"]
 
 RECORDED = Path(__file__).with_name("recorded.json")
 """The table that was recorded last."""
@@ -33,9 +33,38 @@ def load(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _figure(figure: Figure) -> dict[str, float]:
-    values = {"us": figure.microseconds, "times_raw": figure.times_raw, "above_bare": figure.above_bare}
-    return {name: round(value, 3) for name, value in values.items() if value is not None}
+def markdown(document: Mapping[str, Any], size: str) -> list[tuple[str, ...]]:
+    """The rows of the table in the docs: all that was recorded for one size, and what has none."""
+    rows: list[tuple[str, ...]] = []
+    for title, figure in document["figures"].items():
+        name, _, its_size = title.rpartition(", ")
+        if its_size != size:
+            if figure.get("times_raw") is not None or its_size.endswith("iB"):
+                continue
+            name = title
+        target = figure.get("target")
+        in_terms = "above" if figure.get("target_above_bare") else "in all"
+        rows.append(
+            (
+                name,
+                f"{figure['us']:.1f}" if figure["us"] >= 1 else f"{figure['us']:.2f}",
+                f"{figure['above_bare']:+.1f}" if "above_bare" in figure else "",
+                f"{target:g} {in_terms}" if target is not None else "",
+            )
+        )
+    return rows
+
+
+def _figure(figure: Figure) -> dict[str, float | bool]:
+    target = figure.case.target
+    values = {
+        "us": figure.microseconds,
+        "times_raw": figure.times_raw,
+        "above_bare": figure.above_bare,
+        "target": target.microseconds if target is not None else None,
+    }
+    kept: dict[str, float | bool] = {name: round(value, 3) for name, value in values.items() if value is not None}
+    return kept | {"target_above_bare": True} if target is not None and target.above_bare else kept
 
 
 def table(figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]]) -> list[str]:
