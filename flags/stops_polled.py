@@ -8,6 +8,7 @@ the end of the process. Not guaranteed: that a forked child follows: start it in
 """
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -19,6 +20,8 @@ from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.stop_records import Seen, StopRecord, StopView
 
 __all__ = ["NudgeSource", "PolledStops", "StopHome", "WritableHome"]
+
+_log = logging.getLogger("tidegate.flags")
 
 
 class StopHome(Protocol):
@@ -159,8 +162,11 @@ class PolledStops:
     def _settle(self, *, known: bool) -> None:
         stopped = self._view.stopped(time.time())
         if (stopped, known) != (self._stopped, self.known):
+            changed = sorted(stopped ^ self._stopped)
             self._stopped, self.known = stopped, known
             self.version += 1  # last, so that nobody remembers an old decision under the new version
+            for flag in changed:
+                _log.warning("%s is %s", flag, "stopped" if flag in stopped else "not stopped any more")
 
     def _tell(self, kind: str, fault: str) -> None:
         if fault and fault != self._faults.get(kind):

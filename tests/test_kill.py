@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.services import Valkey, free_port, wait_until
 from tidegate.cli import main
@@ -261,6 +262,19 @@ def test_the_record_goes_to_the_stores_redis_unless_settings_say_otherwise(desk:
     assert json.loads(home.read((FLAG,))[FLAG])["stopped"] is True
     home.close()
     assert not (desk.folder / "tidegate-stops.json").exists()
+
+
+def test_a_record_for_another_environment_counts_only_if_somebody_follows_it(desk: Desk, valkey: Valkey) -> None:
+    desk.settings(unleash_at(free_port(), stops=valkey.url))
+    code, _, err = desk.run("kill", FLAG, "--environment", "staging")
+    assert code == 1
+    assert "nobody was heard to follow the stops of staging" in err
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub() as worker:
+        worker.subscribe("tidegate:stops:staging")
+        wait_until(lambda: client.pubsub_numsub("tidegate:stops:staging")[0][1], 5, "it listens")
+        code, out, _ = desk.run("kill", FLAG, "--environment", "staging")
+    assert code == 0
+    assert "told 1 listening process at once" in out
 
 
 # --- pipes and keys ----------------------------------------------------------------

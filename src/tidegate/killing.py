@@ -116,7 +116,18 @@ class _Killing:
         until = "until it is lifted" if record.until is None else f"until {show_time(record.until)}"
         told = "" if heard is None else f"; told {heard} listening process{'' if heard == 1 else 'es'} at once"
         self._say(f"{flag} in {self._environment} is stopped {until}: record in {home}{told}")
-        if "://" in place_of(settings) or settings.flags.stops is not None or settings.flags.provider == "local":
+        return self._counts(heard)
+
+    def _counts(self, heard: int | None) -> bool:
+        """Whether a record that was written surely reaches the workers; what speaks against it is told."""
+        flags = self._settings.flags
+        if self._environment != flags.environment and not heard:
+            self._warn(
+                f"nobody was heard to follow the stops of {self._environment}, and with these settings workers follow "
+                f"those of {flags.environment} (flags.environment)"
+            )
+            return False
+        if "://" in place_of(self._settings) or flags.stops is not None or flags.provider == "local":
             return True
         self._warn(
             "that file shuts the flag only for processes that read it, on this machine and with these settings; "

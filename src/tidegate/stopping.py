@@ -33,6 +33,9 @@ STOP_FILE: Final = "tidegate-stops.json"
 _READ_WITHIN: Final = 1.5
 _WRITE_WITHIN: Final = 2.5
 
+_FIRST_ANSWER: Final = 0.25
+"""Seconds that an app which starts waits for Redis' first answer. It opens its layers later if that takes longer."""
+
 _T = TypeVar("_T")
 
 
@@ -71,9 +74,10 @@ def follow_stops(
     """
     environment, place = settings.flags.environment, place_of(settings)
     nudges: NudgeSource | None = None
-    poll_interval = min(0.5, settings.flags.poll_interval)  # a file is read for next to nothing
+    # A file is read for next to nothing, and at once.
+    poll_interval, first_wait = min(0.5, settings.flags.poll_interval), 5.0
     if "://" in place:
-        poll_interval = settings.flags.poll_interval
+        poll_interval, first_wait = settings.flags.poll_interval, _FIRST_ANSWER
         nudges = _redis().RedisNudges(place, environment, namespace=settings.flags.stops_namespace)
     return PolledStops(
         stop_home(settings, environment),
@@ -81,6 +85,7 @@ def follow_stops(
         environment=environment,
         nudges=nudges,
         poll_interval=poll_interval,
+        first_wait=first_wait,
         on_nudge=on_nudge,
         on_error=on_error,
     )

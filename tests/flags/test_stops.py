@@ -77,7 +77,9 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[WritableHo
         made.close()
 
 
-def test_a_stop_is_in_force_soon_and_gone_when_lifted_and_the_version_tells(home: WritableHome) -> None:
+def test_a_stop_is_in_force_soon_and_gone_when_lifted_and_version_and_log_tell(
+    home: WritableHome, caplog: pytest.LogCaptureFixture
+) -> None:
     stops = follow(home)
 
     async def check() -> None:
@@ -90,6 +92,7 @@ def test_a_stop_is_in_force_soon_and_gone_when_lifted_and_the_version_tells(home
         assert stops.version == 3
 
     run(stops, check)
+    assert caplog.messages == [f"{CACHE} is stopped", f"{CACHE} is not stopped any more"]
 
 
 def test_a_stop_ends_by_itself_in_between_two_looks(home: WritableHome) -> None:

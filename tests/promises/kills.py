@@ -7,6 +7,7 @@ look by themselves.
 """
 
 import asyncio
+import random
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,7 @@ class Measurement:
         self._settings = settings(unleash, valkey, poll_interval)
         self._mute = valkey.url.replace("://", "://mute:secret@")
         self._hung = 0
+        self._chance = random.Random(3)
 
     @classmethod
     @contextmanager
@@ -136,6 +138,9 @@ class Measurement:
     def round(self, world: World) -> Round:
         """Kill once; then everything is as it was before, but for the flag, which is stopped."""
         self._open()
+        # Opening nudged every worker: from there, wait for any part of its poll interval.
+        at = time.time() + self._chance.uniform(0, self._settings.flags.poll_interval)
+        wait_until(lambda: time.time() >= at, 60, "some time has passed")
         hung = self._hang() if world.hangs else None
         said: list[str] = []
         flags = self._settings.flags
