@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tests.promises.kills import WORLDS, Measurement, measure, table
 from tests.services import Unleash, Valkey
 
-POLL_INTERVAL = 1.0
+POLL_INTERVAL = 0.5
 ROUNDS = 2
 
 
