@@ -181,3 +181,42 @@ def test_series_are_bounded_by_flags_bands_and_routes_whoever_asks_for_what(caps
     # A circuit may open or try again at any moment: those series are bounded too, but come when they come.
     assert {one for one in second - first if not one.startswith("tidegate_breaker_")} == set()
     assert [one for one in second if re.search(r"tenant\d|nowhere|two|agent", one)] == []
+
+
+def test_a_hit_is_what_the_cache_answered_and_neither_a_followers_answer_nor_shadow_modes() -> None:
+    running, go, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal calls
+        if scope["path"] != "/first":
+            calls += 1
+            running.set()
+            await go.wait()
+        await answering(scope, receive, send)
+
+    policies = [RoutePolicy(route="/served", ttl=60, share="tenant")]
+    policies.append(RoutePolicy(route="/shadow", ttl=60, share="tenant", mode="shadow"))
+    tide = Tidegate(provider=Percentages(100), policies=policies, registry=CollectorRegistry())
+    layers = tide(app)
+
+    async def run() -> tuple[CohortTotals, CohortTotals, int]:
+        await call(layers, "/first")  # by nobody: with it everything starts
+        together = [asyncio.create_task(call(layers, "/served", user=ANN)) for _ in range(6)]
+        await running.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*together)
+        assert (await call(layers, "/served", user=ANN)).hit
+        served, its_calls = per_cohort(tide)["canary"], calls
+        for _ in range(3):
+            await call(layers, "/shadow", user=ANN)
+        await tide.aclose()
+        return served, per_cohort(tide)["canary"], its_calls
+
+    served, both, its_calls = asyncio.run(run())
+    assert its_calls == 1, "five of six followed"
+    assert (served.requests, served.storable, served.hits) == (7, 7, 1)
+    assert (both.requests, both.storable, both.hits, calls) == (10, 7, 1, 4), (
+        "a route in shadow mode is to store nothing"
+    )
