@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -15,8 +15,12 @@ from tests.driver import Answer, User, call
 from tidegate import CacheLayer, MemoryStore, RoutePolicy
 from tidegate.middleware.core.policy import Policies
 from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.layers.breaker import BreakerLayer
+from tidegate.middleware.layers.coalesce import CoalesceLayer
+from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Store
 
 USERS = [User(tenant, f"{name}-{tenant}") for tenant in ("acme", "globex") for name in ("ann", "ben", "cat")]
 LANGUAGES = ("en", "de", "fr")
@@ -161,22 +165,44 @@ class App:
 
 
 class Watched:
-    """An app in shadow mode under a crowd."""
+    """An app in shadow mode under a crowd.
 
-    def __init__(self, seed: int, policies: tuple[RoutePolicy, ...], **notes: Any) -> None:
+    stores: one for each worker; requests go to any of them. Default: one worker with a memory store.
+    whole: with the layers inside the cache as well.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        policies: tuple[RoutePolicy, ...],
+        *,
+        stores: Sequence[Store] = (),
+        whole: bool = False,
+        **notes: Any,
+    ) -> None:
         self.chance = random.Random(seed)
         self.clock = Clock()
         self.registry = CollectorRegistry()
-        metrics = Metrics.of(self.registry)
-        self.notes = ShadowNotes(**({"metrics": metrics, "clock": self.clock, "analysis": 1.0, "burst": 60.0} | notes))
         self.policies = policies
-        self.app = App(self.chance, self.clock)
-        self.layer = CacheLayer(
-            self.app,
-            store=MemoryStore(clock=self.clock, metrics=metrics),
-            resolver=ContextResolver(policies=Policies(policies)),
+        self.stores = stores or [MemoryStore(clock=self.clock, metrics=Metrics.of(self.registry))]
+        self._options = {"clock": self.clock, "analysis": 1.0, "burst": 60.0} | notes
+        self._app: Any = App(self.chance, self.clock)
+        self.workers = [self._worker(store, whole) for store in self.stores]
+
+    def _worker(self, store: Store, whole: bool) -> CacheLayer:
+        metrics = Metrics.of(self.registry)
+        resolver = ContextResolver(policies=Policies(self.policies))
+        app = self._app
+        if whole:
+            app = ETagLayer(app, resolver=resolver)
+            app = BreakerLayer(app, resolver=resolver, metrics=metrics)
+            app = CoalesceLayer(app, resolver=resolver, metrics=metrics)
+        return CacheLayer(
+            app,
+            store=store,
+            resolver=resolver,
             share="public",
-            shadow=self.notes,
+            shadow=ShadowNotes(metrics=metrics, **self._options),
             metrics=metrics,
             clock=self.clock,
         )
@@ -192,9 +218,12 @@ class Watched:
         headers.append(("traceparent", f"00-{chance.random()}"))
         if chance.random() < 0.2:
             headers.append(("if-none-match", f'"{user.tenant}"'))
-        return lambda: call(self.layer, path, method=method, headers=headers, user=user)
+        worker = chance.choice(self.workers)
+        return lambda: call(worker, path, method=method, headers=headers, user=user)
 
     async def _crowd(self, requests: int) -> None:
+        for store in self.stores:
+            await store.start()
         left = requests
         while left > 0:
             together = min(left, self.chance.randrange(1, 9))
@@ -202,31 +231,35 @@ class Watched:
             await asyncio.gather(*[self.request()() for _ in range(together)])
             self.clock.now += self.chance.random() * 0.5
         self.clock.now += 10.0
-        await self.notes.look(most=10_000)
+        for worker in self.workers:
+            await worker.shadow.look(most=10_000)
+        for store in self.stores:
+            await store.aclose()
 
-    def run(self, requests: int = 1500) -> dict[str, Any]:
-        """The report after so many requests."""
+    def run(self, requests: int = 1500) -> list[dict[str, Any]]:
+        """The workers' reports after so many requests."""
         asyncio.run(self._crowd(requests))
-        return self.notes.report()
+        return [worker.shadow.report() for worker in self.workers]
 
 
-def found(report: dict[str, Any]) -> set[tuple[str, str, str]]:
-    """The findings of a report: route, kind, field."""
-    return {(one["route"], one["kind"], one["field"]) for one in report["findings"]}
+def found(reports: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """The findings of some reports: route, kind, field."""
+    return {(one["route"], one["kind"], one["field"]) for report in reports for one in report["findings"]}
 
 
-def total(report: dict[str, Any], result: str) -> int:
+def total(reports: list[dict[str, Any]], result: str) -> int:
     """Requests of all routes with a result."""
-    return sum(counts.get(result, 0) for counts in report["routes"].values())
+    return sum(counts.get(result, 0) for report in reports for counts in report["routes"].values())
 
 
-if __name__ == "__main__":  # seeds by hand: python -m tests.middleware.layers.shadowing FIRST COUNT
+if __name__ == "__main__":  # seeds by hand: python -m tests.middleware.layers.shadowing FIRST COUNT [whole]
     import sys
 
-    first, count = int(sys.argv[1]), int(sys.argv[2])
+    first, count, whole = int(sys.argv[1]), int(sys.argv[2]), "whole" in sys.argv
     for seed in range(first, first + count):
         began = time.perf_counter()
-        both, clean = Watched(seed, CLEAN + MISTAKEN).run(), Watched(seed, CLEAN).run()
+        both = Watched(seed, CLEAN + MISTAKEN, whole=whole).run()
+        clean = Watched(seed, CLEAN, whole=whole).run()
         print(
             seed,
             "missed", sorted(PLANTED - found(both)),

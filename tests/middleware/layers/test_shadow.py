@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.driver import Answer, Origin, User, call, scope_of
 from tests.middleware.layers.shadowing import CLEAN, MISTAKEN, PLANTED, Clock, Watched, found, total
+from tests.services import Valkey
 from tidegate import CacheLayer, MemoryStore, RoutePolicy
 from tidegate.errors import StoreError
 from tidegate.middleware.core.policy import Policies
@@ -17,6 +18,8 @@ from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.shadow_notes import MAX_ASKERS, MAX_SIGHTS, Difference, Ring, ShadowNotes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.redis import RedisStore
 
 ANN, BEN = User("acme", "ann"), User("acme", "ben")
 TENANT = RoutePolicy(route="/", ttl=60, share="tenant", mode="shadow", tags=("it",))
@@ -55,8 +58,8 @@ class Stand:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_it_finds_all_five_planted_mistakes_on_their_routes_and_no_other(seed: int) -> None:
     watched = Watched(seed, CLEAN + MISTAKEN)
-    report = watched.run(1500)
-    assert found(report) == PLANTED
+    (report,) = watched.run(1500)
+    assert found([report]) == PLANTED
     value = watched.registry.get_sample_value
     for route, kind, _ in PLANTED:
         labels = {"route": route, "result": "mismatch"}
@@ -67,17 +70,37 @@ def test_it_finds_all_five_planted_mistakes_on_their_routes_and_no_other(seed: i
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_it_finds_nothing_in_a_clean_app_though_writes_run_beside_the_requests(seed: int) -> None:
-    report = Watched(seed, CLEAN).run(1500)
-    assert (found(report), total(report, "mismatch"), report["learned_fields"]) == (set(), 0, {})
-    assert total(report, "match") > 600
+    (report,) = Watched(seed, CLEAN).run(1500)
+    assert (found([report]), total([report], "mismatch"), report["learned_fields"]) == (set(), 0, {})
+    assert total([report], "match") > 600
     assert report["routes"]["/clients/{client_id}"]["match"] > 20
     assert report["waiting"] == 0
 
 
+def test_the_layers_inside_change_nothing_about_that() -> None:
+    mistaken, clean = (Watched(4, policies, whole=True).run(1500) for policies in (CLEAN + MISTAKEN, CLEAN))
+    assert (found(mistaken), found(clean), total(clean, "mismatch")) == (PLANTED, set(), 0)
+    assert total(clean, "match") > 300
+
+
+def test_two_workers_on_one_valkey_hear_of_each_others_records_and_purges(valkey: Valkey) -> None:
+    def watched(policies: tuple[RoutePolicy, ...], namespace: str) -> list[dict[str, Any]]:
+        metrics = Metrics.of(CollectorRegistry())
+        stores = [
+            GuardedStore(RedisStore(valkey.url, namespace=namespace, metrics=metrics), budget=5.0, metrics=metrics)
+            for _ in range(2)
+        ]
+        return Watched(6, policies, stores=stores).run(1500)
+
+    mistaken, clean = watched(CLEAN[:3] + MISTAKEN, "mistaken"), watched(CLEAN, "clean")
+    assert (found(mistaken), found(clean), total(clean, "mismatch")) == (PLANTED, set(), 0)
+    assert all(total([report], "match") > 200 for report in clean)
+
+
 def test_a_write_that_purges_too_little_shows_as_a_body_that_changes_over_time() -> None:
     forgetful = tuple(RoutePolicy(route=p.route, mode="shadow") if p.invalidates else p for p in CLEAN)
-    report = Watched(3, forgetful).run(1500)
-    assert found(report) == {("/clients/{client_id}", "body-over-time", "")}
+    reports = Watched(3, forgetful).run(1500)
+    assert found(reports) == {("/clients/{client_id}", "body-over-time", "")}
 
 
 def test_differences_that_race_a_write_are_not_compared_but_would_be_without_waiting() -> None:
@@ -367,7 +390,7 @@ def test_every_limit_bites_and_says_so() -> None:
         assert stand.value("tidegate_limits_total", limit=limit) > 0, limit
     assert len(report["findings"]) == 1
     assert len(report["findings"][0]["examples"]) == 2
-    assert total(report, "uncompared") > 0
+    assert total([report], "uncompared") > 0
 
 
 def test_looking_for_causes_stops_when_it_has_taken_its_share_of_time() -> None:
