@@ -97,16 +97,19 @@ class CacheLayer:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         wanted = request_directives(scope["headers"])
+        policy, decision = context.match.policy, context.decision
         verdict = judge_request(
             method=scope["method"],
             headers=scope["headers"],
             wanted=wanted,
-            policy=context.match.policy,
+            policy=policy,
             default_share=self._share,
             identity=context.identity,
             has_credential=context.identity is None and self._has_credential(scope),
         )
-        shadowed = _is_shadowed(context)
+        shadowed = policy is not None and policy.mode == "shadow"
+        if decision is not None and "cache" in decision.shadow:
+            shadowed = True
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
             await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
@@ -148,12 +151,6 @@ class CacheLayer:
         except StoreError as error:
             # Only an unguarded store raises: GuardedStore keeps the purge as pending and tries again.
             self._config.metrics.fail("purge", error)
-
-
-def _is_shadowed(context: RequestContext) -> bool:
-    """Whether policy or flag want this request compared, and not served."""
-    policy, decision = context.match.policy, context.decision
-    return (policy is not None and policy.mode == "shadow") or (decision is not None and "cache" in decision.shadow)
 
 
 def _purged_by(scope: Scope, context: RequestContext) -> list[ScopedTag]:
