@@ -166,6 +166,10 @@ VARY = Finding("missing-vary", "accept-language")
         ),
         # What changes with the body is no news.
         ([sight(who, who=who, got=[("etag", who), ("x-for", who)]) for who, _ in MIXED], (WIDE,)),
+        (
+            [sight(who, who=who, order="same", got=[("etag", who)]) for who, _ in MIXED],
+            (Finding("unstable-order"),),
+        ),
         # By tenant, in a public share, although a header names the tenant as well.
         ([sight(who[0], who=who, sent=[("x-tenant", who[0])]) for who in ("a1", "a2", "b1", "b2") * 5], (WIDE,)),
         # A field that names each single request is no cause, and hides none.

@@ -159,6 +159,7 @@ def test_each_message_passes_as_the_very_object_and_as_it_comes() -> None:
     assert all(one is other for one, other in zip(got, messages, strict=True))
     assert held[0] is scope
     assert held[1] is receive
+    assert stand.store.stats().entries == 0  # what it does not know, it does not keep
 
 
 def test_nothing_of_shadow_mode_is_served_when_the_cache_is_opened() -> None:
@@ -194,6 +195,45 @@ def test_with_the_gate_shut_nothing_is_looked_at() -> None:
     asyncio.run(answers(stand.layer, {}, {}))
     assert stand.notes.report()["routes"] == {}
     assert stand.store.stats().entries == 0
+
+
+def test_an_answer_during_which_the_record_is_purged_is_not_compared() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if origin.calls:
+            origin.body = b"new"
+            await stand.store.purge({"tenant:acme": ["it"]})
+        await origin(scope, receive, send)
+
+    origin = Origin(b"old")
+    stand = Stand(app)
+    asyncio.run(answers(stand.layer, {}, {}))
+    report = stand.notes.report()
+    assert (report["routes"], report["waiting"]) == ({"/": {"would-miss": 1, "uncompared": 1}}, 0)
+
+
+def test_what_layers_inside_say_of_an_answer_counts() -> None:
+    """Another run's answer is kept by that run; an ETag of ours says nothing that the body does not say."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["tidegate"].collapsed, scope["tidegate"].own_etag = collapsed, True
+        origin.headers = [(b"etag", b'"%d"' % origin.calls)]
+        await origin(scope, receive, send)
+
+    origin, collapsed = Origin(b"body"), True
+    stand = Stand(app)
+    asyncio.run(answers(stand.layer, {}, {}))
+    assert stand.notes.report()["routes"] == {"/": {"would-miss": 2}}
+    collapsed = False
+    asyncio.run(answers(stand.layer, {}, {}, {"headers": [("cache-control", "no-cache")]}))
+    assert stand.notes.report()["routes"] == {"/": {"would-miss": 4, "match": 1}}
+
+
+def test_sights_of_one_record_are_not_mixed_with_those_of_the_next() -> None:
+    notes = ShadowNotes(metrics=Metrics.of(CollectorRegistry()))
+    ring = notes.open_ring(b"key", b"one", sight(1.0))
+    assert notes.ring(b"key", b"one") is ring
+    assert notes.ring(b"key", b"two") is None
+    assert notes.open_ring(b"key", b"two", sight(2.0)).until(9) == [sight(2.0)]
 
 
 def test_a_purge_clears_a_record_and_its_lifetime_ends_it() -> None:
