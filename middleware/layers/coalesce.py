@@ -5,6 +5,9 @@ for sharing (an error, Set-Cookie, no-store, private, Vary, too large, a stream,
 fails, or when they have waited long enough. What turned out not to be shareable is remembered for some seconds, so that
 such requests do not queue behind each other ("hit-for-miss").
 
+A request keeps the decision of its gate to its end; but once the gate is shut for everybody (`shut`), nobody waits for
+another any more. Who has begun to relay an answer relays the rest.
+
 Not shared, ever: requests of different identities (unless the cache says that identity does not count), requests with
 a body, requests that came after a purge or after a write of their tenant with a run that began before it.
 """
@@ -85,6 +88,8 @@ class CoalesceLayer:
         self._tenants: dict[str | None, set[Key]] = {}
         self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
         self._lonely = _Remembered(remember, max_remembered)
+        self._waiting: set[Seat] = set()
+        self._is_shut = False
         self._metrics = metrics if metrics is not None else Metrics.of()
         roles = self._metrics.coalesced
         self._count_leader = roles.labels("leader").inc
@@ -108,6 +113,16 @@ class CoalesceLayer:
             await self.app(scope, receive, send)
         else:
             await self._share(scope, receive, send, context)
+
+    def shut(self, is_shut: bool) -> None:
+        """The gate is shut for everybody, or has opened again. May be called from any thread; never waits.
+
+        Shut, those who wait go on alone at once, as if they had been the first; the runs that they waited for go on.
+        """
+        self._is_shut = is_shut
+        if is_shut:
+            for seat in tuple(self._waiting):
+                seat.dismiss()
 
     def _ending_flights(self, context: RequestContext, send: Send) -> Send:
         """A `send` that, before a write is answered, lets nobody join a run of its tenant that began before it."""
@@ -134,12 +149,17 @@ class CoalesceLayer:
         if flight is None:
             self._count_leader()
             await self._lead(key, scope, receive, send, context)
-        elif len(flight.seats) >= self._max_followers:
-            self._limit_followers()
+        elif self._is_shut or self._is_full(flight):
             self._count_alone()
             await self.app(scope, receive, send)
         else:
             await self._follow(flight, scope, receive, send, context)
+
+    def _is_full(self, flight: Flight) -> bool:
+        if len(flight.seats) < self._max_followers:
+            return False
+        self._limit_followers()
+        return True
 
     async def _lead(self, key: Key, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         tenant = context.identity.tenant if context.identity is not None else None
@@ -212,13 +232,19 @@ class CoalesceLayer:
     async def _shares(self, flight: Flight, seat: Seat, listener: Listener, scope: Scope) -> bool:
         """Wait for the leader's answer to begin: whether this request shares it (or its client has left)."""
         timer = asyncio.get_running_loop().call_later(self._max_wait, seat.expire)
+        self._waiting.add(seat)
+        if self._is_shut:
+            seat.dismissed = True  # by another thread, since this request came by `_share`
         try:
-            while not (flight.ready or flight.over or seat.overdue or listener.done):
+            while not (flight.ready or flight.over or seat.overdue or seat.dismissed or listener.done):
                 await seat.woken()
         finally:
             timer.cancel()
+            self._waiting.discard(seat)
         if listener.gone:
             return True
+        if seat.dismissed:
+            return False
         if flight.ready and not flight.over and not listener.has_body:
             return flight.fits(scope["headers"])
         if seat.overdue:

@@ -23,11 +23,13 @@ _BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
 class Seat:
     """A follower's place: woken when there is something to look at."""
 
-    __slots__ = ("_woken", "overdue")
+    __slots__ = ("_loop", "_woken", "dismissed", "overdue")
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] | None = None
         self.overdue = False
+        self.dismissed = False
 
     def wake(self) -> None:
         """Something has changed."""
@@ -39,9 +41,15 @@ class Seat:
         self.overdue = True
         self.wake()
 
+    def dismiss(self) -> None:
+        """The follower is to wait no longer. May be called from any thread."""
+        self.dismissed = True
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.wake)
+
     async def woken(self) -> None:
         """Return at the next `wake`. Look first, then wait: nothing can happen between, there is no await."""
-        self._woken = asyncio.get_running_loop().create_future()
+        self._woken = self._loop.create_future()
         await self._woken
 
 

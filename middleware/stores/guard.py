@@ -85,6 +85,7 @@ class GuardedStore:
             limit=max_pending, overflow=self._metrics.limits.labels("store-pending-purges").inc
         )
         self._lane: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._writes = Writes(
             self._write,
             max_writes=max_writes,
@@ -106,10 +107,12 @@ class GuardedStore:
     async def start(self) -> None:
         """Start the store inside, which connects in the background. May be called again after `aclose`."""
         self._closed = False
+        self._loop = asyncio.get_running_loop()
         try:
             await self._inner.start()
         except Exception as error:  # noqa: BLE001 - P5; counted
             self._metrics.fail(self._name, error)
+        self._work_off()
 
     async def aclose(self) -> None:
         """Finish pending writes and purges within `drain` seconds, say what was left, and close the store inside."""
@@ -173,9 +176,21 @@ class GuardedStore:
                 self._pending.done(tags, number)
                 return Purge("done", count)
         finally:
-            if self._pending and self._lane is None and not self._closed:
-                self._lane = asyncio.get_running_loop().create_task(self._retry_purges(), name="tidegate-purges")
+            self._work_off()
         return Purge("pending", count)
+
+    def purge_soon(self, tags: Mapping[str, Sequence[str]]) -> None:
+        """Refuse these tags from now on, and purge them as soon as the store can. Never waits; for any thread.
+
+        Before `start` the purge is only kept: who is not started serves nobody yet.
+        """
+        self._pending.add(tags)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._work_off)
+
+    def _work_off(self) -> None:
+        if self._pending and self._lane is None and not self._closed:
+            self._lane = asyncio.get_running_loop().create_task(self._retry_purges(), name="tidegate-purges")
 
     def stats(self) -> StoreStats:
         """Of the store inside, and how much waits here."""

@@ -1,5 +1,6 @@
 """Purges that the store has not accepted yet: kept, bounded, and asked by every look-up in between."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
@@ -14,6 +15,8 @@ class PendingPurges:
     purge of the public scope, in which every entry has its own URI's tag: too much is purged then, never too little.
 
     overflow: called each time that happens.
+
+    Purges may be added from any thread; the rest is for the event loop's.
     """
 
     def __init__(self, *, limit: int, overflow: Callable[[], None]) -> None:
@@ -22,24 +25,26 @@ class PendingPurges:
         self._number = 0
         self._count = 0
         self._scopes: dict[str, dict[str, int]] = {}
+        self._changing = threading.Lock()
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, tags: Mapping[str, Sequence[str]]) -> int:
         """Keep a purge; returns its number, for `done`."""
-        self._number += 1
-        for scope, names in tags.items():
-            kept = self._scopes.setdefault(scope, {})
-            before = len(kept)
-            for name in [WHOLE_SCOPE] if WHOLE_SCOPE in kept else names:
-                kept[name] = self._number
-            self._count += len(kept) - before
-            if not kept:
-                del self._scopes[scope]
-            elif self._count > self._limit:
-                self._collapse(scope)
-        return self._number
+        with self._changing:
+            self._number += 1
+            for scope, names in tags.items():
+                kept = self._scopes.setdefault(scope, {})
+                before = len(kept)
+                for name in [WHOLE_SCOPE] if WHOLE_SCOPE in kept else names:
+                    kept[name] = self._number
+                self._count += len(kept) - before
+                if not kept:
+                    del self._scopes[scope]
+                elif self._count > self._limit:
+                    self._collapse(scope)
+            return self._number
 
     def _collapse(self, scope: str) -> None:
         self._overflow()
@@ -52,23 +57,25 @@ class PendingPurges:
     def batch(self, size: int) -> tuple[dict[str, list[str]], int]:
         """Up to `size` tags, the longest kept scope first, and the number to call `done` with."""
         tags: dict[str, list[str]] = {}
-        for scope, names in self._scopes.items():
-            if size <= 0:
-                break
-            tags[scope] = list(names)[:size]
-            size -= len(tags[scope])
-        return tags, self._number
+        with self._changing:
+            for scope, names in self._scopes.items():
+                if size <= 0:
+                    break
+                tags[scope] = list(names)[:size]
+                size -= len(tags[scope])
+            return tags, self._number
 
     def done(self, tags: Mapping[str, Sequence[str]], number: int) -> None:
         """The store has accepted these; what was asked for again after `number` stays."""
-        for scope, names in tags.items():
-            kept = self._scopes.get(scope, {})
-            for name in set(names):
-                if kept.get(name, number + 1) <= number:
-                    del kept[name]
-                    self._count -= 1
-            if not kept:
-                self._scopes.pop(scope, None)
+        with self._changing:
+            for scope, names in tags.items():
+                kept = self._scopes.get(scope, {})
+                for name in set(names):
+                    if kept.get(name, number + 1) <= number:
+                        del kept[name]
+                        self._count -= 1
+                if not kept:
+                    self._scopes.pop(scope, None)
 
     def concern(self, entry: Entry) -> bool:
         """Whether one of them would purge this entry."""
