@@ -126,8 +126,14 @@ class Gates:
         self._renewing = threading.RLock()
         self._version = self._stops_version = -1
         self._stale = False
+        self._known = False
         self._look_again_at = -math.inf
         self._trusted = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether it was ever known what the flags are and which are stopped. Before that all are shut."""
+        return self._known
 
     def label_combinations(self) -> tuple[_Labels, ...]:
         """Every (flag, band, cohort) that a decision can carry, so that the cohort counters can start at 0."""
@@ -200,6 +206,7 @@ class Gates:
     def subscribe(self, callback: ReachChanged) -> None:
         """Call `callback(before, after)` at each change of any layer's reach; all start with "nobody".
 
+        Also once when the flags are first known (`known`), though that may change nothing.
         What it raises is reported. It may ask `reach`, which then tells what is in force while the callbacks run.
         """
         with self._renewing:
@@ -227,9 +234,11 @@ class Gates:
         """Take over the state of the flags and stops if it has changed, or grown old or fresh again."""
         with self._renewing:
             version, stops_version = self._provider.version, self._stops.version
-            staleness = self.health().staleness
+            health = self.health()
+            staleness = health.staleness
             stale = staleness > self._max_staleness
-            if (version, stops_version, stale) != (self._version, self._stops_version, self._stale):
+            news = not self._known and health.ready and self._stops.known
+            if news or (version, stops_version, stale) != (self._version, self._stops_version, self._stale):
                 before = self._reaches
                 after: dict[str, Reach] = {flag: self._reach_of(flag, stale) for flag in self._layers}
                 # First only what shuts, then the subscribers hear of it, then what opens.
@@ -238,7 +247,8 @@ class Gates:
                 }
                 self._enforce(meanwhile)
                 self._version, self._stops_version, self._stale = version, stops_version, stale
-                if before != after:
+                self._known = self._known or news
+                if news or before != after:
                     self._tell(before, after)
                     self._enforce(after)
             # A state of this age cannot be too old before then; once it is, look often, so that fresh news counts.

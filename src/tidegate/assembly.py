@@ -38,10 +38,11 @@ from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Purge, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
+from tidegate.openings import Openings
 from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.stopping import follow_stops
@@ -108,6 +109,9 @@ class Tidegate:
             else None
         )
         self._metrics.flags_ready.set(self.gates is None)  # without flags there is nothing to wait for
+        self._openings = Openings(self.gates) if self.gates is not None else None
+        if self._openings is not None:
+            self._openings.tell("cache", self._begin_epoch)
         self.cohorts = (
             CohortCounters(
                 self.gates.label_combinations(),
@@ -162,6 +166,11 @@ class Tidegate:
         """
         return self._shadow.report()
 
+    def _begin_epoch(self, _shut: bool) -> None:
+        """Void all that is stored: when the cache is shut, so that who starts later finds nothing; and when it opens
+        again, for what others stored before they saw it shut."""
+        self.store.purge_soon({PUBLIC_SCOPE: (WHOLE_SCOPE,)})
+
     def _stack(self, app: ASGIApp) -> ASGIApp:
         resolver, metrics = self._resolver, self._metrics
         cache = self.settings.cache
@@ -186,7 +195,7 @@ class Tidegate:
                 shadow=self._shadow,
                 metrics=metrics,
             ),
-            "coalesce": lambda inner, gate: CoalesceLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
+            "coalesce": lambda inner, gate: self._coalesce(inner, gate),
             "breaker": lambda inner, gate: BreakerLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
             "etag": lambda inner, gate: ETagLayer(inner, gate=gate, resolver=resolver),
         }
@@ -194,6 +203,12 @@ class Tidegate:
             if layer in self._layers:
                 app = makers[layer](app, _gate(layer))
         return app
+
+    def _coalesce(self, inner: ASGIApp, gate: Gate) -> ASGIApp:
+        layer = CoalesceLayer(inner, gate=gate, resolver=self._resolver, metrics=self._metrics)
+        if self._openings is not None:
+            self._openings.tell("coalesce", layer.shut)
+        return layer
 
     def _decide(self, identity: Identity | None, scope: Scope) -> Decision:
         assert self.gates is not None

@@ -351,7 +351,7 @@ def test_the_reach_of_a_layer_is_that_of_its_flag_with_stops_and_age_applied() -
     assert [gates.reach(layer) for layer in layers] == ["nobody"] * 4
 
 
-def test_subscribers_hear_of_each_change_of_reach_and_of_nothing_else() -> None:
+def test_subscribers_hear_of_the_first_state_of_each_change_of_reach_and_of_nothing_else() -> None:
     provider, stops, clock = Provider(cache=0), Stopped(), Clock()
     gates = Gates(provider, stops=stops, flags={"cache": CACHE, "etag": ETAG}, clock=clock)
     heard: list[tuple[dict[str, str], dict[str, str]]] = []
@@ -373,8 +373,28 @@ def test_subscribers_hear_of_each_change_of_reach_and_of_nothing_else() -> None:
         gates.refresh()
         states.append(state)
     changes = [(old, new) for old, new in pairwise(states) if old != new]
-    assert [(tuple(old.values()), tuple(new.values())) for old, new in heard] == changes
+    first = (("nobody", "nobody"), ("nobody", "nobody"))
+    assert [(tuple(old.values()), tuple(new.values())) for old, new in heard] == [first, *changes]
     assert len(changes) == 6
+
+
+@pytest.mark.parametrize("percentage", [0, 50])
+def test_the_flags_are_known_once_provider_and_stops_are_and_subscribers_hear_of_it(percentage: int) -> None:
+    provider, stops = Provider(), Stopped(known=False)
+    provider.version = 0
+    gates = Gates(provider, stops=stops)
+    heard: list[tuple[bool, Reach]] = []
+    gates.subscribe(lambda before, after: heard.append((gates.known, after["cache"])))
+    gates.refresh()
+    stops.set(known=True)
+    gates.refresh()
+    assert (gates.known, heard) == (False, [])
+    provider.set(cache=percentage)
+    gates.refresh()
+    assert (gates.known, heard) == (True, [(True, "some" if percentage else "nobody")])
+    provider.version = 0
+    gates.refresh()
+    assert gates.known, "it was, and the last state stays in force"
 
 
 def test_a_layer_has_shut_before_the_subscribers_hear_of_it_and_opens_after_them() -> None:
