@@ -16,7 +16,9 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry
 
 from tests.driver import Answer, User, call
+from tests.services import wait_until
 from tidegate import RoutePolicy, Settings, Tidegate
+from tidegate.flags import Gates
 from tidegate.vocabulary import FLAGS
 
 __all__ = ["FlagFile", "Process", "Stage"]
@@ -70,13 +72,22 @@ class Stage:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
 
+    async def begin(self) -> None:
+        """Start, and wait until the flags and the stop records are known."""
+        await self.ask("/begin")
+        await asyncio.to_thread(wait_until, lambda: self._look().known, 20, "the flags are known")
+
+    def _look(self) -> Gates:
+        assert self.tide.gates is not None
+        self.tide.gates.refresh()
+        return self.tide.gates
+
     async def ask(self, *pages: str) -> list[Answer]:
         return [await call(self.stack, page, user=ANN) for page in pages]
 
     @property
     def reach(self) -> str:
-        assert self.tide.gates is not None
-        return self.tide.gates.reach("cache")
+        return self._look().reach("cache")
 
 
 class Process:
@@ -117,7 +128,7 @@ async def _serve(flags: Path, url: str) -> None:
     path = FlagFile.__new__(FlagFile)
     path.path = flags
     stage = Stage(path, url)
-    await stage.ask("/begin")
+    await stage.begin()
     while line := await asyncio.to_thread(sys.stdin.readline):
         command, *words = line.split()
         if command == "reach":

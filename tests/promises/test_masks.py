@@ -15,6 +15,7 @@ import pytest
 import xxhash
 from prometheus_client import CollectorRegistry
 
+from tests.docs.pages import Page
 from tests.driver import Answer, User, call, scope_of
 from tests.promises.mask_model import BODY, KINDS, LAYERS, STORED_BODY, Kind, Outcome, expected, masks
 from tidegate import MemoryStore, RoutePolicy, Settings, Tidegate
@@ -298,6 +299,34 @@ def test_a_shut_layer_hands_on_the_very_scope_receive_and_send(layer: Layer, tmp
         return kept
 
     assert asyncio.run(run()) == 16 * 3
+
+
+SEEN = {
+    "runs": "runs of the app",
+    "status": "status",
+    "etag": "`ETag`",
+    "cache_status": "`Cache-Status`",
+    "hit_next": "what is stored",
+    "route_counted": "route metrics",
+}
+"""What the page on flags calls the fields of an outcome. The others follow from these, or never depend on a gate."""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_page_on_flags_says_what_depends_on_each_gate(layer: str, table: list[Row]) -> None:
+    told = {cells[0].strip("`"): cells[1] for cells in Page.of("docs/flags.md").table("What a shut gate means")}
+    assert tuple(told) == LAYERS
+    seen = {(row.kind, row.labels, MASKS[row.mask]): row.seen for row in table}
+    depend = {
+        field
+        for (kind, labels, mask), outcome in seen.items()
+        if layer not in mask
+        for field in Outcome.__dataclass_fields__
+        if getattr(seen[kind, labels, mask | {layer}], field) != getattr(outcome, field)
+    }
+    assert "gone_at_start" not in depend, "a write purges whatever is open"
+    assert "storable" not in depend
+    assert set(told[layer].split(", ")) == {name for field, name in SEEN.items() if field in depend}
 
 
 def test_the_table_was_put_to_the_test(table: list[Row]) -> None:

@@ -1,6 +1,7 @@
 """P4: each opening of the cache's gate after it was shut to 0 begins an epoch; what is older is never served."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 from tests.promises.epoch_stage import FlagFile, Process, Stage
 from tests.services import Valkey, wait_until
 from tidegate import MemoryStore
+from tidegate.flags.stop_records import StopRecord
+from tidegate.stopping import stop_home, write_stop
+from tidegate.vocabulary import FLAGS
 
 PAGES = [f"/page-{number}" for number in range(5)]
 
@@ -120,6 +124,35 @@ def test_the_first_request_that_finds_the_gate_open_is_not_served_what_is_older(
     playing(play)
 
 
+def test_a_stop_that_is_lifted_begins_an_epoch_though_the_flag_stood_open(url: str | None, flags: FlagFile) -> None:
+    """As `tidegate kill` and `tidegate lift` write it where the source of flags does not answer."""
+
+    async def play() -> None:
+        stage = Stage(flags, url)
+        settings = stage.tide.settings
+        await all_hit(stage)
+
+        async def write(stopped: bool) -> None:
+            environment = settings.flags.environment
+            now = time.time()
+            record = StopRecord(
+                flag=FLAGS["cache"], environment=environment, stopped=stopped, number=int(now * 1e6), since=now
+            )
+            await write_stop(stop_home(settings, environment), record)
+
+        for generation in (2, 3):
+            await write(stopped=True)
+            await until(lambda: stage.reach == "nobody", "the gate is seen shut")
+            assert not any(answer.hit for answer in await stage.ask(*PAGES))
+            stage.generation = generation
+            await write(stopped=False)
+            await until(lambda: stage.reach == "everybody", "the gate is seen open")
+            await all_hit(stage)
+        await stage.tide.aclose()
+
+    playing(play)
+
+
 def test_a_fill_that_began_in_the_old_epoch_does_not_appear_in_the_new_one(url: str | None, flags: FlagFile) -> None:
     async def play() -> None:
         stage = Stage(flags, url)
@@ -165,6 +198,7 @@ def test_a_worker_that_starts_while_the_gate_is_open_finds_what_others_stored(va
         await all_hit(old)
         new = Stage(flags, valkey.url)
         new.generation = 2
+        await new.begin()
         assert [(answer.hit, answer.body) for answer in await new.ask(*PAGES)] == [(True, b"1")] * len(PAGES)
         assert all(answer.hit for answer in await old.ask(*PAGES))
         await old.tide.aclose()
@@ -202,7 +236,7 @@ def test_a_worker_that_starts_while_the_gate_is_shut_begins_an_epoch(valkey: Val
         flags.set(0)
         new = Stage(flags, valkey.url)
         new.generation = 2
-        await new.ask("/first")
+        await new.begin()
         flags.set(100)
         await until(lambda: new.reach != "nobody", "the gate is seen open")
         assert {int(answer.body) for answer in await new.ask(*PAGES)} == {2}
