@@ -149,17 +149,12 @@ class CoalesceLayer:
         if flight is None:
             self._count_leader()
             await self._lead(key, scope, receive, send, context)
-        elif self._is_shut or self._is_full(flight):
+        elif len(flight.seats) >= self._max_followers:
+            self._limit_followers()
             self._count_alone()
             await self.app(scope, receive, send)
         else:
             await self._follow(flight, scope, receive, send, context)
-
-    def _is_full(self, flight: Flight) -> bool:
-        if len(flight.seats) < self._max_followers:
-            return False
-        self._limit_followers()
-        return True
 
     async def _lead(self, key: Key, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         tenant = context.identity.tenant if context.identity is not None else None
@@ -234,7 +229,7 @@ class CoalesceLayer:
         timer = asyncio.get_running_loop().call_later(self._max_wait, seat.expire)
         self._waiting.add(seat)
         if self._is_shut:
-            seat.dismissed = True  # by another thread, since this request came by `_share`
+            seat.dismissed = True
         try:
             while not (flight.ready or flight.over or seat.overdue or seat.dismissed or listener.done):
                 await seat.woken()
