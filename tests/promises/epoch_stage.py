@@ -50,15 +50,18 @@ class FlagFile:
 
 
 class Stage:
-    """A worker in this process. `generation` is what the app answers with."""
+    """A worker in this process. `generation` is what the app answers with.
 
-    def __init__(self, flags: FlagFile, url: str | None, **more: Any) -> None:
+    budget: seconds for a look-up; long, so that a busy machine is not taken for a Redis that does not answer.
+    """
+
+    def __init__(self, flags: FlagFile, url: str | None, *, budget: float = 5.0, **more: Any) -> None:
         self.generation = 1
         self.begun = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
         settings = {"flags": {"provider": "local", "file": str(flags.path), "poll_interval": 0.1}}
-        store = {"url": url, "budget": 0.5} if url is not None else {}
+        store = {"url": url, "budget": budget} if url is not None else {}
         policies = [RoutePolicy(route="/{page}", ttl=600, share="tenant")]
         self.tide = Tidegate(
             Settings.of(settings | {"store": store}), policies=policies, registry=CollectorRegistry(), **more

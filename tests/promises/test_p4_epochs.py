@@ -266,7 +266,7 @@ def test_while_redis_cannot_be_told_of_the_epoch_nothing_older_is_served(
             valkey.command_reply("REPLICAOF", "NO", "ONE")
 
     async def play() -> None:
-        stage = Stage(flags, valkey.url)
+        stage = Stage(flags, valkey.url, budget=0.5)
         await all_hit(stage)
         flags.set(0)
         await until(lambda: stage.reach == "nobody", "the gate is seen shut")
