@@ -1,6 +1,7 @@
 """Where the stop records lie, as the settings say: one answer for the apps, the controller and `tidegate kill`."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ __all__ = [
     "in_thread",
     "place_of",
     "show_time",
+    "shown_place",
     "stop_home",
     "stop_of",
     "why_stopped",
@@ -47,6 +49,11 @@ def place_of(settings: Settings) -> str:
     if store.url is not None and store.enabled:
         return store.url
     return str(Path(flags.file).with_name(STOP_FILE))
+
+
+def shown_place(settings: Settings) -> str:
+    """The same for a person: an address without its password."""
+    return re.sub(r"//[^/@\s]*@", "//***@", place_of(settings))
 
 
 def stop_home(settings: Settings, environment: str, place: str | None = None) -> WritableHome:

@@ -13,7 +13,7 @@ from tidegate.errors import FlagError
 from tidegate.flags.views import FlagView
 from tidegate.operations.doctor import Finding
 from tidegate.settings import Settings
-from tidegate.stopping import in_thread, place_of
+from tidegate.stopping import in_thread, shown_place
 from tidegate.vocabulary import FLAGS
 
 __all__ = ["admin_token", "clock", "flags", "resolved", "stop_records"]
@@ -144,7 +144,7 @@ async def stop_records(settings: Settings) -> list[Finding]:
     async with asyncio.timeout(_ANSWER_SECONDS):
         stopped = await stopped_flags(settings, settings.flags.environment, tuple(FLAGS.values()))
     if not stopped:
-        return [Finding(level="ok", about="stops", text=f"no flag is stopped ({place_of(settings)})")]
+        return [Finding(level="ok", about="stops", text=f"no flag is stopped ({shown_place(settings)})")]
     return [
         Finding(level="warn", about="stops", text=f"{name} is stopped {told}", fix=f"tidegate lift {name}")
         for name, told in stopped.items()
