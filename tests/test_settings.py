@@ -111,3 +111,22 @@ def test_a_value_that_holds_itself_many_times_over_is_shown_in_short() -> None:
         bomb = [bomb] * 10
     with pytest.raises(ConfigError, match=r"cache.share: \[\[\[\["):
         Settings.of({"cache": {"share": bomb}})
+
+
+def test_relative_paths_in_a_settings_file_are_seen_from_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.toml"
+    file.write_text(
+        '[flags]\nfile = "flags/all.json"\nstops = "stops.json"\n[telemetry]\nmetrics_dir = "../metrics"\n'
+        '[rollout]\njournal = "/var/lib/journal"\n'
+    )
+    found = Settings.load(str(file), {})
+    assert found.flags.file == str(tmp_path / "flags/all.json")
+    assert found.flags.stops == str(tmp_path / "stops.json")
+    assert found.telemetry.metrics_dir == str(tmp_path / "../metrics")
+    assert found.rollout.journal == "/var/lib/journal"
+    environ = {"TIDEGATE_FLAGS_FILE": "mine.json", "TIDEGATE_FLAGS_STOPS": "redis://127.0.0.1/0"}
+    found = Settings.load(str(file), environ)
+    assert (found.flags.file, found.flags.stops) == ("mine.json", "redis://127.0.0.1/0")
+    file.write_text('[flags]\nstops = "redis://127.0.0.1/1"\n')
+    assert Settings.load(str(file), {}).flags.stops == "redis://127.0.0.1/1"
+    assert Settings.load(str(file), {}).flags.file == "flags.json"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.policy import RoutePolicy, Share
@@ -143,6 +143,8 @@ class Settings:
     ) -> "Settings":
         """Read `path` (default: `TIDEGATE_CONFIG`, else `tidegate.toml` if it is there), then the environment.
 
+        A relative path in the file is seen from the file's folder, one in the environment from the working directory.
+
         only: the sections to read; the others keep their defaults, and what stands there is not looked at. For what
             cannot wait until a mistake somewhere else is mended.
 
@@ -152,7 +154,7 @@ class Settings:
         named = path or environ.get("TIDEGATE_CONFIG")
         file = Path(named or "tidegate.toml")
         problems = Problems(str(file) if named or file.exists() else "settings")
-        table: Mapping[str, Any] = _read_toml(file, problems) if named or file.exists() else {}
+        table = _seen_from(file.parent, _read_toml(file, problems)) if named or file.exists() else {}
         return _build(table, environ, problems, _SECTIONS if only is None else only)
 
     @classmethod
@@ -177,6 +179,22 @@ def _read_toml(file: Path, problems: Problems) -> Mapping[str, Any]:
     except OSError as error:
         problems.add("file", str(file), f"cannot be read: {error.strerror}", "make it readable")
     return {}
+
+
+_PATHS: Final = (("flags", "file"), ("flags", "stops"), ("telemetry", "metrics_dir"), ("rollout", "journal"))
+
+
+def _seen_from(folder: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The table of a file in this folder, with its relative paths as they are seen from here."""
+    seen = dict(table)
+    for section, name in _PATHS:
+        found = seen.get(section)
+        if isinstance(found, Mapping):
+            given = dict(cast(Mapping[str, Any], found))
+            path = given.get(name)
+            if isinstance(path, str) and path and "://" not in path:
+                seen[section] = given | {name: str(folder / path)}
+    return seen
 
 
 _LEGACY: Mapping[str, tuple[str, str]] = {
