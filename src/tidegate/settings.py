@@ -154,7 +154,8 @@ class Settings:
         named = path or environ.get("TIDEGATE_CONFIG")
         file = Path(named or "tidegate.toml")
         problems = Problems(str(file) if named or file.exists() else "settings")
-        table = _seen_from(file.parent, _read_toml(file, problems)) if named or file.exists() else {}
+        found: Mapping[str, Any] = _read_toml(file, problems) if named or file.exists() else {}
+        table = _seen_from(file.parent, found)
         return _build(table, environ, problems, _SECTIONS if only is None else only)
 
     @classmethod
