@@ -45,7 +45,8 @@ class StateCache(BaseCache):
     def _take(self, body: str) -> str:
         try:
             features: list[dict[str, Any]] = json.loads(body)["features"]
-            reaches: dict[str, Reach] = {feature["name"]: _reach(feature) for feature in features}
+            own: dict[str, Reach] = {feature["name"]: _own_reach(feature) for feature in features}
+            reaches: dict[str, Reach] = {feature["name"]: _reach(feature, own) for feature in features}
             varied = frozenset(feature["name"] for feature in features if _has_variants(feature))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"an answer that is no list of flags ({type(error).__name__}: {error})"
@@ -80,13 +81,20 @@ def _has_variants(feature: dict[str, Any]) -> bool:
     return bool(feature.get("variants")) or any(strategy.get("variants") for strategy in feature["strategies"])
 
 
-def _reach(feature: dict[str, Any]) -> Reach:
-    """Whom a flag, as the client API gives it, may admit: nobody where that is certain, everybody likewise."""
+def _reach(feature: dict[str, Any], own: Mapping[str, Reach]) -> Reach:
+    """Whom a flag may admit, the flags that it depends on considered: nobody where one must be open and never is."""
+    dependencies: list[dict[str, Any]] = feature.get("dependencies") or []
+    if not dependencies or own[feature["name"]] == "nobody":
+        return own[feature["name"]]
+    barred = any(one.get("enabled", True) and own.get(one["feature"], "nobody") == "nobody" for one in dependencies)
+    return "nobody" if barred else "some"
+
+
+def _own_reach(feature: dict[str, Any]) -> Reach:
+    """Whom a flag's own strategies may admit: nobody where that is certain, everybody likewise."""
     strategies: list[dict[str, Any]] = feature["strategies"]
     if not feature["enabled"] or (bool(strategies) and all(_rollout(strategy) == "0" for strategy in strategies)):
         return "nobody"
-    if feature.get("dependencies"):
-        return "some"
     if not strategies or any(
         not strategy.get("constraints")
         and not strategy.get("segments")

@@ -258,6 +258,35 @@ def test_the_reach_of_a_flag_is_what_its_strategies_tell(strategies: list[Any], 
         run(flags, check)
 
 
+@pytest.mark.parametrize(
+    ("parent", "wanted", "expected"),
+    [
+        ({"enabled": True}, {}, "some"),
+        ({"enabled": False}, {}, "nobody"),
+        ({"enabled": False}, {"enabled": True}, "nobody"),
+        ({"enabled": False}, {"enabled": False}, "some"),
+        ({"enabled": True, "strategies": [gradual("0")]}, {"variants": ["blue"]}, "nobody"),
+        ({"name": "another"}, {}, "nobody"),
+    ],
+)
+def test_a_flag_admits_nobody_while_a_flag_that_it_needs_does_not(
+    parent: dict[str, Any], wanted: dict[str, Any], expected: str
+) -> None:
+    with stub_server() as (url, stub):
+        everybody = {"type": "release", "enabled": True, "strategies": [{"name": "default"}]}
+        child = {**everybody, "name": "child", "dependencies": [{"feature": "parent", **wanted}]}
+        body = {"version": 2, "features": [{**everybody, "name": "parent", **parent}, child]}
+        stub.answer = (200, json.dumps(body).encode(), '"1"')
+        flags = UnleashFlags(url, token="t", on_error=Errors())
+
+        async def check() -> None:
+            await until(lambda: flags.version, 10, "the first answer")
+            assert flags.reach("child") == expected
+            assert flags.is_enabled("child", ACME) is (expected == "some")  # as the engine sees it
+
+        run(flags, check)
+
+
 def test_every_argument_that_cannot_be_used_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         UnleashFlags(
