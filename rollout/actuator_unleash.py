@@ -39,10 +39,13 @@ class UnleashActuator:
 
     url: as clients have it, with or without `/api`. token: an admin token, or better a personal access token of an
     Editor that only the controller uses, so that the audit log tells it from people. timeout: seconds for an answer.
+    api: to share its connections; the others are then not heeded.
     """
 
-    def __init__(self, url: str, token: str, *, project: str = "default", timeout: float = 2.0) -> None:
-        self._api = UnleashApi(url, token, project=project, timeout=timeout)
+    def __init__(
+        self, url: str, token: str, *, project: str = "default", timeout: float = 2.0, api: UnleashApi | None = None
+    ) -> None:
+        self._api = api or UnleashApi(url, token, project=project, timeout=timeout)
 
     async def check(self, flag: str, environment: str, unit: Unit) -> FlagState:
         """See Actuator."""
@@ -110,17 +113,17 @@ class UnleashActuator:
     async def _environment(self, flag: str, environment: str) -> Json:
         found = await self._request("GET", self._api.at(flag, environment))
         if found is None or not understood(found):
-            raise FlagError(f"Unleash at {self._api.url} described {flag!r} in {environment} in a way not understood")
+            raise FlagError(f"Unleash at {self._api.shown} described {flag!r} in {environment} in a way not understood")
         return found
 
     async def _unknown(self, flag: str) -> FlagError:
         """A 404 alone proves nothing: with its database down Unleash answers so for every flag. Ask for the list."""
         known = await self._api.names()
         if flag in known:
-            return FlagError(f"Unleash at {self._api.url} answers 404 for {flag!r} but lists it; try again")
+            return FlagError(f"Unleash at {self._api.shown} answers 404 for {flag!r} but lists it; try again")
         near = get_close_matches(flag, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)[:20]) or 'none'}"
-        return UnknownFlagError(f"Unleash at {self._api.url} has no flag {flag!r}; {hint}")
+        return UnknownFlagError(f"Unleash at {self._api.shown} has no flag {flag!r}; {hint}")
 
     async def _request(self, method: str, path: str, body: Any = None, *, missing_ok: bool = False) -> Json | None:
         return await self._api.request(method, path, body, missing_ok=missing_ok)

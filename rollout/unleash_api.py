@@ -5,6 +5,7 @@ Open-source edition. Each request has its own deadline; an answer that is not un
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
 from urllib.parse import quote
@@ -52,6 +53,8 @@ class UnleashApi:
 
     url: as clients have it, with or without `/api`. token: an admin token or a personal access token. timeout: seconds
     for an answer. setting: where the token is set, to be named when it will not do.
+
+    shown: the address without user name and password.
     """
 
     def __init__(
@@ -65,11 +68,17 @@ class UnleashApi:
     ) -> None:
         self._setting = setting
         self.url = url.rstrip("/").removesuffix("/api")
+        self.shown = re.sub("//[^/]*@", "//***@", self.url)
         self.project = project
         self.features = f"/api/admin/projects/{quote(project, safe='')}/features"
         self._timeout = timeout
         self._client = httpx2.AsyncClient(
-            base_url=self.url, headers={"Authorization": token}, timeout=timeout, follow_redirects=False
+            base_url=self.url,
+            headers={"Authorization": token},
+            timeout=timeout,
+            follow_redirects=False,
+            # Loading the machine's certificates takes tens of milliseconds, and http needs none.
+            verify=not self.url.lower().startswith("http://"),
         )
 
     def at(self, flag: str, environment: str | None = None) -> str:
@@ -100,9 +109,9 @@ class UnleashApi:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.request(method, path, json=body)
         except TimeoutError as error:
-            raise FlagError(f"Unleash at {self.url} did not answer within {self._timeout:g} s") from error
+            raise FlagError(f"Unleash at {self.shown} did not answer within {self._timeout:g} s") from error
         except httpx2.HTTPError as error:
-            raise FlagError(f"Unleash at {self.url} could not be asked: {error or type(error).__name__}") from error
+            raise FlagError(f"Unleash at {self.shown} could not be asked: {error or type(error).__name__}") from error
         status = response.status_code
         if status == 404 and missing_ok:
             return None
@@ -113,10 +122,10 @@ class UnleashApi:
         try:
             return cast(object, response.json())
         except ValueError as error:
-            raise FlagError(f"Unleash at {self.url} answered {method} {path} with no JSON") from error
+            raise FlagError(f"Unleash at {self.shown} answered {method} {path} with no JSON") from error
 
     def _refusal(self, method: str, path: str, status: int, text: str) -> Refused:
-        told = f"Unleash at {self.url} answered {status} to {method} {path}"
+        told = f"Unleash at {self.shown} answered {status} to {method} {path}"
         why = {
             401: f": it does not know the token; set {self._setting}",
             403: f": the token may not do this; {_RIGHT.get(self._setting, 'use another')}",

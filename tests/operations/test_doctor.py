@@ -170,24 +170,6 @@ def test_black_holes_everywhere_hold_it_up_five_seconds_at_most(shell: Shell) ->
     assert took < ENDS_WITHIN
 
 
-def test_an_unleash_that_hangs_and_a_database_that_is_down_are_told(
-    start_unleash: Callable[..., Unleash], shell: Shell
-) -> None:
-    unleash = start_unleash(own_postgres=True)
-    shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"')
-    unleash.postgres.suspend()
-    _, found = examined(shell)
-    assert found["admin token"][0][0] == "FAIL"
-    unleash.postgres.resume()
-    unleash.suspend()
-    _, found = examined(shell)
-    unleash.resume()
-    assert {about: found[about][0][0] for about in ("flags", "admin token", "clock")} == dict.fromkeys(
-        ("flags", "admin token", "clock"), "FAIL"
-    )
-    assert found["stops"][0][0] == "ok"
-
-
 def test_what_is_refused_is_told_without_a_password(shell: Shell) -> None:
     port = free_port()
     shell.settings(

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def test_who_is_in_is_what_unleashs_own_engine_decides(unleash: Unleash, by_eith
     unleash.admin.add_strategy(flag, 40, constraints=(NOT_ACME,))
     unleash.admin.turn_on(flag)
     until_clients_know(unleash, flag)
-    tenants = ["acme", *(f"tenant-{number}" for number in range(20))]
+    tenants = ["acme", *(f"tenant-{number}" for number in range(8))]
     wanted = {tenant: tenant != "acme" and normalized(flag, tenant) <= 40 for tenant in tenants}
     assert len(set(wanted.values())) == 2
     found = {tenant: status_of(by_either, flag, "--unit", tenant)["unit"] for tenant in tenants}
@@ -135,15 +134,6 @@ def test_looking_leaves_no_trace_in_unleash(unleash: Unleash, by_either: Shell, 
     by_either.run("flags", "status", flag, "--unit", "acme")
     assert len(unleash.admin.events(flag)) == events
     assert unleash.admin.request("GET", "/api/admin/metrics/applications") == applications
-
-
-def test_an_unleash_that_hangs_is_given_up_soon(start_unleash: Callable[..., Unleash], shell: Shell) -> None:
-    unleash = start_unleash()
-    shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"')
-    unleash.suspend()
-    code, _, err = shell.run("flags", "status")
-    assert (code, "did not answer within 5 s" in err) == (1, True)
-    unleash.resume()
 
 
 # --- the local file, stops, rollouts ------------------------------------------------------

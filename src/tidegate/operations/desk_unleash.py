@@ -16,22 +16,26 @@ from tidegate.flags.views import FlagView, view_of_unleash
 from tidegate.rollout.actuator_unleash import UnleashActuator
 from tidegate.rollout.unleash_api import GRADUAL, Json, Refused, UnleashApi, objects, ours, understood
 
-__all__ = ["TOKEN_NAME", "UnleashDesk"]
+__all__ = ["ANSWER_SECONDS", "TOKEN_NAME", "UnleashDesk"]
 
 TOKEN_NAME: Final = "tidegate"
 """Under which Unleash shows the backend token that is made here."""
+
+ANSWER_SECONDS = 5.0
+"""Seconds that a person waits for an answer of Unleash."""
 
 _OTHER_MAKER = 3.0
 """Seconds in which another who is making the same flag is expected to have given it its strategy."""
 
 
 class UnleashDesk:
-    """A Desk on one environment of one Unleash project. timeout: seconds for an answer."""
+    """A Desk on one environment of one Unleash project. timeout: seconds for an answer; ANSWER_SECONDS by default."""
 
-    def __init__(self, url: str, token: str, environment: str, *, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, token: str, environment: str, *, timeout: float | None = None) -> None:
         self.environment = environment
-        self._api = UnleashApi(url, token, timeout=timeout)
-        self._actuator = UnleashActuator(url, token, timeout=timeout)
+        self._api = UnleashApi(url, token, timeout=ANSWER_SECONDS if timeout is None else timeout)
+        self.shown = self._api.shown
+        self._actuator = UnleashActuator(url, token, api=self._api)
 
     async def look(self, names: Collection[str]) -> Mapping[str, FlagView | None]:
         """See Desk."""
@@ -133,7 +137,6 @@ class UnleashDesk:
     async def close(self) -> None:
         """See Desk."""
         await self._api.close()
-        await self._actuator.close()
 
     async def _state(self, name: str) -> Json:
         """The flag in our environment; it is known to exist."""
@@ -149,7 +152,9 @@ class UnleashDesk:
             raise FlagError(
                 f"Unleash's project {self._api.project!r} has no environment {self.environment!r}; it has {have}"
             )
-        raise FlagError(f"Unleash at {self._api.url} described {name!r} in {self.environment} in a way not understood")
+        raise FlagError(
+            f"Unleash at {self._api.shown} described {name!r} in {self.environment} in a way not understood"
+        )
 
     async def _made_by_another(self, name: str) -> bool:
         deadline = time.monotonic() + _OTHER_MAKER

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tidegate.errors import ConfigError, FlagError, Problem
 from tidegate.flags import Flag, FlagContext, is_open, parse_flags
 from tidegate.flags.views import FlagView, view_of_flag, view_of_unleash
+from tidegate.operations import desk_unleash
 from tidegate.operations.desk_unleash import UnleashDesk
 from tidegate.rollout.flag_file import FlagFile
 from tidegate.rollout.unleash_api import Json, UnleashApi, objects
@@ -78,8 +79,10 @@ class _FromUnleash:
         return bool(self._engine.is_enabled(name, {"properties": dict(properties)}).is_enabled)
 
 
-async def read_flags(settings: Settings, environment: str, names: Collection[str], *, within: float = 5.0) -> Source:
-    """Read the flags. within: seconds for each answer of Unleash.
+async def read_flags(
+    settings: Settings, environment: str, names: Collection[str], *, within: float | None = None
+) -> Source:
+    """Read the flags. within: seconds for each answer of Unleash; ANSWER_SECONDS by default.
 
     Raises:
         FlagError: if the source cannot be read.
@@ -91,13 +94,18 @@ async def read_flags(settings: Settings, environment: str, names: Collection[str
     if flags.provider != "unleash":
         raise _unusable("flags.provider", flags.provider, "has no flags: every layer is open", "use local or unleash")
     if flags.unleash_token and environment == flags.environment:
-        api = UnleashApi(flags.unleash_url, flags.unleash_token, timeout=within, setting="TIDEGATE_FLAGS_UNLEASH_TOKEN")
+        api = UnleashApi(
+            flags.unleash_url,
+            flags.unleash_token,
+            timeout=desk_unleash.ANSWER_SECONDS if within is None else within,
+            setting="TIDEGATE_FLAGS_UNLEASH_TOKEN",
+        )
         try:
             answer = await api.request("GET", "/api/client/features")
         finally:
             await api.close()
         features = {str(one.get("name")): one for one in objects((answer or {}).get("features"))}
-        return _FromUnleash(features, f"Unleash at {api.url}", whole=True)
+        return _FromUnleash(features, f"Unleash at {api.shown}", whole=True)
     if not settings.rollout.admin_token:
         fix = "set TIDEGATE_FLAGS_UNLEASH_TOKEN, or TIDEGATE_ROLLOUT_ADMIN_TOKEN"
         raise _unusable("flags.unleash_token", "", f"reads no flags of {environment}", fix)
@@ -106,7 +114,7 @@ async def read_flags(settings: Settings, environment: str, names: Collection[str
         found = await desk.states(names)
     finally:
         await desk.close()
-    return _FromUnleash(found, f"Unleash's Admin API at {flags.unleash_url}", whole=False)
+    return _FromUnleash(found, f"Unleash's Admin API at {desk.shown}", whole=False)
 
 
 def _from_file(path: str) -> Source:
