@@ -16,12 +16,13 @@ from tests.middleware.stores.guarding import (
     refuse,
     slow,
 )
-from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, found, positions, write
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, found, new_metrics, positions, write
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup, Purge
 from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.memory import MemoryStore
 
 
 @pytest.mark.parametrize("fault", [refuse, hang], ids=["refuses", "hangs"])
@@ -147,3 +148,45 @@ def test_a_tag_purged_again_while_an_attempt_is_under_way_stays_pending() -> Non
         assert guard.stats().extra["purges_pending"] == 1
 
     guarding(body, settings=PATIENT, budget=5.0)
+
+
+def test_a_purge_that_is_asked_for_without_waiting_refuses_at_once_from_any_thread() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await guard.start()
+        await write(guard, b"42", TAGGED)
+
+        async def readable() -> None:
+            if inner.calls[-1] == "purge":
+                await refuse()
+
+        inner.fault = readable
+        await asyncio.to_thread(guard.purge_soon, {ACME: ["client:42"]})
+        assert (await guard.get(b"42", SCOPES)).record is None
+        assert (await inner.get(b"42", SCOPES)).record == TAGGED
+        inner.fault = no_fault
+
+        async def made() -> bool:
+            return (await inner.get(b"42", SCOPES)).record is None
+
+        await eventually(made, "the purge is made", 20)
+
+    guarding(body)
+
+
+def test_in_memory_it_is_made_without_a_task_and_before_the_start_it_is_kept() -> None:
+    async def body() -> None:
+        inner = MemoryStore(metrics=new_metrics())
+        guard = GuardedStore(inner, metrics=new_metrics())
+        before = (await inner.get(b"", [ACME])).positions
+        guard.purge_soon({ACME: ["client:42"]})
+        assert (await inner.get(b"", [ACME])).positions == before
+        await guard.start()
+        after = (await inner.get(b"", [ACME])).positions
+        assert after != before
+        guard.purge_soon({ACME: ["client:42"]})
+        await asyncio.sleep(0)
+        assert (await inner.get(b"", [ACME])).positions != after
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await guard.aclose()
+
+    asyncio.run(body())
