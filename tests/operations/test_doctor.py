@@ -1,5 +1,6 @@
 """`tidegate doctor` on real servers, well and ill: what it says, how it exits, how long it takes, what it hides."""
 
+import asyncio
 import json
 import socket
 import time
@@ -13,7 +14,8 @@ import pytest
 from tests.operations.running import Shell, until_clients_know
 from tests.services import Prometheus, Redis, Unleash, Valkey
 from tests.services.server import free_port
-from tidegate.operations.doctor import PROBE_SECONDS
+from tidegate.operations import doctor
+from tidegate.operations.doctor import PROBE_SECONDS, Finding
 from tidegate.operations.masking import Mask
 from tidegate.rollout.loading import load_spec
 from tidegate.rollout.store import Journal
@@ -168,6 +170,23 @@ def test_black_holes_everywhere_hold_it_up_five_seconds_at_most(shell: Shell) ->
         assert found[about][0][0] == "FAIL", about
     assert PROBE_SECONDS <= 3
     assert took < ENDS_WITHIN
+
+
+def test_a_probe_that_never_ends_or_breaks_is_a_line_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless(_: Settings) -> list[Finding]:
+        await asyncio.Event().wait()
+        return []
+
+    async def broken(_: Settings) -> list[Finding]:
+        raise KeyError("odd")
+
+    async def well(_: Settings) -> list[Finding]:
+        return [Finding(level="ok", about="well", text="fine")]
+
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.1)
+    found = asyncio.run(doctor.examine(Settings(), {"endless": endless, "broken": broken, "well": well}))
+    assert [(one.about, one.level) for one in found] == [("endless", "FAIL"), ("broken", "FAIL"), ("well", "ok")]
+    assert ("no answer within 0.1 s" in found[0].text, "KeyError: 'odd'" in found[1].text) == (True, True)
 
 
 def test_what_is_refused_is_told_without_a_password(shell: Shell) -> None:

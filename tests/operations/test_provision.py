@@ -13,6 +13,7 @@ from tests.operations.running import Shell
 from tests.services.unleash import Unleash
 from tidegate.errors import FlagError
 from tidegate.flags.stop_records import StopRecord
+from tidegate.operations.desk_local import LocalDesk
 from tidegate.operations.desk_unleash import TOKEN_NAME, UnleashDesk
 from tidegate.rollout.loading import load_spec
 from tidegate.rollout.store import Journal
@@ -408,6 +409,16 @@ def test_what_the_file_has_is_never_touched(on_file: Shell) -> None:
     assert len(found) == 6
 
 
+def test_a_flag_that_another_has_just_made_and_opened_is_left(on_file: Shell) -> None:
+    """The plan was made before; the other was quicker."""
+    opened = {"enabled": True, "strategies": [{"percentage": 30}]}
+    (on_file.folder / "flags.json").write_text(json.dumps({"version": 1, "flags": {"mine": opened}}))
+    desk = LocalDesk(on_file.folder / "flags.json", "development")
+    asyncio.run(desk.make_flag("mine", "tenantId"))
+    asyncio.run(desk.make_strategy("mine", "tenantId"))
+    assert held(on_file)["mine"] == opened
+
+
 def test_a_file_that_cannot_be_used_is_not_replaced(on_file: Shell) -> None:
     (on_file.folder / "flags.json").write_text('{"version": 1, "flags": {"x": {"enabled": 1}}}')
     code, _, err = on_file.run("flags", "init")
@@ -429,8 +440,6 @@ def test_the_file_opens_for_the_named_alone_and_shuts(on_file: Shell) -> None:
 
 
 def test_many_who_write_the_file_at_once_lose_nothing(on_file: Shell) -> None:
-    from tidegate.operations.desk_local import LocalDesk
-
     names = [f"flag-{number}" for number in range(12)]
     failed: list[FlagError] = []
 
