@@ -58,14 +58,14 @@ def test_told_of_a_change_it_asks_at_once(unleash: Unleash) -> None:
     unleash.admin.roll_out(flag, 100)
     flags = connect(unleash, poll_interval=3600.0)
 
-    def is_shut() -> bool:
+    def is_open() -> bool:
         flags.poll_now()  # again and again: the server itself takes a second to notice
-        return not flags.is_enabled(flag, ACME)
+        return flags.is_enabled(flag, ACME)
 
     async def check() -> None:
-        await until(lambda: flags.is_enabled(flag, ACME), 10, "the flag is open")
+        await until(is_open, 20, "the flag is open")
         await asyncio.to_thread(unleash.admin.turn_off, flag)
-        await until(is_shut, 10, "the flag is shut")
+        await until(lambda: not is_open(), 20, "the flag is shut")
 
     flags.poll_now()  # nothing to ask with yet
     run(flags, check)
