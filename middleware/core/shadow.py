@@ -20,8 +20,10 @@ from tidegate.middleware.core.keys import encode_parts
 from tidegate.middleware.core.message import HOP_BY_HOP, field_values, list_members
 
 __all__ = [
+    "MAX_FIELDS",
     "MAX_JSON",
     "VOLATILE",
+    "Named",
     "Sight",
     "asked_with",
     "compared_headers",
@@ -100,6 +102,7 @@ NEGOTIATION: Final[tuple[bytes, ...]] = (
 """Looked at first, so that a client's odd fields do not push them out."""
 
 MAX_FIELDS: Final = 32
+"""Fields of an answer or a question that are kept and, over all sights of a key, compared."""
 MAX_VALUE: Final = 200
 """Characters of a response field's value that are kept; of longer ones the beginning and a digest."""
 MAX_JSON: Final = 16 * 1024

@@ -11,11 +11,12 @@ else, sends other fields, and asks later. So a cause is told only once
 Where several causes would explain all sights (ann always sends `de`), nothing is told before `PATIENCE` sights.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tidegate.middleware.core.shadow import Sight
+from tidegate.middleware.core.shadow import MAX_FIELDS, Named, Sight
 
 __all__ = ["ADVICE", "PATIENCE", "Finding", "Kind", "Told", "tell"]
 
@@ -77,8 +78,7 @@ def tell(sights: Sequence[Sight], volatile: frozenset[str] = frozenset()) -> Tol
         findings.append(_finding_of_body(cause))
     differ = len({sight.body for sight in sights}) > 1
     meaningless: set[str] = set()
-    names = dict.fromkeys(name for sight in sights for name, _ in sight.headers)
-    for name in names:
+    for name in _often([sight.headers for sight in sights]):
         if name in volatile or (differ and name in _OF_THE_BODY):
             continue
         values = [dict(sight.headers).get(name) for sight in sights]
@@ -104,7 +104,7 @@ class _Causes:
         self._who: list[Hashable] = [sight.who for sight in sights]
         self._tenants: list[Hashable] = [sight.tenant for sight in sights]
         asked = [dict(sight.asked) for sight in sights]
-        names = dict.fromkeys(name for fields in asked for name in fields)
+        names = _often([sight.asked for sight in sights])
         by_name: dict[str, list[Hashable]] = {name: [fields.get(name) for fields in asked] for name in names}
         enough = len(sights) >= NOISE
         self._fields = {
@@ -143,6 +143,12 @@ class _Causes:
             if not _is_function(values, answers) and _explains(both, answers):
                 return (_WHO, name)
         return ()
+
+
+def _often(fields: Sequence[Named]) -> list[str]:
+    """The names that most sights have: somebody who invents names must not make the rest long (P6) or push it out."""
+    counted = Counter(name for named in fields for name, _ in named)
+    return [name for name, _ in counted.most_common(MAX_FIELDS)]
 
 
 def _is_function(causes: Sequence[Hashable], answers: Sequence[Hashable]) -> bool:
