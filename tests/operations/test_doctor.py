@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -264,6 +267,24 @@ def test_an_apps_metrics_tell_how_old_its_flags_are(app_metrics: Callable[[str],
     found = examined(shell)[1]["app"]
     assert [level for level, _ in found] == [level for level, _ in cases.values()]
     assert [told in text for (_, text), (_, told) in zip(found, cases.values(), strict=True)] == [True] * 4
+
+
+def test_how_old_flags_may_be_is_what_the_settings_say(app_metrics: Callable[[str], str], shell: Shell) -> None:
+    url = app_metrics(f'{COHORT_REQUESTS}{{flag="tidegate.cache"}} 0\ntidegate_flags_staleness_seconds 75\n')
+    for seconds, level in ((300, "ok"), (5, "FAIL")):
+        shell.settings(f"[flags]\nmax_staleness = {seconds}\n[rollout]\nmetrics_urls = [{json.dumps(url)}]\n")
+        assert examined(shell)[1]["app"][0][0] == level
+
+
+def test_a_flag_file_that_never_ends_holds_up_nobody(shell: Shell) -> None:
+    """In a process of its own: what waits for a thread waits at the end of it."""
+    os.mkfifo(shell.folder / "flags.json")
+    shell.settings('[flags]\nprovider = "local"\n')
+    for command in (["doctor"], ["flags", "status"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "tidegate.cli", *command], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (ended.returncode, "flags.json did not answer within" in ended.stdout + ended.stderr) == (1, True)
 
 
 def test_several_workers_that_count_alone_fail(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,6 @@ from tidegate.vocabulary import COHORT_REQUESTS
 __all__ = ["app_metrics", "controller", "extras", "metrics_folder", "prometheus", "store", "variables"]
 
 _ANSWER_SECONDS: Final = 2.5
-_STALE_SECONDS: Final = 60.0
-"""A partly open flag whose state is older than this is shut (P8)."""
-
 _STALENESS: Final = "tidegate_flags_staleness_seconds"
 _MAX_BYTES: Final = 16 * 1024 * 1024
 
@@ -117,13 +114,13 @@ async def app_metrics(settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     for url in settings.rollout.metrics_urls:
         try:
-            found.append(_judged(url, await _get(url)))
+            found.append(_judged(url, await _get(url), settings.flags.max_staleness))
         except MetricsError as error:
             found.append(Finding(level="FAIL", about="app", text=str(error), fix="is the app running?"))
     return found
 
 
-def _judged(url: str, text: str) -> Finding:
+def _judged(url: str, text: str, max_staleness: float) -> Finding:
     from prometheus_client.parser import text_string_to_metric_families
 
     ages: list[float] = []
@@ -139,7 +136,7 @@ def _judged(url: str, text: str) -> Finding:
     if not counted:
         told = f"{url} has no {COHORT_REQUESTS}: nothing to judge by"
         return Finding(level="FAIL", about="app", text=told, fix="mount Tidegate, and its metrics_app there")
-    if ages and max(ages) > _STALE_SECONDS:
+    if ages and max(ages) > max_staleness:
         told = f"{url}: its flags are {max(ages):.0f} s old, so partly open ones are shut"
         return Finding(level="FAIL", about="app", text=told, fix="can the app reach its source of flags?")
     age = f", flags {max(ages):.0f} s old" if ages else ""

@@ -4,7 +4,6 @@ From Unleash they are read as apps read them, with the backend token, if there i
 the Admin API. Nothing is written, registered or counted: Unleash's usage figures stay those of the apps.
 """
 
-import asyncio
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from tidegate.operations.desk_unleash import UnleashDesk
 from tidegate.rollout.flag_file import FlagFile
 from tidegate.rollout.unleash_api import Json, UnleashApi, objects
 from tidegate.settings import Settings
+from tidegate.stopping import in_thread
 
 __all__ = ["Source", "read_flags"]
 
@@ -82,7 +82,7 @@ class _FromUnleash:
 async def read_flags(
     settings: Settings, environment: str, names: Collection[str], *, within: float | None = None
 ) -> Source:
-    """Read the flags. within: seconds for each answer of Unleash; ANSWER_SECONDS by default.
+    """Read the flags. within: seconds for the file, or each answer of Unleash; ANSWER_SECONDS by default.
 
     Raises:
         FlagError: if the source cannot be read.
@@ -90,7 +90,8 @@ async def read_flags(
     """
     flags = settings.flags
     if flags.provider == "local":
-        return await asyncio.to_thread(_from_file, flags.file)
+        seconds = desk_unleash.ANSWER_SECONDS if within is None else within
+        return await in_thread(lambda: _from_file(flags.file), seconds, f"the flag file {flags.file}")
     if flags.provider != "unleash":
         raise _unusable("flags.provider", flags.provider, "has no flags: every layer is open", "use local or unleash")
     if flags.unleash_token and environment == flags.environment:
