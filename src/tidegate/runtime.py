@@ -1,11 +1,11 @@
 """The life of what an application's layers need: started with it, looked after while it runs, stopped with it."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from tidegate.flags import FlagProvider, Gates, Stops
-from tidegate.middleware.layers.asgi import ASGIApp, Receive, Scope, Send
+from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
 
@@ -47,7 +47,7 @@ class Runtime:
             return
         self._loop = loop
         await self._store.start()
-        await asyncio.gather(*(self._tried(source.start()) for source in self._sources))
+        await asyncio.gather(*(self._tried(source.start) for source in self._sources))
         if self._gates is not None:
             self._look(self._gates, loop)
 
@@ -68,11 +68,11 @@ class Runtime:
         if self._next_look is not None:
             self._next_look.cancel()
         await self._store.aclose()
-        await asyncio.gather(*(self._tried(source.aclose()) for source in self._sources))
+        await asyncio.gather(*(self._tried(source.aclose) for source in self._sources))
 
-    async def _tried(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _tried(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # noqa: BLE001 - P5: the app goes on, its layers shut; counted
             self._metrics.fail("flags", error)
 
@@ -91,8 +91,15 @@ class Mounted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._runtime.start()
+
+            async def send_after_the_end(message: Message) -> None:
+                # Some servers, uvicorn among them, end the loop as soon as they hear this: nothing can come after it.
+                if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                    await self._runtime.stop()
+                await send(message)
+
             try:
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, send_after_the_end)
             finally:
                 await self._runtime.stop()
             return
