@@ -266,7 +266,7 @@ class UnleashFlags:
     def _tell(self) -> None:
         notes = self._quiet.notes()
         if notes:
-            self._fault = notes[0]  # the cause; the rest are its echoes
+            self._fault = _explained(notes[0])  # the cause; the rest are its echoes
             notes.clear()
             self._report(FlagError(f"{self._url}: {self._fault}"))
 
@@ -295,6 +295,13 @@ class _Quiet(logging.Filter):
         if found is None:
             found = self.local.notes = []
         return found
+
+
+def _explained(fault: str) -> str:
+    """A refusal with what to do about it; the SDK names the status alone."""
+    if fault.rstrip().endswith((": 401", ": 403")):
+        return f"{fault.rstrip()}: it does not know the token; give a backend token (TIDEGATE_FLAGS_UNLEASH_TOKEN)"
+    return fault
 
 
 def _instance_id() -> str:

@@ -38,7 +38,7 @@ class PrometheusSource:
         except TimeoutError as error:
             raise MetricsError(f"{self._shown} did not answer within {self._timeout:g} s") from error
         except httpx2.HTTPError as error:
-            raise MetricsError(f"{self._shown} could not be asked: {error or type(error).__name__}") from error
+            raise MetricsError(f"{self._shown} could not be asked: {str(error) or type(error).__name__}") from error
         if len(response.content) > _MAX_BYTES:
             raise MetricsError(f"{self._shown} sent more than {_MAX_BYTES} bytes")
         try:

@@ -305,4 +305,6 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            raise RolloutError(f"journal {self.path} cannot be used: {error}") from error
+            folder = Path(self.path).parent
+            told = str(error) if folder.is_dir() else f"there is no folder {folder}; make it, or name another journal"
+            raise RolloutError(f"journal {self.path} cannot be used: {told}") from error

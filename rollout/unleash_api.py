@@ -111,7 +111,9 @@ class UnleashApi:
         except TimeoutError as error:
             raise FlagError(f"Unleash at {self.shown} did not answer within {self._timeout:g} s") from error
         except httpx2.HTTPError as error:
-            raise FlagError(f"Unleash at {self.shown} could not be asked: {error or type(error).__name__}") from error
+            raise FlagError(
+                f"Unleash at {self.shown} could not be asked: {str(error) or type(error).__name__}"
+            ) from error
         status = response.status_code
         if status == 404 and missing_ok:
             return None

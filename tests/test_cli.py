@@ -187,12 +187,26 @@ def test_start_refuses_a_flag_that_has_a_rollout(desk: Desk) -> None:
     assert "rollout 'canary' of flag 'tidegate.cache' is pending" in err
 
 
+def test_every_command_explains_itself_in_percent_signs_that_stand_alone(desk: Desk) -> None:
+    for command in ("flags", "flags init", "flags shut", "flags open", "kill", "rollout start"):
+        code, out, _ = desk.run(*command.split(), "--help")
+        assert (code, "%%" in out) == (0, False), command
+
+
+def test_a_journal_whose_folder_is_missing_is_told_so(desk: Desk) -> None:
+    code, _, err = desk.run("controller", "--once", "--journal", "nowhere/journal.sqlite3")
+    assert (code, "there is no folder nowhere; make it, or name another journal" in err) == (1, True)
+
+
 def test_start_refuses_a_flag_that_is_open(desk: Desk) -> None:
     text = (desk.folder / "flags.json").read_text().replace("false", "true").replace('": 0', '": 20')
     desk.write("flags.json", text)
     code, _, err = desk.run("rollout", "start", "canary.yaml")
     assert code == 1
     assert "is open already (on at 20 %)" in err
+    assert "shut it first (tidegate flags shut tidegate.cache)" in err
+    assert desk.run("flags", "shut", FLAG)[0] == 0
+    assert desk.run("rollout", "start", "canary.yaml")[0] == 0
 
 
 def test_status_of_nothing_is_one_clear_line(desk: Desk) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.services import Valkey, free_port, wait_until
+from tests.services import Unleash, Valkey, free_port, wait_until
 from tidegate.cli import main
 from tidegate.commands.kill import run_to_the_end, until_of
 from tidegate.errors import ConfigError
@@ -115,7 +115,8 @@ def test_kill_writes_a_record_and_turns_the_flag_off_and_lift_takes_back_the_rec
 def test_lift_says_that_an_open_flag_opens_again_and_that_there_was_no_stop(desk: Desk) -> None:
     code, out, _ = desk.run("lift", FLAG)
     assert code == 0
-    assert "was not stopped" in out
+    assert f"{FLAG} in development was not stopped; a worker that remembers a stop" in out
+    assert "not stopped any more" not in out
     assert "the flag is on at 20 %: its layer opens again" in out
 
 
@@ -125,6 +126,8 @@ def test_kill_of_a_misspelt_flag_shuts_nothing_and_says_so(desk: Desk) -> None:
     assert "there is no flag 'tidegate.cahce'" in err
     assert "nothing is known to be shut" in err
     assert "tidegate lift tidegate.cahce" in err
+    _, _, told = desk.run("kill", FLAG, "--env", "prodution")
+    assert told.strip().endswith(f"tidegate lift {FLAG} --environment prodution")
     assert "shut in every worker" not in out
     assert desk.flag == (True, 20)
 
@@ -205,7 +208,7 @@ def test_a_file_that_nobody_named_is_not_sure_to_be_read_by_the_apps_of_an_unlea
     code, out, err = desk.run("kill", FLAG)
     assert code == 1
     assert "only for processes that read it" in err
-    assert "NOT known to be shut" in err
+    assert "NOT known to be shut: the flag was not turned off, and its stop record is not sure to reach" in err
     assert desk.stop()["stopped"] is True
     assert "shut in every worker" not in out
 
@@ -247,7 +250,34 @@ def test_without_a_source_of_flags_there_is_nothing_to_kill(desk: Desk) -> None:
     desk.settings("")
     code, _, err = desk.run("kill", FLAG)
     assert code == 2
-    assert "flags.provider" in err
+    assert "flags.provider: 'none' has no flag to move" in err
+    assert "no settings file was read" not in err
+    assert desk.run("lift", FLAG)[0] == 2
+    (desk.folder / "tidegate.toml").unlink()
+    assert f"there is no tidegate.toml in {desk.folder}; go where it lies" in desk.run("kill", FLAG)[2]
+    assert not (desk.folder / "tidegate-stops.json").exists()
+
+
+def test_an_app_with_a_provider_of_its_own_is_stopped_by_the_record_alone(desk: Desk) -> None:
+    desk.settings('[flags]\nstops = "stops.json"')
+    code, out, err = desk.run("kill", FLAG)
+    assert code == 0
+    assert f"it opens again only after: tidegate lift {FLAG}" in out
+    assert "the stop record alone shuts the flag" in err
+    assert json.loads((desk.folder / "stops.json").read_text())["stops"]["development"][FLAG]["stopped"] is True
+    assert desk.run("kill", "tidegate.cahce")[0] == 1
+    code, out, _ = desk.run("lift", FLAG)
+    assert (code, "is not stopped any more" in out) == (0, True)
+
+
+def test_lifting_a_misspelt_flag_of_unleash_says_that_there_is_none(desk: Desk, unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name("lifted")
+    unleash.admin.create_flag(flag)
+    desk.settings(unleash_at(unleash.port).replace('"t"', f'"{unleash.admin_token}"'))
+    code, _, err = desk.run("lift", f"{flag}x")
+    assert (code, f"has no flag '{flag}x'; did you mean '{flag}'?" in err) == (0, True)
+    code, _, err = desk.run("lift", flag, "--env", "prodution")
+    assert "has no environment 'prodution' in Unleash; it has development, production" in err
 
 
 def test_the_record_goes_to_the_stores_redis_unless_settings_say_otherwise(desk: Desk, valkey: Valkey) -> None:

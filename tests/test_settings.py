@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from tidegate import Tidegate
 from tidegate.errors import ConfigError
 from tidegate.settings import Settings
 
@@ -130,3 +132,10 @@ def test_relative_paths_in_a_settings_file_are_seen_from_its_folder(tmp_path: Pa
     file.write_text('[flags]\nstops = "redis://127.0.0.1/1"\n')
     assert Settings.load(str(file), {}).flags.stops == "redis://127.0.0.1/1"
     assert Settings.load(str(file), {}).flags.file == "flags.json"
+
+
+def test_an_app_that_follows_unleash_without_a_token_is_told_how_to_get_one() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Tidegate(Settings.of({"flags": {"provider": "unleash"}}), registry=CollectorRegistry())
+    (problem,) = raised.value.problems
+    assert (problem.path, "tidegate flags init --token" in problem.fix) == ("flags.unleash_token", True)

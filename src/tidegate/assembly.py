@@ -247,6 +247,9 @@ def _provider(settings: Settings, metrics: Metrics) -> FlagProvider | None:
         from tidegate.flags.unleash import UnleashFlags
     except ImportError as error:
         raise _missing_extra("flags.provider", "unleash", "unleash") from error
+    if not flags.unleash_token:
+        fix = "set TIDEGATE_FLAGS_UNLEASH_TOKEN to a backend token; tidegate flags init --token prints one"
+        raise ConfigError("settings", [Problem(path="flags.unleash_token", value="", problem="is empty", fix=fix)])
     return UnleashFlags(
         flags.unleash_url,
         token=flags.unleash_token,

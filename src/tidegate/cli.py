@@ -4,6 +4,7 @@ Exit codes: 0 it went as it should; 1 it failed, was refused, or the rollout did
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except ConfigError as error:
         print(error, file=sys.stderr)
+        if error.source == "settings" and not (arguments.config or os.environ.get("TIDEGATE_CONFIG")):
+            _say_what_was_read()
         return 2
     except TidegateError as error:
         print(f"tidegate: {error}", file=sys.stderr)
@@ -46,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _say_what_was_read() -> None:
+    """Where settings lack something and no file was named, the wrong folder is the likely cause."""
+    if not os.path.exists("tidegate.toml"):
+        told = f"no settings file was read: there is no tidegate.toml in {os.getcwd()}"
+        print(f"{told}; go where it lies, or name it with --config or TIDEGATE_CONFIG", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -124,7 +124,7 @@ async def start(spec: RolloutSpec, settings: Settings, say: Say) -> None:
     if found.enabled and found.percentage != 0:
         raise RolloutError(
             f"{spec.flag} in {environment} is open already ({found}); a rollout begins at 0 %: "
-            f"shut it first (tidegate kill {spec.flag}, then tidegate lift {spec.flag}), or leave it"
+            f"shut it first (tidegate flags shut {spec.flag}), or leave it"
         )
     await _refuse_stopped(spec.flag, environment, settings, say)
     with Journal(settings.rollout.journal) as journal:

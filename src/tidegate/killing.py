@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tidegate.control import make_actuator, mark_stopped
-from tidegate.errors import ConfigError, FlagError, TidegateError, UnknownFlagError
+from tidegate.errors import ConfigError, FlagError, Problem, TidegateError, UnknownFlagError
 from tidegate.flags.stop_records import StopRecord
-from tidegate.rollout.actuator import Actuator
+from tidegate.rollout.actuator import Actuator, FlagState
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread, place_of, show_time, stop_home, why_stopped, write_stop
 from tidegate.vocabulary import FLAGS
@@ -56,8 +56,7 @@ async def kill(
         FlagError: if neither way surely shut the flag, or if nobody knows a flag of this name.
         ConfigError: if the settings name no source of flags at all: there is no gate to shut.
     """
-    if settings.flags.provider == "none":
-        make_actuator(settings)  # says so
+    _refuse_without_gates(settings)
     environment = order.environment or settings.flags.environment
     killing = _Killing(order, environment, settings, say, warn, unread or {})
     stopped, off = await asyncio.gather(killing.write_record(), killing.turn_off())
@@ -69,10 +68,13 @@ async def kill(
     if off == "unknown" and not ours:
         raise FlagError(
             f"nothing is known to be shut: no flag {order.flag!r} in {environment}"
-            f"{f'; its stop record stands: tidegate lift {order.flag}' if stopped else ''}"
+            f"{f'; its stop record stands: {killing.lifting}' if killing.written else ''}"
         )
     if off != "off" and not stopped:
-        raise FlagError(f"{order.flag} in {environment} is NOT known to be shut: neither way succeeded, see above")
+        why = "neither way succeeded"
+        if killing.written:
+            why = "the flag was not turned off, and its stop record is not sure to reach every worker"
+        raise FlagError(f"{order.flag} in {environment} is NOT known to be shut: {why}, see above")
     killing.say_what_follows(stopped=stopped, off=off)
 
 
@@ -90,6 +92,9 @@ class _Killing:
         self._warn = warn
         self._unread = unread
         self._actuator: Actuator | None = None
+        self.written = False
+        other = "" if environment == settings.flags.environment else f" --environment {environment}"
+        self.lifting = f"tidegate lift {order.flag}{other}"
 
     async def write_record(self) -> bool:
         """Write the stop record. Whether the flag is surely shut by it."""
@@ -113,6 +118,7 @@ class _Killing:
         except Exception as error:  # noqa: BLE001 - the other way must not end with this one; it is told
             self._warn(f"no stop record was written: {error}")
             return False
+        self.written = True
         until = "until it is lifted" if record.until is None else f"until {show_time(record.until)}"
         told = "" if heard is None else f"; told {heard} listening process{'' if heard == 1 else 'es'} at once"
         self._say(f"{flag} in {self._environment} is stopped {until}: record in {home}{told}")
@@ -138,6 +144,9 @@ class _Killing:
     async def turn_off(self) -> _Off:
         """Turn the flag's environment off."""
         flag, environment = self._flag, self._environment
+        if self._settings.flags.provider == "none":
+            self._warn("flags.provider is none here, so the stop record alone shuts the flag")
+            return "failed" if flag in FLAGS.values() else "unknown"
         if "rollout" in self._unread:
             self._warn(f"settings that may be needed cannot be read: {self._unread['rollout']}")
         try:
@@ -202,9 +211,12 @@ class _Killing:
         """What a person can rely on now, and how to take it back."""
         within = f"within {self._settings.flags.poll_interval + 1:g} s"
         if stopped:
-            self._say(f"shut in every worker {within}; it opens again only after: tidegate lift {self._flag}")
+            self._say(f"shut in every worker {within}; it opens again only after: {self.lifting}")
         else:
-            self._say(f"shut in every worker {within}, as long as its source answers; there is no stop record")
+            record = (
+                f"the stop record shuts it here until: {self.lifting}" if self.written else "there is no stop record"
+            )
+            self._say(f"shut in every worker {within}, as long as its source answers; {record}")
         if off == "failed":
             self._warn(f"the flag itself is still as it was: turn it off before you lift {self._flag}")
 
@@ -216,12 +228,15 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
         FlagError: if it could not be written that the stop is over.
         ConfigError: if the place of the stop records cannot be used.
     """
+    _refuse_without_gates(settings)
     environment = environment or settings.flags.environment
     try:
         before = await why_stopped(settings, flag, environment)
-        told = f"was {before}" if before is not None else "was not stopped"
+        told = f"is not stopped any more (was {before}); in every worker"
+        if before is None:
+            told = "was not stopped; a worker that remembers a stop all the same lets go of it"
     except FlagError as error:
-        told = f"what it was could not be read: {error}"
+        told = f"is not stopped any more (what it was could not be read: {error}); in every worker"
     home = stop_home(settings, environment)
     record = StopRecord(
         flag=flag,
@@ -233,10 +248,7 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
         by=_who(),
     )
     await write_stop(home, record)
-    say(
-        f"{flag} in {environment} is not stopped any more ({told}); in every worker "
-        f"within {settings.flags.poll_interval + 1:g} s"
-    )
+    say(f"{flag} in {environment} {told} within {settings.flags.poll_interval + 1:g} s")
     try:
         actuator = make_actuator(settings)
     except ConfigError as error:
@@ -244,7 +256,9 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
         return
     try:
         async with asyncio.timeout(_MOVE_WITHIN):
-            found = await actuator.read(flag, environment)
+            found = await _read(actuator, flag, environment, settings)
+    except UnknownFlagError as error:
+        warn(f"there is no such flag: {error}")
     except (TidegateError, TimeoutError) as error:
         warn(f"the state of the flag is not known: {str(error) or 'no answer'}")
     else:
@@ -252,6 +266,33 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
         say(f"the flag is {found}: its layer {'opens again' if opens else 'stays shut'}")
     finally:
         await actuator.close()
+
+
+def _refuse_without_gates(settings: Settings) -> None:
+    """Without a source of flags there are no gates; unless the app has a provider of its own, and a place is named.
+
+    Raises:
+        ConfigError: if nothing says that anybody follows the stop records.
+    """
+    if settings.flags.provider != "none" or settings.flags.stops is not None or "://" in place_of(settings):
+        return
+    fix = "use local or unleash, or name flags.stops if the app has a provider of its own"
+    told = "has no flag to move, and no place for its stop record is named"
+    raise ConfigError("settings", [Problem(path="flags.provider", value="none", problem=told, fix=fix)])
+
+
+async def _read(actuator: Actuator, flag: str, environment: str, settings: Settings) -> FlagState:
+    """The flag; a refusal is looked into, because to a person a misspelt name is not an outage."""
+    try:
+        return await actuator.read(flag, environment)
+    except FlagError as error:
+        try:
+            await actuator.check(flag, environment, settings.flags.unit)
+        except UnknownFlagError:
+            raise
+        except FlagError:
+            pass
+        raise error
 
 
 def _who() -> str:

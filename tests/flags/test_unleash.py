@@ -246,7 +246,7 @@ def test_a_token_that_the_server_refuses_leaves_all_shut_and_says_why(unleash: U
     async def check() -> None:
         await until(lambda: len(errors.seen) >= 4, 10, "four failures")
         assert not flags.health().ready
-        assert "unexpected HTTP status code: 401" in flags.health().detail
+        assert "unexpected HTTP status code: 401: it does not know the token" in flags.health().detail
         assert not any("default:development.wrong" in error for error in errors.seen)
 
     run(flags, check)

@@ -370,6 +370,19 @@ def test_whom_to_open_for_must_be_said_well(on_unleash: Shell, only: str) -> Non
     assert (code, "write tenantId=acme" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("only", "meant"),
+    [("tenant=acme", "tenantId=acme"), ("tenantID=acme", "tenantId=acme"), ("user_id=ann", "userId=ann")],
+)
+def test_a_field_that_no_request_has_is_refused_with_the_one_that_is_meant(shell: Shell, only: str, meant: str) -> None:
+    shell.settings('[flags]\nprovider = "local"\n')
+    code, _, err = shell.run("flags", "open", "any", "--only", only)
+    assert (code, err.splitlines()[1:]) == (
+        2,
+        [f"  - --only: '{only}' names a field that no request has, so it would let nobody in; write {meant}"],
+    )
+
+
 # --- the local file ---------------------------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ def test_percentage_bands_reach_and_conditions_are_shown(unleash: Unleash, by_ei
     first, second, third = out.splitlines()
     assert first.startswith("development, read now from Unleash")
     assert second == f"{flag}: on, 10 % by tenantId where tenantId IN acme (inverted or no case); open for some"
-    assert third == "  bands 1, 5, 10 are in"
+    assert third == "  bands that are in: 1, 5, 10 (of those who meet the conditions)"
 
 
 def test_who_is_in_is_what_unleashs_own_engine_decides(unleash: Unleash, by_either: Shell, flag: str) -> None:
@@ -154,7 +154,7 @@ def test_the_file_is_shown_alike_and_decides_as_its_provider_does(on_file: Shell
     lines = out.splitlines()
     assert lines[0] == "development, read now from the file flags.json"
     assert "tidegate.cache: on, 20 % by tenantId where tenantId NOT_IN acme; open for some" in lines
-    assert "  bands 1, 20 are in" in lines
+    assert "  bands that are in: 1, 20 (of those who meet the conditions)" in lines
     assert [line for line in lines if "no such flag" in line] == [
         f"{name}: no such flag; open for nobody" for name in FLAGS.values() if name != "tidegate.cache"
     ]
@@ -188,7 +188,17 @@ def test_a_stop_and_the_rollout_that_moves_a_flag_are_shown(on_file: Shell) -> N
     found = status_of(on_file, "tidegate.cache", "--unit", unit)
     assert (found["reach"], found["unit"]["in"]) == ("nobody", False)
     assert found["stopped"].startswith("by ann@desk at ")
-    assert found["stopped"].endswith("until it is lifted: fire")
+    assert found["stopped"].endswith("Z, until it is lifted: fire")
+
+
+def test_a_missing_flag_is_told_with_the_command_that_makes_it_or_the_name_that_is_meant(on_file: Shell) -> None:
+    _, out, _ = on_file.run("flags", "status", "tidegate.etag", "tidegate.cahce", "x")
+    faults = [line for line in out.splitlines() if "!" in line]
+    assert faults == [
+        "  ! does not exist, so its layer is shut: tidegate flags init tidegate.etag",
+        "  ! does not exist, and is the flag of no layer; did you mean tidegate.cache?",
+        "  ! does not exist, so its layer is shut: tidegate flags init x",
+    ]
 
 
 def test_stop_records_that_cannot_be_read_count_as_stops(on_file: Shell) -> None:
@@ -200,6 +210,12 @@ def test_stop_records_that_cannot_be_read_count_as_stops(on_file: Shell) -> None
 def test_without_a_source_of_flags_it_says_what_that_means(shell: Shell) -> None:
     code, _, err = shell.run("flags", "status")
     assert (code, "flags.provider: 'none' has no flags: every layer is open" in err) == (2, True)
+
+
+def test_a_flag_file_that_is_not_there_is_told_with_what_makes_it(on_file: Shell) -> None:
+    (on_file.folder / "flags.json").unlink()
+    code, _, err = on_file.run("flags", "status")
+    assert (code, "there is no flag file flags.json, so every layer is shut: tidegate flags init" in err) == (1, True)
 
 
 def test_a_flag_file_that_is_wrong_is_told_in_full(on_file: Shell) -> None:

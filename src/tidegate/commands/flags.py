@@ -20,14 +20,12 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, parents=[common], help=summary, description=summary)
+        made = commands.add_parser(name, parents=[common], help=summary.replace("%", "%%"), description=summary)
         made.add_argument("--environment", metavar="E", help="default: flags.environment")
         made.set_defaults(run=run)
         return made
 
-    init = add(
-        "init", _init, "make what is missing: context field, flags, a strategy at 0 %%; never widens what exists"
-    )
+    init = add("init", _init, "make what is missing: context field, flags, a strategy at 0 %; never widens what exists")
     init.add_argument("flags", metavar="FLAG", nargs="*", help="default: the flag of each layer")
     init.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
     init.add_argument(
@@ -42,7 +40,7 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     opening.add_argument(
         "--only", metavar="FIELD=VALUE", action="append", required=True, help="tenantId=acme; may be given again"
     )
-    add("shut", _shut, "turn a flag off and take it back to 0 %% without conditions").add_argument(
+    add("shut", _shut, "turn a flag off and take it back to 0 % without conditions").add_argument(
         "flag", metavar="FLAG"
     )
 

@@ -7,10 +7,14 @@ open already in some other way, or that a rollout owns, is not touched.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
 
 from tidegate.errors import FlagError, Problems
+from tidegate.flags import UNIT_FIELDS
 from tidegate.flags.views import FlagView
 from tidegate.operations.desk import Desk
+from tidegate.vocabulary import FLAGS
 
 __all__ = ["Only", "only", "open_for", "shut"]
 
@@ -39,11 +43,23 @@ def only(texts: Sequence[str]) -> Only:
     for text, (field, _, value) in zip(texts, pairs, strict=True):
         if not field or not value:
             problems.add("--only", text, "names no field and value", "write tenantId=acme")
+        elif (meant := _FIELDS.get(_bare(field))) not in (None, field):
+            problems.add(
+                "--only", text, "names a field that no request has, so it would let nobody in", f"write {meant}={value}"
+            )
     fields = list(dict.fromkeys(field for field, _, _ in pairs))
-    if len(fields) > 1:
+    if len(fields) > 1 and not problems:
         problems.add("--only", ", ".join(fields), "are several fields", "name one, as often as you like")
     problems.raise_if_any()
     return Only(field=fields[0], values=tuple(sorted({value for _, _, value in pairs})))
+
+
+def _bare(field: str) -> str:
+    return field.lower().replace("_", "").replace("-", "").removesuffix("id")
+
+
+_FIELDS: Final = {_bare(field): field for field in UNIT_FIELDS.values()}
+"""What people write for a unit's field, to the field. Other fields come from `Tidegate(properties=…)`."""
 
 
 async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> None:
@@ -95,7 +111,9 @@ async def _one(desk: Desk, name: str) -> FlagView:
     views: Mapping[str, FlagView | None] = await desk.look((name,))
     found = views[name]
     if found is None:
-        raise FlagError(f"there is no flag {name!r} in {desk.environment}: tidegate flags init {name}")
+        near = [] if name in FLAGS.values() else get_close_matches(name, FLAGS.values(), n=1)
+        fix = f"; did you mean {near[0]!r}?" if near else f": tidegate flags init {name}"
+        raise FlagError(f"there is no flag {name!r} in {desk.environment}{fix}")
     return found
 
 

@@ -110,7 +110,13 @@ async def admin_token(settings: Settings) -> list[Finding]:
         await api.close()
     user = cast(Mapping[str, Any], (answer or {}).get("user") or {})
     who = user.get("email") or user.get("username") or "somebody"
-    return [Finding(level="ok", about="admin token", text=f"Unleash knows it as {who}, and shows {len(known)} flags")]
+    return [
+        Finding(
+            level="ok",
+            about="admin token",
+            text=f"Unleash knows it as {who}, and shows {len(known)} flag{'' if len(known) == 1 else 's'}",
+        )
+    ]
 
 
 async def clock(settings: Settings) -> list[Finding]:
@@ -126,7 +132,7 @@ async def clock(settings: Settings) -> list[Finding]:
         try:
             answer = await client.get(f"{root}/health")
         except httpx2.HTTPError as error:
-            raise FlagError(f"{root} could not be asked: {error or type(error).__name__}") from error
+            raise FlagError(f"{root} could not be asked: {str(error) or type(error).__name__}") from error
     date = answer.headers.get("date")
     if date is None:
         return []

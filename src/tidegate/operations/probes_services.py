@@ -152,7 +152,7 @@ async def _get(url: str) -> str:
         async with httpx2.AsyncClient(timeout=_ANSWER_SECONDS, follow_redirects=False, verify=secure) as client:
             answer = await client.get(url)
     except httpx2.HTTPError as error:
-        raise MetricsError(f"{url} could not be asked: {error or type(error).__name__}") from error
+        raise MetricsError(f"{url} could not be asked: {str(error) or type(error).__name__}") from error
     if answer.status_code != 200 or len(answer.content) > _MAX_BYTES:
         raise MetricsError(f"{url} answered {answer.status_code} with {len(answer.content)} bytes")
     return answer.text

@@ -122,6 +122,10 @@ def _from_file(path: str) -> Source:
     file = FlagFile(path)
     try:
         content = file.path.read_bytes()
+    except FileNotFoundError as error:
+        raise FlagError(
+            f"there is no flag file {path}, so every layer is shut: tidegate flags init, or name another as flags.file"
+        ) from error
     except OSError as error:
         raise FlagError(f"the flag file {path} could not be read: {error.strerror or error}") from error
     return _FromFile(parse_flags(content, path), f"the file {path}")

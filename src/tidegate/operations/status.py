@@ -3,18 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from tidegate.errors import FlagError, RolloutError
 from tidegate.flags import UNIT_FIELDS, band_of, normalized
 from tidegate.flags.provider import Reach
 from tidegate.flags.stop_records import StopRecord, decode
-from tidegate.flags.views import FlagView
+from tidegate.flags.views import FlagView, StrategyView
 from tidegate.operations.make import owner_of
 from tidegate.operations.sources import Source, read_flags
 from tidegate.settings import Settings
-from tidegate.stopping import in_thread, stop_home
+from tidegate.stopping import in_thread, show_time, stop_home
+from tidegate.vocabulary import FLAGS
 
 __all__ = ["FlagStatus", "flag_status", "lines_of", "read_status", "shown", "stopped_flags"]
 
@@ -78,8 +79,15 @@ def flag_status(
         rollout = "" if owner is None else f"{owner.name} ({owner.state} at {owner.percent} %)"
     except RolloutError as error:
         rollout = f"unknown: {error}"
-    faults = ["does not exist, so its layer is shut: tidegate flags init"] if view is None else view.faults(field)
+    faults = [_missing(name)] if view is None else view.faults(field)
     return FlagStatus(name=name, view=view, stopped=stopped, rollout=rollout, faults=tuple(faults), **asked)
+
+
+def _missing(name: str) -> str:
+    near = get_close_matches(name, FLAGS.values(), n=1)
+    if near and near[0] != name:
+        return f"does not exist, and is the flag of no layer; did you mean {near[0]}?"
+    return f"does not exist, so its layer is shut: tidegate flags init {name}"
 
 
 async def stopped_flags(settings: Settings, environment: str, names: Sequence[str]) -> dict[str, str]:
@@ -115,12 +123,12 @@ def _told(raw: bytes, name: str, environment: str) -> str:
         return str(error)
     if not record.in_force(time.time()):
         return ""
-    until = "until it is lifted" if record.until is None else f"until {_moment(record.until)}"
-    return f"by {record.by or 'somebody'} at {_moment(record.since)}, {until}: {record.reason}"
+    until = "until it is lifted" if record.until is None else f"until {show_time(record.until)}"
+    return f"by {record.by or 'somebody'} at {show_time(record.since)}, {until}: {record.reason}"
 
 
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
+def _of_those(strategy: StrategyView) -> str:
+    return " (of those who meet the conditions)" if strategy.constraints or strategy.segments else ""
 
 
 def lines_of(status: FlagStatus, bands: Sequence[int]) -> list[str]:
@@ -129,7 +137,7 @@ def lines_of(status: FlagStatus, bands: Sequence[int]) -> list[str]:
     strategies = status.view.strategies if status.view else ()
     inside = [band for band in bands if strategies and band <= (strategies[0].percentage or 0)]
     if status.reach == "some" and len(strategies) == 1 and inside:
-        lines.append(f"  bands {', '.join(map(str, inside))} are in")
+        lines.append(f"  bands that are in: {', '.join(map(str, inside))}{_of_those(strategies[0])}")
     if status.unit is not None:
         in_or_out = {True: "in", False: "out", None: "cannot be told here (pip install 'tidegate[unleash]')"}
         told = in_or_out[status.admitted]
