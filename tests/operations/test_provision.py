@@ -335,6 +335,19 @@ def test_shutting_leaves_the_conditions_of_others(unleash: Unleash, on_unleash: 
     assert unleash.admin.percentage(flag) == "50"
 
 
+def test_a_condition_at_less_than_100_is_somebody_elses(on_file: Shell) -> None:
+    """A rollout in one region: taken away, the next one would go to all."""
+    eu = {"field": "region", "operator": "IN", "values": ["eu"]}
+    flag = {"enabled": False, "strategies": [{"percentage": 25, "constraints": [eu]}]}
+    text = json.dumps({"version": 1, "flags": {"tidegate.cache": flag}})
+    (on_file.folder / "flags.json").write_text(text)
+    code, out, _ = on_file.run("flags", "shut", "tidegate.cache")
+    assert (code, "its conditions are somebody else's and stay" in out) == (0, True)
+    code, _, err = on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")
+    assert (code, "has conditions of somebody else" in err) == (1, True)
+    assert held(on_file) == {"tidegate.cache": flag}
+
+
 def test_what_a_rollout_moves_is_neither_opened_nor_shut_by_hand(
     unleash: Unleash, on_unleash: Shell, made: str
 ) -> None:

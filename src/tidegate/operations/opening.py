@@ -118,15 +118,17 @@ async def _one(desk: Desk, name: str) -> FlagView:
 
 
 def _simple(found: FlagView) -> bool:
-    """One strategy, limited by nothing but what `open_for` writes."""
+    """One strategy, limited by nothing but what `open_for` writes: one condition, and that at 100 %."""
     if len(found.strategies) != 1 or found.strategies[0].segments:
         return False
-    conditions = found.strategies[0].constraints
-    return not conditions or (len(conditions) == 1 and conditions[0].operator == "IN" and conditions[0].plain)
+    strategy, conditions = found.strategies[0], found.strategies[0].constraints
+    if len(conditions) != 1:
+        return not conditions
+    return strategy.percentage == 100 and conditions[0].operator == "IN" and conditions[0].plain
 
 
 def _is_only(found: FlagView) -> bool:
-    return _simple(found) and bool(found.strategies[0].constraints) and found.strategies[0].percentage == 100
+    return _simple(found) and bool(found.strategies[0].constraints)
 
 
 def _expect(found: FlagView, whom: Only, *, enabled: bool | None = None) -> None:
