@@ -8,6 +8,7 @@ Bounded whatever an app or a client sends: names, lengths of values, size, depth
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -66,7 +67,7 @@ VOLATILE: Final = frozenset(
 """Response fields that may differ between two answers without meaning anything. Content-Length goes with the body."""
 
 UNTOLD: Final = (
-    CREDENTIAL_HEADERS
+    (CREDENTIAL_HEADERS - {b"cookie"})
     | HOP_BY_HOP
     | {
         b"cache-control",
@@ -89,7 +90,10 @@ UNTOLD: Final = (
         b"x-request-id",
     }
 )
-"""Request fields that are no reason for another answer: they are in the key, are who asks, or name one request."""
+"""Request fields that are no reason for another answer: they are in the key, are who asks, or name one request.
+
+A cookie may be: it says more than who asks (a theme, an experiment).
+"""
 
 NEGOTIATION: Final[tuple[bytes, ...]] = (
     b"accept",
@@ -100,6 +104,9 @@ NEGOTIATION: Final[tuple[bytes, ...]] = (
     b"x-requested-with",
 )
 """Looked at first, so that a client's odd fields do not push them out."""
+
+_SECRET: Final = re.compile(r"auth(?!or)|api-?key|cookie|csrf|password|secret|session|signature|token|xsrf", re.I)
+"""Names of response fields whose values are kept as digests only: examples are shown to people."""
 
 MAX_FIELDS: Final = 32
 """Fields of an answer or a question that are kept and, over all sights of a key, compared."""
@@ -120,7 +127,7 @@ class Sight:
     asked: request fields that might matter, with digests of their values.
     body, length: digest and bytes of the body.
     order: digest of a JSON text in which order and spacing do not count; empty where that is not known.
-    headers: response fields, without those that may always differ; values may be shortened.
+    headers: response fields, without those that may always differ; values may be shortened, and secrets are digests.
     excerpt: the beginning of the body; empty unless somebody asked to keep some.
     """
 
@@ -208,10 +215,12 @@ def compared_headers(headers: Pairs, *, own_etag: bool) -> Named:
             continue
         line = value.decode("latin-1").strip(" \t")
         found[text] = f"{found[text]}, {line}" if text in found else line
-    return tuple((name[:MAX_VALUE], _shortened(found[name])) for name in sorted(found)[:MAX_FIELDS])
+    return tuple((name[:MAX_VALUE], _shown(name, found[name])) for name in sorted(found)[:MAX_FIELDS])
 
 
-def _shortened(value: str) -> str:
+def _shown(name: str, value: str) -> str:
+    if _SECRET.search(name):
+        return f"digest {xxh3_128_hexdigest(value.encode('latin-1'))}"
     if len(value) <= MAX_VALUE:
         return value
     return f"{value[: MAX_VALUE - 40]}… {xxh3_128_hexdigest(value.encode('latin-1'))}"

@@ -101,7 +101,8 @@ class Rehearsal(Exchange):
             etag = single_value(answer.headers, b"etag")
             same = etag is not None and dict(basis.headers).get("etag") == etag.decode("latin-1")
             return "match" if same else "uncompared"
-        if answer.status >= 500 or not answer.whole or self._scope["method"] == "HEAD":
+        # 429 is about how often somebody asks, not about what for.
+        if answer.status >= 500 or answer.status == 429 or not answer.whole or self._scope["method"] == "HEAD":
             return "uncompared"
         notes, record = self._notes, self._stored.body
         route = route_label(self._scope, self._context)

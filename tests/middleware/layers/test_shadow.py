@@ -257,6 +257,7 @@ def test_a_purge_clears_a_record_and_its_lifetime_ends_it() -> None:
     ("status", "headers", "result"),
     [
         (500, [], "uncompared"),
+        (429, [], "uncompared"),
         (404, [], "mismatch"),
         (200, [("x-new", "1")], "mismatch"),
         (200, [("date", "now"), ("set-cookie", "a=b"), ("x-request-id", "7")], "match"),
@@ -390,6 +391,22 @@ def test_a_field_that_changes_from_answer_to_answer_is_learned_to_mean_nothing()
     assert report["learned_fields"] == {"/": ["x-served-after"]}
     assert report["findings"] == []
     assert report["routes"]["/"]["match"] == 6
+
+
+def test_what_goes_with_a_cookie_is_laid_to_the_cookie_and_not_to_time() -> None:
+    def body(scope: Any) -> bytes:
+        return dict(scope["headers"])[b"cookie"]
+
+    async def run(stand: Stand) -> dict[str, Any]:
+        for _ in range(9):
+            for theme in ("dark", "light"):
+                for user in (ANN, BEN):
+                    await answers(stand.layer, {"user": user, "headers": [("cookie", f"theme={theme}")]})
+        return await stand.settled()
+
+    report = asyncio.run(run(Stand(Origin(body))))
+    assert {(one["kind"], one["field"]) for one in report["findings"]} == {("missing-vary", "cookie")}
+    assert "theme" not in json.dumps(report)
 
 
 def sight(at: float, who: str = "ann", body: str = "b") -> Sight:
