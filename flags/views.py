@@ -65,24 +65,35 @@ class StrategyView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagView:
-    """A flag in one environment. strategies: those that count. disabled: how many were set aside."""
+    """A flag in one environment.
+
+    strategies: those that count. disabled: how many were set aside. needs: the flags that must (or, with `not`, must
+    not) be open too; whether they are is not told here.
+    """
 
     name: str
     enabled: bool
     strategies: tuple[StrategyView, ...]
     disabled: int = 0
+    needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = "; or ".join(map(str, self.strategies)) or "no strategy"
+        if self.disabled:
+            what += f" ({self.disabled} disabled)"
+        if self.needs:
+            what += f", and only with {' and '.join(self.needs)}"
         return f"{'on' if self.enabled else 'off'}, {what}"
 
     @property
     def reach(self) -> Reach:
-        """Whom it is open for. On without a strategy, Unleash opens it for everybody."""
+        """Whom it is open for. On without a strategy, Unleash opens it for everybody; what it needs may shut it."""
         if not self.enabled:
             return "nobody"
         reaches = {strategy.reach for strategy in self.strategies} or {"everybody"}
-        return "everybody" if "everybody" in reaches else "some" if "some" in reaches else "nobody"
+        if "everybody" in reaches and not self.needs:
+            return "everybody"
+        return "nobody" if reaches == {"nobody"} else "some"
 
     def faults(self, field: str) -> list[str]:
         """What is wrong with it for a rollout drawn over `field`, each with its fix."""
@@ -91,6 +102,8 @@ class FlagView:
                 return [
                     "is on without a strategy, so open for everybody: shut it, then give it one (tidegate flags init)"
                 ]
+            if self.disabled:
+                return ["has disabled strategies only; Unleash would open it for everybody: enable or delete them"]
             return ["has no strategy; Unleash would open it for everybody when it is turned on: tidegate flags init"]
         found = [fault for strategy in self.strategies for fault in _faults(strategy, self.name, field)]
         if len(self.strategies) > 1:
@@ -141,7 +154,14 @@ def view_of_unleash(name: str, state: _Json) -> FlagView:
         enabled=state.get("enabled") is True,
         strategies=tuple(_strategy(one) for one in live),
         disabled=len(every) - len(live),
+        needs=tuple(map(_need, _objects(state.get("dependencies")))),
     )
+
+
+def _need(raw: _Json) -> str:
+    variants = " or ".join(map(str, cast(Sequence[object], raw.get("variants") or ())))
+    text = f"{raw.get('feature')} as {variants}" if variants else str(raw.get("feature"))
+    return text if raw.get("enabled", True) else f"not {text}"
 
 
 def _strategy(raw: _Json) -> StrategyView:

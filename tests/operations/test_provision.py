@@ -151,6 +151,21 @@ def test_a_flag_without_a_strategy_gets_one_at_0_and_stays_off(unleash: Unleash,
     assert unleash.admin.percentage(flag) == "0"
 
 
+def test_of_a_flag_with_a_disabled_strategy_only_init_says_what_to_do(
+    unleash: Unleash, on_unleash: Shell, flag: str
+) -> None:
+    """Nothing is made: it would stand beside the one that somebody set aside."""
+    unleash.admin.create_flag(flag)
+    strategy = unleash.admin.add_strategy(flag, 25)
+    path = f"/api/admin/projects/default/features/{flag}/environments/development/strategies/{strategy}"
+    unleash.admin.request("PATCH", path, [{"op": "replace", "path": "/disabled", "value": True}])
+    before = unleash.admin.environment(flag)
+    code, out, _ = on_unleash.run("flags", "init", flag)
+    assert (code, "nothing to make" in out, "enable or delete them" in out) == (0, True, True)
+    assert "tidegate flags init" not in out, "that is what was just done"
+    assert unleash.admin.environment(flag) == before
+
+
 def test_ten_at_once_make_one_flag_with_one_strategy(unleash: Unleash, flag: str) -> None:
     desks = [UnleashDesk(unleash.api_url, unleash.admin_token, "development", timeout=20) for _ in range(10)]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.operations.running import Shell, until_clients_know
+from tests.services.server import wait_until
 from tests.services.unleash import Unleash
 from tidegate.flags import FlagContext, LocalFlags, normalized
 from tidegate.flags.stop_records import StopRecord
@@ -100,6 +101,22 @@ def test_a_flag_that_is_open_for_everybody_by_accident_is_called_so(
     found = status_of(by_either, flag)
     assert (found["enabled"], found["reach"]) == (True, "everybody")
     assert any("sticky by 'default'" in fault for fault in found["faults"])
+
+
+def test_a_flag_that_needs_another_says_so_and_is_not_called_open_for_everybody(
+    unleash: Unleash, by_either: Shell, flag: str, request: pytest.FixtureRequest
+) -> None:
+    parent = unleash.admin.fresh_name("parent")
+    unleash.admin.roll_out(parent, 0)
+    unleash.admin.roll_out(flag, 100)
+    unleash.admin.request("POST", f"/api/admin/projects/default/features/{flag}/dependencies", {"feature": parent})
+    until_clients_know(unleash, flag)
+    until_clients_know(unleash, parent)
+    wait_until(lambda: parent in by_either.run("flags", "status", flag)[1], 20, "Unleash tells of the dependency")
+    _, out, _ = by_either.run("flags", "status", flag)
+    assert f"on, 100 % by tenantId, and only with {parent}; open for some" in out
+    with_backend_token = "backend" in request.node.callspec.id
+    assert status_of(by_either, flag, "--unit", "acme")["unit"]["in"] is (False if with_backend_token else None)
 
 
 def test_a_flag_that_is_not_there_fails_if_it_was_named(unleash: Unleash, by_either: Shell) -> None:

@@ -50,8 +50,9 @@ class UnleashDesk:
         known = await self._api.names()
         made = [name for name in names if name in known]
         states = await asyncio.gather(*(self._state(name) for name in made))
+        told = ("enabled", "strategies", "dependencies")
         return {
-            name: {"name": name, "type": "release", "enabled": state["enabled"], "strategies": state["strategies"]}
+            name: {"name": name, "type": "release"} | {key: state[key] for key in told}
             for name, state in zip(made, states, strict=True)
         }
 
@@ -139,14 +140,14 @@ class UnleashDesk:
         await self._api.close()
 
     async def _state(self, name: str) -> Json:
-        """The flag in our environment; it is known to exist."""
+        """The flag in our environment, with the flags that it depends on in each; it is known to exist."""
         found = await self._api.request("GET", self._api.at(name))
         environments = objects((found or {}).get("environments"))
         for one in environments:
             if one.get("name") == self.environment:
                 if not understood(one):
                     break
-                return one
+                return {**one, "dependencies": objects((found or {}).get("dependencies"))}
         else:
             have = ", ".join(str(one.get("name")) for one in environments) or "none"
             raise FlagError(

@@ -50,7 +50,10 @@ class _FromFile:
 
 
 class _FromUnleash:
-    """features: as the client API gives them; those of the Admin API may lack segments, and then nothing is decided."""
+    """features: as the client API gives them; whole: with segments, and the flags that others depend on.
+
+    Those of the Admin API have neither; where they count, nothing is decided.
+    """
 
     def __init__(self, features: Mapping[str, Json], origin: str, *, whole: bool) -> None:
         self.origin = origin
@@ -66,7 +69,7 @@ class _FromUnleash:
         view = self.view(name)
         if view is None or not view.enabled:
             return False
-        if not self._whole and any(strategy.segments for strategy in view.strategies):
+        if not self._whole and (view.needs or any(strategy.segments for strategy in view.strategies)):
             return None
         if self._engine is None:
             try:

@@ -139,7 +139,8 @@ def lines_of(status: FlagStatus, bands: Sequence[int]) -> list[str]:
     if status.reach == "some" and len(strategies) == 1 and inside:
         lines.append(f"  bands that are in: {', '.join(map(str, inside))}{_of_those(strategies[0])}")
     if status.unit is not None:
-        in_or_out = {True: "in", False: "out", None: "cannot be told here (pip install 'tidegate[unleash]')"}
+        untold = "cannot be told here (it takes a backend token and tidegate[unleash])"
+        in_or_out = {True: "in", False: "out", None: untold}
         told = in_or_out[status.admitted]
         lines.append(f"  {status.unit}: {told}; place {status.place} of 100, band {status.band}")
     if status.stopped:
