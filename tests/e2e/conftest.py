@@ -11,6 +11,15 @@ from tests.e2e.stage import ALERT_TOKEN, ENVIRONMENT, FLAG, App, Stage, shut_by_
 from tests.services import AlertReceiver, Postgres, Prometheus, Unleash, Valkey, free_port
 from tidegate.vocabulary import LAYERS
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No story runs our code on an event loop of this process: only the crowd, whose threads share one interpreter."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.blocks_the_loop("the loops are the crowd's"))
+
 
 @pytest.fixture(scope="session")
 def gates(postgres: Postgres) -> Iterator[Unleash]:

@@ -83,7 +83,7 @@ def test_start_returns_at_once_from_a_black_hole_and_all_is_shut(caplog: pytest.
         flags = UnleashFlags(
             f"http://127.0.0.1:{hole.getsockname()[1]}",
             token="t",
-            request_timeout=0.2,
+            request_timeout=0.5,
             close_timeout=1,
             on_error=errors,
         )
@@ -92,7 +92,7 @@ def test_start_returns_at_once_from_a_black_hole_and_all_is_shut(caplog: pytest.
         async def main() -> None:
             began = time.monotonic()
             await flags.start()
-            assert time.monotonic() - began < 0.05
+            assert time.monotonic() - began < 0.45, "it waited for an answer"
             assert gates.decide_for("acme").open == frozenset()
             assert flags.health().detail.startswith("no answer from")
             await until(lambda: len(errors.seen) >= 2, 10, "registration and first poll fail")
@@ -121,7 +121,7 @@ def test_closing_while_the_start_hangs_takes_no_longer_than_close_timeout() -> N
             await flags.aclose()
             return time.monotonic() - began
 
-        assert asyncio.run(main()) < 1.0
+        assert asyncio.run(main()) < 1.8, "it waited for the request's end"
         wait_until(lambda: not threads_of(flags), 10, "the threads end when the requests have timed out")
 
 

