@@ -169,10 +169,12 @@ class CohortCounters(Collector):
         return {label: _totals(values) for label, values in sums.items()}
 
     def _parts(self) -> Iterator[Part]:
-        file = self._file
+        with self._lock:
+            # A copy: a view would keep the file from being closed, at the end or in a forked child.
+            file, counts = self._file, self._counts.tolist()
         if file is not None or self._directory is None:
             # From memory: the file itself may have been removed by somebody who tidied up.
-            yield Part(labels=self._labels, slots=_SLOTS, counts=self._counts)
+            yield Part(labels=self._labels, slots=_SLOTS, counts=counts)
         if self._directory is not None:
             yield from read_all(self._directory, but=file.path if file is not None else None)
 

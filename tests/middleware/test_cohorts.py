@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.services import wait_until
 from tidegate.errors import ConfigError
-from tidegate.middleware.cohort_files import WorkerFile
+from tidegate.middleware.cohort_files import Labels, Part, WorkerFile
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.vocabulary import COHORT_BUCKETS
 
@@ -103,6 +103,35 @@ def test_a_forked_child_counts_into_a_file_of_its_own_and_makes_none_if_it_count
     assert len(list(tmp_path.glob("*.cohorts"))) == 2
     count(counters)
     assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 3
+
+
+def test_a_scrape_in_another_thread_disturbs_neither_a_fork_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = CohortCounters([CANARY, CONTROL], directory=str(tmp_path))
+    count(counters)
+    reading, go_on, whole = threading.Event(), threading.Event(), Part.rows
+    seen: list[float] = []
+
+    def slow(part: Part) -> Iterator[tuple[Labels, Sequence[float]]]:
+        for row in whole(part):
+            yield row
+            reading.set()
+            go_on.wait(30)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Part, "rows", slow)
+        scrape = threading.Thread(target=lambda: seen.append(counters.totals()[CANARY].requests))
+        scrape.start()
+        try:
+            assert reading.wait(30)
+            in_a_child(lambda: count(counters))
+            counters.close()
+        finally:
+            go_on.set()
+            scrape.join()
+    assert seen[0] in (1, 2), "with or without the child's, which came while it read"
+    assert exposed(counters)["tidegate_cohort_requests_total", "canary", ""] == 2
 
 
 def test_the_files_of_a_hundred_children_become_one(tmp_path: Path) -> None:
