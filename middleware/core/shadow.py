@@ -110,6 +110,8 @@ _SECRET: Final = re.compile(r"auth(?!or)|api-?key|cookie|csrf|password|secret|se
 
 MAX_FIELDS: Final = 32
 """Fields of an answer or a question that are kept and, over all sights of a key, compared."""
+MAX_NAME: Final = 64
+"""Bytes of a request field's name; a client's longer ones are no reason for anything, and would take up memory (P6)."""
 MAX_VALUE: Final = 200
 """Characters of a response field's value that are kept; of longer ones the beginning and a digest."""
 MAX_JSON: Final = 16 * 1024
@@ -191,11 +193,11 @@ def asked_with(headers: Pairs, key: bytes) -> Named:
     """The request fields that might be a reason for another answer, with keyed digests of their values."""
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
-        if name not in UNTOLD:
+        if name not in UNTOLD and len(name) <= MAX_NAME:
             found.setdefault(name, []).append(value.strip(b" \t"))
     names = [name for name in NEGOTIATION if name in found]
     names += [name for name in found if name not in NEGOTIATION][: MAX_FIELDS - len(names)]
-    return tuple((name.decode("latin-1")[:MAX_VALUE], _digest(encode_parts(found[name]), key)) for name in names)
+    return tuple((name.decode("latin-1"), _digest(encode_parts(found[name]), key)) for name in names)
 
 
 def _digest(data: bytes, key: bytes) -> str:

@@ -78,10 +78,11 @@ def tell(sights: Sequence[Sight], volatile: frozenset[str] = frozenset()) -> Tol
         findings.append(_finding_of_body(cause))
     differ = len({sight.body for sight in sights}) > 1
     meaningless: set[str] = set()
+    headers = [dict(sight.headers) for sight in sights]
     for name in _often([sight.headers for sight in sights]):
         if name in volatile or (differ and name in _OF_THE_BODY):
             continue
-        values = [dict(sight.headers).get(name) for sight in sights]
+        values = [fields.get(name) for fields in headers]
         for cause in causes.of(values):
             if cause == _TIME:
                 if not differ:
@@ -112,15 +113,13 @@ class _Causes:
             for name, values in by_name.items()
             if len(set(values)) > 1 and not (enough and len(set(values)) == len(values))
         }
+        self._everything: list[Hashable] = list(zip(self._who, *self._fields.values(), strict=True))
 
     def of(self, answers: Sequence[Hashable]) -> tuple[str, ...]:
         """The request fields that the answers depend on, _WHO for the asker, _TIME; empty: not told."""
         if len(set(answers)) < 2:
             return ()
-        everything: list[Hashable] = [
-            (who, *values) for who, *values in zip(self._who, *self._fields.values(), strict=True)
-        ]
-        if not _is_function(everything, answers):
+        if not _is_function(self._everything, answers):
             return (_TIME,)
         candidates = {_WHO: self._who, _TENANT: self._tenants, **self._fields}
         explaining = {name: values for name, values in candidates.items() if _explains(values, answers)}

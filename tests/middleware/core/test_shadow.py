@@ -128,6 +128,7 @@ def test_request_fields_are_digests_and_those_that_cannot_matter_are_left_out() 
     assert len(named) == 32
     assert not {"host", "x-api-key", "authorization", "traceparent"} & {name for name, _ in named}
     assert "de" not in [value for _, value in named]
+    assert asked_with([(b"x" * 65, b"1"), (b"x" * 64, b"1")], b"")[0][0] == "x" * 64
     assert asked_with([(b"accept", b"a"), (b"accept", b"b")], b"") != asked_with([(b"accept", b"a, b")], b"")
 
 

@@ -14,6 +14,8 @@ from tidegate import CacheLayer, MemoryStore, RoutePolicy
 from tidegate.errors import StoreError
 from tidegate.middleware.core.policy import Policies
 from tidegate.middleware.core.shadow import Sight
+from tidegate.middleware.core.shadow_kinds import Told
+from tidegate.middleware.layers import shadow_notes
 from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.shadow_notes import MAX_ASKERS, MAX_SIGHTS, Difference, Ring, ShadowNotes
 from tidegate.middleware.metrics import Metrics
@@ -466,6 +468,32 @@ def test_looking_for_causes_stops_when_it_has_taken_its_share_of_time() -> None:
     report = asyncio.run(run())
     assert stand.value("tidegate_limits_total", limit="shadow-analysis") > 0
     assert report["routes"]["/"]["mismatch"] == 19
+
+
+def test_no_two_keys_are_looked_into_in_one_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take tens of milliseconds, where somebody means it to (P5)."""
+    turn, looked = 0, list[int]()
+
+    def told(_sights: Any, _volatile: Any) -> Told:
+        looked.append(turn)
+        return Told((), frozenset())
+
+    async def run() -> None:
+        nonlocal turn
+        origin = Origin(b"x")
+        stand = Stand(origin, *(RoutePolicy(route=f"/{n}", ttl=60, share="tenant", mode="shadow") for n in range(4)))
+        for origin.body in (b"x", b"y"):
+            for n in range(4):
+                await answers(stand.layer, {"path": f"/{n}"})
+        stand.clock.now += 5
+        looking = asyncio.create_task(stand.notes.look())
+        while not looking.done():
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(shadow_notes, "tell", told)
+    asyncio.run(run())
+    assert len(set(looked)) == len(looked) == 4
 
 
 def test_a_difference_that_is_not_due_waits_and_one_whose_record_is_gone_counts_for_nothing() -> None:
