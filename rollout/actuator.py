@@ -7,7 +7,7 @@ same instant may win; the next tick notices.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from tidegate.errors import FlagError
@@ -21,10 +21,15 @@ STICKINESS: Final[dict[Unit, str]] = {"tenant": "tenantId", "user": "userId", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagState:
-    """A flag in one environment. percentage: of the one strategy that is ours; None if it is no whole number 0..100."""
+    """A flag in one environment.
+
+    percentage: of the one strategy that is ours; None if it is no whole number 0..100. limited: whether that strategy
+    has conditions too, which no rollout touches; two states that differ in it alone are equal.
+    """
 
     enabled: bool
     percentage: int | None
+    limited: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{'on' if self.enabled else 'off'} at {'?' if self.percentage is None else self.percentage} %"

@@ -114,4 +114,8 @@ def _state(found: JsonObject) -> FlagState:
     strategies = _strategies(found)
     raw = strategies[0].get("percentage") if len(strategies) == 1 else None
     whole = isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw <= 100
-    return FlagState(enabled=cast(bool, found["enabled"]), percentage=cast(int, raw) if whole else None)
+    return FlagState(
+        enabled=cast(bool, found["enabled"]),
+        percentage=cast(int, raw) if whole else None,
+        limited=len(strategies) == 1 and bool(strategies[0].get("constraints")),
+    )

@@ -139,4 +139,8 @@ def _check_environment(flag: str, environment: str, found: Json) -> None:
 def _state(state: Json) -> FlagState:
     live = active(state)
     only: Json = live[0] if len(live) == 1 else {}
-    return FlagState(enabled=cast(bool, state["enabled"]), percentage=percentage_of(only))
+    return FlagState(
+        enabled=cast(bool, state["enabled"]),
+        percentage=percentage_of(only),
+        limited=bool(only.get("constraints") or only.get("segments")),
+    )

@@ -132,7 +132,7 @@ class UnleashApi:
             401: f": it does not know the token; set {self._setting}",
             403: f": the token may not do this; {_RIGHT.get(self._setting, 'use another')}",
             404: "; by itself that does not mean that the flag is gone (its database may be down)",
-        }.get(status, f": {text[:200]}")
+        }.get(status, f": {_details(text) or text[:200]}")
         return Refused(told + why, status=status, reason=_reason(text))
 
     async def close(self) -> None:
@@ -146,6 +146,16 @@ def _reason(text: str) -> str:
     except ValueError:
         return ""
     return str(cast(Json, answer).get("message", "")) if isinstance(answer, dict) else ""
+
+
+def _details(text: str) -> str:
+    """What is wrong with a request; Unleash says so behind a general remark."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return ""
+    told = objects(cast(Json, answer).get("details")) if isinstance(answer, dict) else []
+    return "; ".join(str(one["message"]) for one in told if one.get("message"))[:300]
 
 
 def ours(flag: str, environment: str, state: Json) -> Json:

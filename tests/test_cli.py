@@ -187,6 +187,14 @@ def test_start_refuses_a_flag_that_has_a_rollout(desk: Desk) -> None:
     assert "rollout 'canary' of flag 'tidegate.cache' is pending" in err
 
 
+def test_start_notes_conditions_that_limit_whom_the_rollout_can_reach(desk: Desk) -> None:
+    assert desk.run("flags", "open", FLAG, "--only", "tenantId=acme")[0] == 0
+    assert desk.run("kill", FLAG)[0] == desk.run("lift", FLAG)[0] == 0
+    code, out, _ = desk.run("rollout", "start", "canary.yaml")
+    assert code == 0
+    assert f"note: {FLAG} has conditions, so at 100 % it is open only for those who meet them" in out
+
+
 def test_every_command_explains_itself_in_percent_signs_that_stand_alone(desk: Desk) -> None:
     for command in ("flags", "flags init", "flags shut", "flags open", "kill", "rollout start"):
         code, out, _ = desk.run(*command.split(), "--help")

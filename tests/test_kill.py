@@ -278,6 +278,8 @@ def test_lifting_a_misspelt_flag_of_unleash_says_that_there_is_none(desk: Desk, 
     assert (code, f"has no flag '{flag}x'; did you mean '{flag}'?" in err) == (0, True)
     code, _, err = desk.run("lift", flag, "--env", "prodution")
     assert "has no environment 'prodution' in Unleash; it has development, production" in err
+    code, out, _ = desk.run("kill", flag)
+    assert (code, f"the record stands for those who read that file, too: tidegate lift {flag}" in out) == (0, True)
 
 
 def test_the_record_goes_to_the_stores_redis_unless_settings_say_otherwise(desk: Desk, valkey: Valkey) -> None:

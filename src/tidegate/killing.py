@@ -207,16 +207,18 @@ class _Killing:
         if self._actuator is not None:
             await self._actuator.close()
 
+    def _of_the_record(self) -> str:
+        if self.written:
+            return f"the record stands for those who read that file, too: {self.lifting}"
+        return "there is no stop record"
+
     def say_what_follows(self, *, stopped: bool, off: _Off) -> None:
         """What a person can rely on now, and how to take it back."""
         within = f"within {self._settings.flags.poll_interval + 1:g} s"
         if stopped:
             self._say(f"shut in every worker {within}; it opens again only after: {self.lifting}")
         else:
-            record = (
-                f"the stop record shuts it here until: {self.lifting}" if self.written else "there is no stop record"
-            )
-            self._say(f"shut in every worker {within}, as long as its source answers; {record}")
+            self._say(f"shut in every worker {within}, as long as its source answers; {self._of_the_record()}")
         if off == "failed":
             self._warn(f"the flag itself is still as it was: turn it off before you lift {self._flag}")
 

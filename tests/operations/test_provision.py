@@ -212,6 +212,11 @@ def test_a_typo_in_the_name_of_a_layers_flag_makes_no_flag(unleash: Unleash, on_
     assert "tidegate.cahce" not in [one["name"] for one in listed]
 
 
+def test_a_name_that_unleash_refuses_is_told_with_its_reason(on_unleash: Shell) -> None:
+    code, _, err = on_unleash.run("flags", "init", "bad name/x")
+    assert (code, "answered 400" in err, '"name" must be URL friendly' in err) == (1, True, True)
+
+
 def test_an_unknown_environment_is_named_with_the_known_ones(unleash: Unleash, on_unleash: Shell, flag: str) -> None:
     unleash.admin.create_flag(flag)
     code, _, err = on_unleash.run("flags", "init", flag, "--environment", "moon")

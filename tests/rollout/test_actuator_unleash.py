@@ -52,6 +52,7 @@ Move = Callable[[Callable[[UnleashActuator], Awaitable[Any]]], Any]
 
 def test_a_flag_begins_moves_and_shuts_in_its_environment_only(unleash: Unleash, flag: str, move: Move) -> None:
     assert move(lambda a: a.check(flag, DEVELOPMENT, "tenant")) == FlagState(enabled=False, percentage=0)
+    assert not move(lambda a: a.read(flag, DEVELOPMENT)).limited
     assert move(lambda a: begin(a, flag, DEVELOPMENT, 1)) == FlagState(enabled=True, percentage=1)
     assert move(lambda a: open_to(a, flag, DEVELOPMENT, 50)) == FlagState(enabled=True, percentage=50)
     assert unleash.admin.percentage(flag) == "50"
@@ -83,6 +84,7 @@ def test_moving_keeps_constraints_stickiness_and_group(unleash: Unleash, move: M
     (after,) = unleash.admin.strategies(name)
     assert after["parameters"] == {**before["parameters"], "rollout": "33"}
     assert after["constraints"] == before["constraints"]
+    assert move(lambda a: a.read(name, DEVELOPMENT)).limited
     assert after["id"] == before["id"]
 
 
