@@ -120,10 +120,9 @@ class StopView:
         """Take in what a home holds; the answer says, for a person, what is wrong with it."""
         wrong: list[str] = []
         for flag in self.flags:
-            self._unreadable.pop(flag, None)
             known, raw = self._known.get(flag), seen.get(flag)
             if raw is None:
-                if known is not None and known.stopped:
+                if flag in self._unreadable or (known is not None and known.stopped):
                     wrong.append(f"the stop record of {flag} is gone; the stop stands until it is lifted")
                 continue
             try:
@@ -136,6 +135,7 @@ class StopView:
                 wrong.append(f"the stop record of {flag} is older than the one known before, which is kept")
             else:
                 self._known[flag] = record
+                self._unreadable.pop(flag, None)
         return wrong
 
     def stopped(self, now: float) -> frozenset[str]:

@@ -92,3 +92,11 @@ def test_numbers_grow_whatever_stands_there() -> None:
     assert next_number(1e-6, encode(STOP)) == 11
     for garbage in (b"", b"[]", b'{"number": 1e400}', b'{"number": -5}', b'{"number": %d}' % MAX_NUMBER, b"[" * 10**5):
         assert next_number(1.0, garbage) == 1_000_000
+
+
+def test_a_stop_that_could_not_be_read_is_not_lifted_by_silence_nor_by_an_older_record() -> None:
+    for seen in ((b"{}", None), (LIFTED, b"{}", None), (LIFTED, b"{}", replace(LIFTED, number=9))):
+        view, told = view_of(*seen)
+        assert view.stopped(1000) == {FLAG}
+        assert told
+    assert view_of(b"{}", None, LIFTED)[0].stopped(1000) == frozenset()
