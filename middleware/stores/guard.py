@@ -19,7 +19,7 @@ from tidegate.middleware.breaker import Breaker, report_to
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Store, StoreStats
-from tidegate.middleware.stores.pending import PendingPurges
+from tidegate.middleware.stores.pending import PendingPurges, concerns
 from tidegate.middleware.stores.stepping import within
 from tidegate.middleware.stores.writes import Writes
 
@@ -143,7 +143,11 @@ class GuardedStore:
                 self._metrics.fail(self._name, error)
                 return UNKNOWN
         else:
-            found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
+            with self._pending.watched() as accepted:
+                found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
+            # The store may have read this before a purge that it has accepted meanwhile, and answered after it.
+            if isinstance(found.record, Entry) and any(concerns(purged, found.record) for purged in accepted):
+                return Lookup(None, found.positions)
         if self._pending and isinstance(found.record, Entry) and self._pending.concern(found.record):
             return Lookup(None, found.positions)
         return found

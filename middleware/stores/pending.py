@@ -1,11 +1,14 @@
 """Purges that the store has not accepted yet: kept, bounded, and asked by every look-up in between."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
 
-__all__ = ["PendingPurges"]
+__all__ = ["PendingPurges", "concerns"]
+
+_Tags = Mapping[str, Collection[str]]
 
 
 class PendingPurges:
@@ -26,6 +29,7 @@ class PendingPurges:
         self._count = 0
         self._scopes: dict[str, dict[str, int]] = {}
         self._changing = threading.Lock()
+        self._watching: dict[int, list[_Tags]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -68,6 +72,8 @@ class PendingPurges:
     def done(self, tags: Mapping[str, Sequence[str]], number: int) -> None:
         """The store has accepted these; what was asked for again after `number` stays."""
         with self._changing:
+            for accepted in self._watching.values():
+                accepted.append(tags)
             for scope, names in tags.items():
                 kept = self._scopes.get(scope, {})
                 for name in set(names):
@@ -79,7 +85,24 @@ class PendingPurges:
 
     def concern(self, entry: Entry) -> bool:
         """Whether one of them would purge this entry."""
-        scopes = self._scopes
-        if any(tag in scopes.get(scope, ()) for scope, tag in entry.tags):
-            return True
-        return any(WHOLE_SCOPE in scopes.get(scope, ()) for scope, _ in entry.positions)
+        return concerns(self._scopes, entry)
+
+    @contextmanager
+    def watched(self) -> Generator[Sequence[_Tags]]:
+        """What is accepted in the meantime of the purges that are pending now; empty where none is."""
+        if not self._count:
+            yield ()
+            return
+        accepted: list[_Tags] = []
+        self._watching[id(accepted)] = accepted
+        try:
+            yield accepted
+        finally:
+            del self._watching[id(accepted)]
+
+
+def concerns(purged: _Tags, entry: Entry) -> bool:
+    """Whether a purge of these tags, by scope, voids this entry."""
+    if any(tag in purged.get(scope, ()) for scope, tag in entry.tags):
+        return True
+    return any(WHOLE_SCOPE in purged.get(scope, ()) for scope, _ in entry.positions)

@@ -1,6 +1,7 @@
 """Purges that the store does not accept at once."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -190,3 +191,39 @@ def test_in_memory_it_is_made_without_a_task_and_before_the_start_it_is_kept() -
         await guard.aclose()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("tags", "void"),
+    [({ACME: ["client:42"]}, [True, False]), ({PUBLIC_SCOPE: [WHOLE_SCOPE]}, [True, True])],
+    ids=["a tag", "everything"],
+)
+def test_an_answer_read_before_a_pending_purge_and_heard_after_it_was_accepted_is_not_served(
+    tags: dict[str, list[str]], void: list[bool]
+) -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        await write(guard, b"43", entry(tags=((ACME, "client:43"),)))
+        heard = asyncio.Event()
+        read = inner.inner.get
+
+        async def late(key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+            answer = await read(key, scopes)
+            await heard.wait()
+            return answer
+
+        inner.inner.get = late  # type: ignore[method-assign]
+        guard.purge_soon(tags)
+        looks = [asyncio.create_task(guard.get(key, SCOPES)) for key in (b"42", b"43")]
+        await asyncio.sleep(0)  # both have read
+        await guard.start()
+
+        async def accepted() -> bool:
+            return guard.stats().extra["purges_pending"] == 0
+
+        await eventually(accepted, "the purge is accepted", seconds=20.0)
+        heard.set()
+        assert [(await look).record is None for look in looks] == void
+        assert not guard._pending._watching
+
+    guarding(body, budget=30.0, settings=PATIENT)
