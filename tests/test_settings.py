@@ -1,6 +1,7 @@
 """Settings: from file and environment, with every problem named at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -139,3 +140,20 @@ def test_an_app_that_follows_unleash_without_a_token_is_told_how_to_get_one() ->
         Tidegate(Settings.of({"flags": {"provider": "unleash"}}), registry=CollectorRegistry())
     (problem,) = raised.value.problems
     assert (problem.path, "tidegate flags init --token" in problem.fix) == ("flags.unleash_token", True)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"rollout": {"admintoken": "*:*.hush"}},
+        {"rolout": {"admin_token": "*:*.hush"}},
+        {"store": {"password": "hush"}},
+        {"store": {"url": "redis://:hush/hush@host:6379"}},
+        {"rollout": {"metrics_urls": ["ftp://joe:hush@host"]}},
+    ],
+)
+def test_what_may_be_a_secret_under_a_wrong_name_or_in_a_wrong_address_is_not_told(table: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.of(table)
+    assert "hush" not in str(caught.value)
+    assert "***" in str(caught.value)

@@ -220,7 +220,7 @@ def _build(
 ) -> Settings:
     for name in table:
         if name not in _SECTIONS and wanted is _SECTIONS:
-            problems.add(name, table[name], "is not a section", _did_you_mean(name, _SECTIONS))
+            problems.add(name, "***", "is not a section", _did_you_mean(name, _SECTIONS))
     made: dict[str, Any] = {}
     for name in wanted:
         kind = _SECTIONS[name]
@@ -255,7 +255,8 @@ def _section(
     values: dict[str, Any] = {}
     for name, raw in given.items():
         if name not in known:
-            problems.add(f"{section}.{name}", raw, "is not a setting", _did_you_mean(name, known))
+            # Its value is not shown: it may be a token under a misspelled name.
+            problems.add(f"{section}.{name}", "***", "is not a setting", _did_you_mean(name, known))
         elif name == "policies":
             values[name] = _policies(f"{section}.{name}", raw, problems)
         else:
@@ -302,8 +303,16 @@ def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Pro
         items = items_of(raw)
         values[name] = raw if items is None else tuple(items)
     else:
-        shown = re.sub("//[^/]*@", "//***@", raw) if isinstance(raw, str) else raw
-        problems.add(path, "***" if name.endswith("token") else shown, problem, fix)
+        problems.add(path, "***" if name.endswith("token") else _without_passwords(raw), problem, fix)
+
+
+def _without_passwords(raw: Any) -> Any:
+    def hidden(one: Any) -> Any:
+        # To the last @: a password may have a slash in it.
+        return re.sub("//.*@", "//***@", one) if isinstance(one, str) else one
+
+    items = items_of(raw)
+    return hidden(raw) if items is None else [hidden(item) for item in items]
 
 
 def _policies(path: str, raw: Any, problems: Problems) -> tuple[RoutePolicy, ...]:
