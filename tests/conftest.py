@@ -5,7 +5,9 @@
 """
 
 import os
+from collections.abc import Generator
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.services.fixtures", "tests.subject", "tests.watch", "tests.nothing_skipped"]
@@ -13,3 +15,11 @@ pytest_plugins = ["tests.services.fixtures", "tests.subject", "tests.watch", "te
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_first_request() -> Generator[None]:
+    """Without a lifespan a request waits 50 ms for the flags, which a loaded machine may need for a small file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tidegate.runtime.FIRST_REQUEST_WAITS", 20.0)
+        yield

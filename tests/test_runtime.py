@@ -3,8 +3,10 @@
 import asyncio
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.driver import Origin, call
 from tests.flags.following import until
 from tidegate import Tidegate
 from tidegate.flags import FlagContext, ProviderHealth, Reach
@@ -83,3 +85,90 @@ def test_an_end_that_is_cut_off_before_it_began_leaves_nothing_unawaited() -> No
         await asyncio.gather(life, return_exceptions=True)
 
     asyncio.run(serve())
+
+
+class Held(Parting):
+    """A provider that starts when a test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = asyncio.Event()
+        self.looks = 0
+
+    async def start(self) -> None:
+        await self.held.wait()
+        self.started = True
+
+    def health(self) -> ProviderHealth:
+        self.looks += 1
+        return super().health()
+
+
+def test_the_first_request_without_a_lifespan_does_not_wait_for_a_source_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tidegate.runtime.FIRST_REQUEST_WAITS", 0.05)
+
+    async def serve() -> None:
+        provider, origin = Held(), Origin(b"body")
+        tide = Tidegate(provider=provider, registry=CollectorRegistry())
+        app = tide(origin)
+        async with asyncio.timeout(20):
+            for _ in range(2):
+                assert (await call(app)).body == b"body"
+        assert not provider.started
+        provider.held.set()
+        await until(lambda: provider.started, 20, "the start goes on in the background")
+        await tide.aclose()
+
+    asyncio.run(serve())
+
+
+def test_a_first_request_that_is_cancelled_does_not_take_the_start_with_it() -> None:
+    async def serve() -> None:
+        provider = Held()
+        tide = Tidegate(provider=provider, registry=CollectorRegistry())
+        app = tide(Origin(b"body"))
+        first = asyncio.create_task(call(app))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert tide._runtime.running()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        provider.held.set()
+        await until(lambda: provider.started and provider.looks, 20, "the gates are looked after")
+        await tide.aclose()
+
+    asyncio.run(serve())
+
+
+def test_the_end_does_not_wait_for_a_start_that_hangs() -> None:
+    async def serve() -> None:
+        provider = Held()
+        tide = Tidegate(provider=provider, registry=CollectorRegistry())
+        first = asyncio.create_task(call(tide(Origin(b"body"))))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await tide.aclose()
+            assert (await first).body == b"body"
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "tidegate-start"]
+
+    asyncio.run(serve())
+
+
+def test_loops_that_take_turns_leave_one_timer_each() -> None:
+    tide = Tidegate(provider=Parting(), registry=CollectorRegistry())
+    app = tide(Origin(b"body"))
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    for _ in range(5):
+        for loop in loops:
+            loop.run_until_complete(call(app))
+    for loop in loops:
+        loop.run_until_complete(asyncio.sleep(2 * tide._runtime._look_every))
+    left = [handle for loop in loops for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+    assert len(left) <= len(loops)
+    loops[1].run_until_complete(tide.aclose())
+    for loop in loops:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

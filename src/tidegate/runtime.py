@@ -9,7 +9,11 @@ from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Se
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
 
-__all__ = ["LOOK_EVERY", "Mounted", "Runtime"]
+__all__ = ["FIRST_REQUEST_WAITS", "LOOK_EVERY", "Mounted", "Runtime"]
+
+FIRST_REQUEST_WAITS: Final = 0.05
+"""Seconds that a request which has to start everything waits for it at most (P5: the default budget of a request). A
+file is read in a few milliseconds; what takes longer goes on in the background, with the layers shut meanwhile."""
 
 LOOK_EVERY: Final = 0.25
 """Seconds between two looks of the gates at their provider when no request makes them look. A look costs a few
@@ -38,33 +42,45 @@ class Runtime:
         self._metrics = metrics
         self._look_every = look_every
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._next_look: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached."""
+    async def start(self, within: float | None = None) -> None:
+        """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached.
+
+        within: seconds to wait at most. What has not started by then, or when the caller is cancelled, goes on.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         self._loop = loop
-        await self._store.start()
+        self._starting = starting = loop.create_task(self._start(), name="tidegate-start")
+        await asyncio.wait([starting], timeout=within)
+
+    async def _start(self) -> None:
+        await self._tried(self._store.start)
         await asyncio.gather(*(self._tried(source.start) for source in self._sources))
         if self._gates is not None:
-            self._look(self._gates, loop)
+            self._look(self._gates, asyncio.get_running_loop(), asyncio.current_task())
 
-    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop, start: object) -> None:
         # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
-        if self._loop is loop:
+        if self._loop is loop and self._starting is start:  # else another start has a timer of its own
             gates.refresh()
             health = gates.health()
             self._metrics.flags_ready.set(health.ready)
             self._metrics.flags_staleness.set(health.staleness)
-            self._next_look = loop.call_later(self._look_every, self._look, gates, loop)
+            self._next_look = loop.call_later(self._look_every, self._look, gates, loop, start)
 
     async def stop(self) -> None:
         """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
         if self._loop is None:
             return
         self._loop = None
+        starting, self._starting = self._starting, None
+        if starting is not None and not starting.done() and starting.get_loop() is asyncio.get_running_loop():
+            starting.cancel()
+            await asyncio.wait([starting])
         if self._next_look is not None:
             self._next_look.cancel()
         await self._store.aclose()
@@ -82,7 +98,10 @@ class Runtime:
 
 
 class Mounted:
-    """The outermost callable: lives with the application's lifespan, or starts at the first request without one."""
+    """The outermost callable: lives with the application's lifespan, or starts at the first request without one.
+
+    The lifespan waits for the start as long as that takes; a request waits `FIRST_REQUEST_WAITS`.
+    """
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
@@ -104,5 +123,5 @@ class Mounted:
                 await self._runtime.stop()
             return
         if not self._runtime.running():
-            await self._runtime.start()
+            await self._runtime.start(FIRST_REQUEST_WAITS)
         await self.app(scope, receive, send)
