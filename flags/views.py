@@ -34,7 +34,8 @@ class StrategyView:
     """A strategy that counts.
 
     percentage: None if none stands there (`written` does) that is a whole number from 0 to 100: Unleash then admits
-        nobody. segments: how many segments limit it besides.
+        nobody. segments: how many segments limit it besides. variant: under which it lets in; empty: none. `shadow`
+        is shadow mode.
     """
 
     name: str
@@ -44,6 +45,7 @@ class StrategyView:
     group: str
     constraints: tuple[ConstraintView, ...] = ()
     segments: int = 0
+    variant: str = ""
 
     def __str__(self) -> str:
         if self.name != _GRADUAL:
@@ -52,7 +54,9 @@ class StrategyView:
             text = f"{self.written if self.percentage is None else self.percentage} % by {self.stickiness}"
         if self.constraints:
             text += f" where {' and '.join(map(str, self.constraints))}"
-        return f"{text} in {self.segments} segments" if self.segments else text
+        if self.segments:
+            text += f" in {self.segments} segments"
+        return f"{text} as {self.variant}" if self.variant else text
 
     @property
     def reach(self) -> Reach:
@@ -139,6 +143,7 @@ def view_of_flag(flag: Flag) -> FlagView:
                 ConstraintView(field=one.field, operator=one.operator, values=tuple(sorted(one.values)))
                 for one in strategy.constraints
             ),
+            variant=strategy.variant or "",
         )
         for strategy in flag.strategies
     )
@@ -177,6 +182,7 @@ def _strategy(raw: _Json) -> StrategyView:
         group=str(parameters.get("groupId", "")),
         constraints=tuple(_constraint(one) for one in _objects(raw.get("constraints"))),
         segments=len(cast(Sequence[object], raw.get("segments") or ())),
+        variant=" or ".join(str(one.get("name")) for one in _objects(raw.get("variants"))),
     )
 
 

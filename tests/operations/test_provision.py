@@ -485,6 +485,14 @@ def test_the_file_opens_for_the_named_alone_and_shuts(on_file: Shell) -> None:
     assert held(on_file)["tidegate.cache"] == {"enabled": False, "strategies": [shut]}
 
 
+def test_who_opens_a_flag_in_shadow_mode_is_told(on_file: Shell) -> None:
+    off = {"enabled": False, "strategies": [{"percentage": 0, "variant": "shadow"}]}
+    (on_file.folder / "flags.json").write_text(json.dumps({"version": 1, "flags": {"tidegate.cache": off}}))
+    code, out, _ = on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")
+    assert (code, "is open for tenantId acme only, as shadow" in out) == (0, True)
+    assert "100 % by tenantId where tenantId IN acme as shadow" in on_file.run("flags", "status", "tidegate.cache")[1]
+
+
 def test_many_who_write_the_file_at_once_lose_nothing(on_file: Shell) -> None:
     names = [f"flag-{number}" for number in range(12)]
     failed: list[FlagError] = []

@@ -63,6 +63,15 @@ def test_percentage_bands_reach_and_conditions_are_shown(unleash: Unleash, by_ei
     assert third == "  bands that are in: 1, 5, 10 (of those who meet the conditions)"
 
 
+def test_a_flag_that_opens_in_shadow_mode_says_so(unleash: Unleash, by_either: Shell, flag: str) -> None:
+    unleash.admin.create_flag(flag)
+    unleash.admin.add_strategy(flag, 10, variant="shadow")
+    unleash.admin.turn_on(flag)
+    until_clients_know(unleash, flag)
+    assert f"{flag}: on, 10 % by tenantId as shadow; open for some" in by_either.run("flags", "status", flag)[1]
+    assert status_of(by_either, flag)["strategies"][0]["variant"] == "shadow"
+
+
 def test_who_is_in_is_what_unleashs_own_engine_decides(unleash: Unleash, by_either: Shell, flag: str) -> None:
     unleash.admin.create_flag(flag)
     unleash.admin.add_strategy(flag, 40, constraints=(NOT_ACME,))

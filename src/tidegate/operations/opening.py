@@ -84,7 +84,8 @@ async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> N
     except FlagError:
         await desk.turn(name, on=False)
         raise
-    say(f"{name} in {desk.environment} is open for {whom} only")
+    variant = found.strategies[0].variant
+    say(f"{name} in {desk.environment} is open for {whom} only{f', as {variant}' if variant else ''}")
 
 
 async def shut(desk: Desk, name: str, say: Say) -> None:

@@ -165,6 +165,7 @@ def shown(status: FlagStatus) -> dict[str, Any]:
                 "stickiness": one.stickiness,
                 "group": one.group,
                 "constraints": [str(constraint) for constraint in one.constraints],
+                "variant": one.variant or None,
             }
             for one in (view.strategies if view else ())
         ],
