@@ -39,6 +39,9 @@ _NO_BAND: Final = "none"
 _TRUSTED: Final = 15
 """So many decisions may follow one look at the clock, which would cost each a fifth more."""
 
+_LONGEST_REMEMBERED: Final = 1024
+"""Characters of a context, all its names and values together, whose decision is remembered."""
+
 _Labels = tuple[str, str, str]
 
 
@@ -72,7 +75,8 @@ class Gates:
     unit: whom percentages are drawn over. Its context field (UNIT_FIELDS) always carries the context's unit.
     edges: upper edges of the bands in percent, ascending to 100. A unit's band in a flag is the first edge at or above
         its place, hashed with the flag's own name as the group, as the rollout's strategies do.
-    max_units: how many decisions are remembered; the oldest goes first. One costs about 0.5 KiB.
+    max_units: how many decisions are remembered; the oldest goes first. One costs about 0.5 KiB. One of a context of
+            more than 1024 characters is made anew each time.
     max_staleness: seconds after which a partly open flag shuts.
     on_error: hears, as "flags", of a provider that fails. Default: the log.
     clock: seconds, monotonic.
@@ -277,6 +281,9 @@ class Gates:
         # Into the memory that the caller looked in, never the current one: while this runs, another thread may have
         # put a new one in its place, for flags that this decision does not know.
         decision = self._evaluate(context)
+        # Some of the names may be chosen by whoever asks: many long ones would be held for long (P6).
+        if len(context.key) > _LONGEST_REMEMBERED:
+            return decision
         while len(remembered) >= self._max_units:
             remembered.popitem(last=False)
         remembered[key] = decision

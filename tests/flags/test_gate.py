@@ -190,6 +190,18 @@ def test_a_change_in_mid_decision_is_not_remembered_as_the_old_flags() -> None:
     assert gates.decide_for("acme").open == {"cache", "etag"}
 
 
+def test_names_that_are_too_long_are_decided_alike_and_never_remembered() -> None:
+    gates = Gates(Provider(**EVERY))
+    for number in range(20):
+        long = f"{number}{'x' * 60_000}"
+        assert gates.decide_for("acme", session=long).open == frozenset(FLAGS)
+        context = FlagContext(unit="acme", properties={"tenantId": "acme", "sessionId": long})
+        assert gates.decide(context).open == frozenset(FLAGS)
+    assert not gates._remembered
+    gates.decide_for("acme", session="short")
+    assert len(gates._remembered) == 1
+
+
 def test_the_memory_is_bounded_and_lets_the_oldest_go() -> None:
     provider = Provider(**EVERY)
     gates = Gates(provider, max_units=3)
