@@ -1,6 +1,7 @@
 """`tidegate kill` and `tidegate lift` as a person runs them: each way alone, both away, a closed pipe, Ctrl-C."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import redis
 
 from tests.services import Unleash, Valkey, free_port, wait_until
 from tidegate.cli import main
-from tidegate.commands.kill import run_to_the_end, until_of
+from tidegate.commands.kill import _write, run_to_the_end, until_of
 from tidegate.errors import ConfigError
 from tidegate.flags.stops_redis import RedisHome
 from tidegate.rollout.machine import State
@@ -385,3 +386,11 @@ def test_the_controller_ends_a_rollout_whose_flag_was_stopped_elsewhere(desk: De
         assert f"{FLAG} is stopped since" in journal.get("canary").reason
         assert "fire" in journal.get("canary").reason
     assert desk.flag == (False, 0)
+
+
+def test_what_a_terminal_cannot_show_is_spelt_out_and_what_follows_is_shown_too() -> None:
+    shown = io.BytesIO()
+    terminal = io.TextIOWrapper(shown, encoding="ascii")
+    for line in ("record in /srv/caf\u00e9/\udcff.json", "shut in every worker"):
+        _write(terminal, line)
+    assert shown.getvalue() == b"record in /srv/caf\\xe9/\\udcff.json\nshut in every worker\n"

@@ -149,7 +149,10 @@ def _warn(line: str) -> None:
 def _write(stream: TextIO | None, line: str) -> None:
     """Print a line. Who listens may be gone: that is no reason not to shut a flag."""
     try:
-        print(line, file=stream, flush=True)
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:  # a terminal without these characters, or a path that is no text
+            print(line.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
     except (OSError, ValueError):
         # Else the interpreter tries once more when it ends, and fails with a status of its own.
         with suppress(OSError, ValueError, AttributeError):
