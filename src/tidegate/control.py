@@ -135,7 +135,7 @@ async def start(spec: RolloutSpec, settings: Settings, say: Say) -> None:
     if found.limited:
         say(
             f"note: {spec.flag} has conditions, so at 100 % it is open only for those who meet them; "
-            f"tidegate rollout abort {spec.name}, then tidegate flags shut {spec.flag} takes away those of flags open"
+            f"if that is not meant: tidegate rollout abort {spec.name}, then tidegate flags shut {spec.flag}"
         )
     steps = ", ".join(f"{step.percent} %" for step in spec.steps)
     say(f"{spec.name}: {spec.flag} in {environment} will open to {steps}; see tidegate rollout watch {spec.name}")

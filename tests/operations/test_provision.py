@@ -493,6 +493,18 @@ def test_who_opens_a_flag_in_shadow_mode_is_told(on_file: Shell) -> None:
     assert "100 % by tenantId where tenantId IN acme as shadow" in on_file.run("flags", "status", "tidegate.cache")[1]
 
 
+def test_what_kill_leaves_of_an_opened_flag_can_be_opened_for_the_same_again_and_taken_away(on_file: Shell) -> None:
+    on_file.run("flags", "init", "tidegate.cache")
+    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")[0] == 0
+    assert on_file.run("kill", "tidegate.cache")[0] == on_file.run("lift", "tidegate.cache")[0] == 0
+    _, out, _ = on_file.run("flags", "shut", "tidegate.cache")
+    assert "open it for the same once more, then shut it" in out
+    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=globex")[0] == 1
+    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")[0] == 0
+    assert on_file.run("flags", "shut", "tidegate.cache")[0] == 0
+    assert held(on_file)["tidegate.cache"]["strategies"][0]["constraints"] == []
+
+
 def test_many_who_write_the_file_at_once_lose_nothing(on_file: Shell) -> None:
     names = [f"flag-{number}" for number in range(12)]
     failed: list[FlagError] = []

@@ -6,13 +6,13 @@ open already in some other way, or that a rollout owns, is not touched.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags import UNIT_FIELDS
-from tidegate.flags.views import FlagView
+from tidegate.flags.views import ConstraintView, FlagView
 from tidegate.operations.desk import Desk
 from tidegate.vocabulary import FLAGS
 
@@ -73,7 +73,7 @@ async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> N
         raise FlagError(f"{name} in {desk.environment} {'; '.join(faults)}")
     if found.enabled and found.reach != "nobody" and not _is_only(found):
         raise FlagError(f"{name} in {desk.environment} is open already ({found}): tidegate flags shut {name}")
-    if any(not _simple(found) for _ in found.strategies):
+    if found.strategies and not _simple(found) and not _left_by_kill(found, whom):
         raise FlagError(f"{name} in {desk.environment} has conditions of somebody else ({found}): remove them first")
     try:
         await desk.aim(name, whom.field, whom.values, 100)
@@ -99,7 +99,10 @@ async def shut(desk: Desk, name: str, say: Say) -> None:
     if found.enabled:
         raise FlagError(f"{name} in {desk.environment} was turned off, but reads back as {found}")
     if not _simple(found):
-        say(f"{name} in {desk.environment} is off; its conditions are somebody else's and stay: {found}")
+        say(
+            f"{name} in {desk.environment} is off; its conditions are somebody else's and stay: {found} "
+            "(if they are those of flags open, and kill has set 0 %: open it for the same once more, then shut it)"
+        )
         return
     await desk.aim(name, "", (), 0)
     found = await _one(desk, name)
@@ -126,6 +129,16 @@ def _simple(found: FlagView) -> bool:
     if len(conditions) != 1:
         return not conditions
     return strategy.percentage == 100 and conditions[0].operator == "IN" and conditions[0].plain
+
+
+def _left_by_kill(found: FlagView, whom: Only) -> bool:
+    """Off at 0 % with just the condition that is asked for: to open it so takes nothing from anybody."""
+    if found.enabled or len(found.strategies) != 1 or found.strategies[0].segments:
+        return False
+    strategy = found.strategies[0]
+    wanted = (ConstraintView(field=whom.field, operator="IN", values=whom.values),)
+    plain = tuple(replace(one, values=tuple(sorted(one.values))) for one in strategy.constraints)
+    return strategy.percentage == 0 and plain == wanted
 
 
 def _is_only(found: FlagView) -> bool:
