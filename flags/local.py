@@ -51,6 +51,9 @@ __all__ = ["MAX_BYTES", "LocalFlags", "parse_flags"]
 MAX_BYTES = 1 << 20
 """A flag file larger than this is refused, so that a wrong path cannot fill the memory."""
 
+_FIRST_LOOK = 5.0
+"""Seconds that a start waits for the first reading."""
+
 
 class LocalFlags:
     """A flag provider that reads and watches one file.
@@ -84,14 +87,19 @@ class LocalFlags:
     async def start(self) -> None:
         """Read the file, then watch it. Never raises for what is in it: a file that cannot be used leaves all shut.
 
+        Waits for the first reading 5 s at most, in case the file system does not answer.
+
         May be called again after `aclose`, and in a forked child, which has no watching thread.
         """
         if self._watcher is not None and self._watcher.is_alive() and not self._stop.is_set():
             return
         self._stop = stop = threading.Event()
-        await asyncio.to_thread(self._look)
-        self._watcher = threading.Thread(target=self._watch, args=(stop,), name="tidegate-flags-local", daemon=True)
+        looked = threading.Event()
+        self._watcher = threading.Thread(
+            target=self._watch, args=(stop, looked), name="tidegate-flags-local", daemon=True
+        )
         self._watcher.start()
+        await asyncio.to_thread(looked.wait, _FIRST_LOOK)
 
     async def aclose(self) -> None:
         """Stop watching; the last state stays in force."""
@@ -130,7 +138,9 @@ class LocalFlags:
             detail=self._fault,
         )
 
-    def _watch(self, stop: threading.Event) -> None:
+    def _watch(self, stop: threading.Event, looked: threading.Event) -> None:
+        self._look()
+        looked.set()
         while not stop.is_set():
             self._wake.wait(self._poll_interval)
             self._wake.clear()

@@ -400,3 +400,29 @@ def test_a_forked_child_that_starts_it_again_follows_the_file(tmp_path: Path) ->
     arguments = [str(tmp_path / "flags.json"), json.dumps(document(100)), json.dumps(document(0))]
     ran = subprocess.run([sys.executable, "-c", FORKING, *arguments], capture_output=True, timeout=60, check=False)
     assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_a_file_that_does_not_answer_holds_up_neither_the_start_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_FIRST_LOOK", 0.1, raising=False)
+    path = tmp_path / "flags.json"
+    os.mkfifo(path)  # whoever opens it waits for a writer, as on a share whose server is away
+    flags = LocalFlags(path, poll_interval=0.01)
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await flags.start()
+            assert not flags.health().ready
+            await flags.aclose()
+
+    opener = threading.Timer(30, lambda: os.close(os.open(path, os.O_RDWR)))  # lest a failure hang for ever
+    opener.start()
+    try:
+        asyncio.run(main())
+    finally:
+        opener.cancel()
+        os.close(os.open(path, os.O_RDWR))
+    watcher = flags._watcher
+    assert watcher is not None
+    wait_until(lambda: not watcher.is_alive(), 20, "the end of the watch")
