@@ -240,7 +240,7 @@ class Gates:
             version, stops_version = self._provider.version, self._stops.version
             health = self.health()
             staleness = health.staleness
-            stale = staleness > self._max_staleness
+            stale = not staleness <= self._max_staleness  # nor is one fresh whose age is no number
             news = not self._known and health.ready and self._stops.known
             if news or (version, stops_version, stale) != (self._version, self._stops_version, self._stale):
                 before = self._reaches

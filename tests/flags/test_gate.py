@@ -190,6 +190,14 @@ def test_a_change_in_mid_decision_is_not_remembered_as_the_old_flags() -> None:
     assert gates.decide_for("acme").open == {"cache", "etag"}
 
 
+@pytest.mark.parametrize("staleness", [math.nan, math.inf])
+def test_a_state_whose_age_cannot_be_told_opens_nothing_for_some(staleness: float) -> None:
+    provider = Provider(cache=99, etag=100)
+    provider.staleness = staleness
+    gates = Gates(provider)
+    assert {frozenset(gates.decide_for(str(number)).open) for number in range(50)} == {frozenset({"etag"})}
+
+
 def test_names_that_are_too_long_are_decided_alike_and_never_remembered() -> None:
     gates = Gates(Provider(**EVERY))
     for number in range(20):
