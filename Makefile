@@ -5,6 +5,7 @@
 #   make test        every test, with real servers, against the built wheel: what is tested is what ships
 #   make suite       the same against the source tree, without building anything
 #   make check       format, lint, types, layering
+#   make conformance SUITE=folder   the score in the public HTTP caching suite, a checkout of http-tests/cache-tests
 #   make bench       what a request costs in one process, against a raw ASGI function and the last recorded table
 #   make kill-figures   how soon `tidegate kill` has shut four workers under load, 20 rounds in each of four worlds
 #
@@ -19,7 +20,7 @@ WHEEL_VENV := .cache/wheel-venv
 export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo demo-real test suite check bench kill-figures services environment clean
+.PHONY: help demo demo-real test suite check bench conformance kill-figures services environment clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +62,11 @@ check: environment
 
 bench: environment
 	@$(VENV)/python -m tests.bench $(BENCH)
+
+conformance: environment
+	@[ -n "$(SUITE)" ] || { echo "conformance: say where the suite is: make conformance SUITE=folder" >&2; exit 2; }
+	@[ -d .cache/conformance/httptools ] || $(VENV)/python -m pip install --quiet --target .cache/conformance httptools
+	@PYTHONPATH=.cache/conformance $(VENV)/python -m tests.conformance "$(SUITE)" $(CONFORMANCE)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -2,7 +2,7 @@
 
     1 byte   version (1)
     4 bytes  length of the meta part, big-endian
-    meta     msgpack: ["v", names] for Variants, ["e", ...] for an Entry, its body's length last
+    meta     msgpack: ["v", names, keys] for Variants, ["e", ...] for an Entry, its body's length last
     body     as it is
 
 The decoder trusts nothing: whatever the bytes, the result is a record that was encoded by `encode` in its every type
@@ -36,7 +36,7 @@ class CodecError(StoreError, ValueError):
 def encode(record: Record) -> bytes:
     """The record as bytes."""
     if isinstance(record, Variants):
-        return _framed(["v", record.names], b"")
+        return _framed(["v", record.names, record.keys], b"")
     e = record
     meta: list[object] = [
         "e",
@@ -81,8 +81,8 @@ def decode(data: bytes) -> Record:
         kind, *fields = meta
         if kind == "e" and len(fields) == _FIELDS:
             return _entry(fields, data[end:])
-        if kind == "v" and len(fields) == 1 and end == len(data):
-            return Variants(names=_items(fields[0], _bytes))
+        if kind == "v" and len(fields) == 2 and end == len(data):
+            return Variants(names=_items(fields[0], _bytes), keys=_items(fields[1], _bytes))
     raise CodecError("the meta part is no record's")
 
 

@@ -8,7 +8,8 @@ sent: `/a%2Fb` is not `/a/b`.
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
-from tidegate.middleware.core.identity import Identity, parameter_names
+from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, Identity, parameter_names
+from tidegate.middleware.core.message import list_members
 from tidegate.middleware.core.policy import Share
 
 __all__ = ["SCHEMA", "counted_query", "encode_parts", "primary_parts", "scope_of", "tag_of_uri", "variant_values"]
@@ -73,12 +74,26 @@ def digest(parts: Sequence[bytes | None], naming_key: bytes) -> bytes:
 def variant_values(
     request: Iterable[tuple[bytes, bytes]], names: Sequence[bytes]
 ) -> tuple[tuple[bytes, bytes | None], ...]:
-    """The values of the fields that Vary names: lines joined, white space trimmed, absent is None."""
+    """The values of the fields that Vary names, as far as a difference can mean anything; absent is None.
+
+    Lines are joined and white space round commas does not count (RFC 9111 4.1), but in a field that may be a
+    credential. In Accept-Language neither case nor the order of languages of one weight counts (RFC 9110 12.5.4).
+    """
     wanted: dict[bytes, list[bytes]] = {name: [] for name in names}
     for name, value in request:
         if name in wanted:
             wanted[name].append(value.strip(b" \t"))
-    return tuple((name, b", ".join(values) if values else None) for name, values in wanted.items())
+    return tuple((name, _plain(name, values) if values else None) for name, values in wanted.items())
+
+
+def _plain(name: bytes, values: Sequence[bytes]) -> bytes:
+    if name in CREDENTIAL_HEADERS:
+        return b", ".join(values)
+    if name == b"accept-language":
+        return b", ".join(sorted(b"".join(member.lower().split()) for member in list_members(values)))
+    if len(values) == 1 and b"," not in values[0]:
+        return values[0]
+    return b", ".join(list_members(values))
 
 
 def counted_query(query: bytes, counted: Sequence[str] | None) -> bytes:

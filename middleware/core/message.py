@@ -137,11 +137,12 @@ def parse_date(value: bytes | None) -> int | None:
     """An HTTP-date in any of its three forms as seconds since 1970, or None (RFC 9110 5.6.7)."""
     if value is None:
         return None
-    parts = value.decode("latin-1").strip().split(" ")
+    # Names in another case are read as they are meant, though nobody should send them.
+    parts = value.decode("latin-1").strip().title().split(" ")
     try:
-        if len(parts) == 6 and parts[0][:-1] in _DAYS and parts[0][-1] == "," and parts[5] == "GMT":
+        if len(parts) == 6 and parts[0][:-1] in _DAYS and parts[0][-1] == "," and parts[5] == "Gmt":
             return _stamp(parts[3], parts[2], parts[1], parts[4])
-        if len(parts) == 4 and parts[0][:-1] in _LONG_DAYS and parts[3] == "GMT":
+        if len(parts) == 4 and parts[0][:-1] in _LONG_DAYS and parts[3] == "Gmt":
             day, month, year = parts[1].split("-")
             return _stamp(_century(year), month, day, parts[2])
         if parts[0] in _DAYS and len([part for part in parts if part]) == 5:

@@ -11,10 +11,11 @@ from typing import Final, Literal, cast, get_args
 
 from tidegate.errors import Problems
 
-__all__ = ["DEFAULT_MAX_BODY", "Match", "Mode", "Policies", "RoutePolicy", "Share"]
+__all__ = ["DEFAULT_MAX_BODY", "Authorization", "Match", "Mode", "Policies", "RoutePolicy", "Share"]
 
 Share = Literal["public", "tenant", "user"]
 Mode = Literal["serve", "shadow", "off"]
+Authorization = Literal["strict", "rfc9111"]
 
 DEFAULT_MAX_BODY: Final = 1024 * 1024
 """Bytes. Larger responses pass through unstored: one of them would push out hundreds of usual ones."""

@@ -49,9 +49,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variants:
-    """Stands under a URL's primary key where its responses vary: the request field names that a key must add."""
+    """Stands under a URL's primary key where its responses vary: the request field names that a key must add.
+
+    keys: of the variants that were stored, the latest last; those that it does not name are there but not counted.
+    """
 
     names: tuple[bytes, ...]
+    keys: tuple[bytes, ...] = ()
 
 
 Record = Entry | Variants

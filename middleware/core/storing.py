@@ -1,64 +1,48 @@
-"""May a response be stored, for how long, and may a stored one be used: RFC 9111 sections 3 and 4 as pure decisions.
+"""May a request use the cache, and may a response be stored: RFC 9111 section 3 as pure decisions.
 
 Two modes. With a policy that gives a ttl, the route is ours to cache where the response is silent. Without one (RFC
 mode) only the response's own fields decide. In both, what the response forbids stays forbidden.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
+from tidegate.middleware.core.freshness import lifetime_of, window_of
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.message import (
-    delta_seconds,
-    directives,
-    field_values,
-    list_members,
-    parse_date,
-    seconds_of,
-    single_value,
-)
+from tidegate.middleware.core.message import delta_seconds, directives, field_values, list_members, seconds_of
 from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.middleware.core.targeted import control_of
 
 __all__ = [
-    "Age",
     "Bypass",
     "Kept",
     "Refused",
     "RequestDirectives",
-    "Reuse",
     "Usable",
     "client_cache_control",
     "judge_request",
     "judge_response",
-    "judge_reuse",
     "request_directives",
 ]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
-HEURISTIC_STATUSES: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
-"""Statuses that may be given a lifetime when they state none (RFC 9110 15.1; 206 is not stored here)."""
-
-POLICY_STATUSES: Final = frozenset({200, 203, 204, 300, 301, 308})
-"""Statuses to which a policy's ttl applies. An error is never made fresh by a policy: only by its own headers."""
-
-_BYPASSING_FIELDS: Final = frozenset({b"range", b"if-range", b"if-match", b"if-unmodified-since"})
-"""Only the app can answer these from here (RFC 9110 13.1, 14.2)."""
+_BYPASSING_FIELDS: Final = frozenset({b"if-match", b"if-unmodified-since"})
+"""Only the app can answer these from here (RFC 9110 13.1)."""
 
 UNSTORABLE_STATUSES: Final = frozenset({206, 304})
 
-HEURISTIC_FRACTION: Final = 0.1
-"""Of the time since Last-Modified (RFC 9111 4.2.2)."""
-HEURISTIC_MAX: Final = 86_400.0
-"""Seconds. A guess is not trusted for longer than a day."""
+UNDERSTOOD: Final = frozenset({200, 203, 204, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
+"""Statuses whose rules of caching are known here, as must-understand asks (RFC 9111 5.2.2.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """The request may be answered from the cache and its response stored, within this share."""
+    """The request may be answered from the cache within this share, and its response stored there if `stores`."""
 
     share: Share
+    stores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +66,10 @@ class RequestDirectives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A response may be stored: how long it is fresh, and how long it may be used when it is not."""
+    """A response may be stored: how long it is fresh, and how long it may be used when it is not.
+
+    no_cache: it is to be validated before every use. dropped: fields that are not to be stored with it.
+    """
 
     lifetime: float
     stale_while_revalidate: float
@@ -90,6 +77,13 @@ class Kept:
     must_revalidate: bool
     vary: tuple[bytes, ...]
     rule: str
+    no_cache: bool = False
+    dropped: frozenset[bytes] = frozenset()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether it can ever be served without asking the app."""
+        return self.lifetime > 0 and not self.no_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +91,6 @@ class Refused:
     """A response may not be stored; `reason` says why in words of the RFC."""
 
     reason: str
-
-
-class Age(Protocol):
-    """What of a stored response decides whether it may be used."""
-
-    @property
-    def born(self) -> float: ...
-    @property
-    def lifetime(self) -> float: ...
-    @property
-    def stale_if_error(self) -> float: ...
-    @property
-    def must_revalidate(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reuse:
-    """Whether a stored response may be used now.
-
-    `fresh`: serve it. `stale_on_error`: not fresh, but may be served if the app fails (RFC 5861 4).
-    `age` and `ttl` in whole seconds; ttl is negative when stale (RFC 9211 2.3).
-    """
-
-    fresh: bool
-    stale_on_error: bool
-    age: int
-    ttl: int
 
 
 def request_directives(headers: Pairs) -> RequestDirectives:
@@ -154,8 +121,14 @@ def judge_request(
     default_share: Share,
     identity: Identity | None,
     has_credential: bool,
+    only_cookies: bool = False,
 ) -> Usable | Bypass:
-    """Whether a request may use the cache at all, and for whom its response would be kept (P2)."""
+    """Whether a request may use the cache at all, and for whom its response would be kept (P2).
+
+    only_cookies: the credential is a cookie, which browsers send to everything. Where the mount is public and no policy
+        speaks, only the responses' own fields count (RFC mode): what is stored for everybody may be served, and the
+        answer to this request is not stored.
+    """
     if method not in ("GET", "HEAD"):
         return Bypass("method")
     if policy is not None and policy.mode == "off":
@@ -170,7 +143,8 @@ def judge_request(
     share = policy.share if policy is not None else default_share
     if identity is None:
         if has_credential:
-            return Bypass("credential")
+            spared = only_cookies and share == "public" and policy is None
+            return Usable(share, stores=False) if spared else Bypass("credential")
         if share != "public":
             return Bypass("no-identity")
     elif share == "user" and identity.user is None:
@@ -187,126 +161,82 @@ def judge_response(
     policy: RoutePolicy | None,
     default_ttl: float | None,
     now: float,
+    known: bool = True,
+    validator: bool = False,
 ) -> Kept | Refused:
-    """Whether a complete response to GET may be stored (RFC 9111 3), and its freshness lifetime (4.2.1)."""
+    """Whether a complete response to GET may be stored (RFC 9111 3), and its freshness lifetime (4.2.1).
+
+    known: an identity was resolved for the request. validator: the app can be asked whether the response still holds.
+    """
     if status < 200 or status in UNSTORABLE_STATUSES:
         return Refused(f"status {status}")
-    control = directives(field_values(headers, b"cache-control"))
-    vary, refusal = _forbidden(headers, control, share)
+    control = control_of(headers)
+    said = control.directives
+    vary, refusal = _forbidden(status, headers, said, share)
     if refusal is not None:
         return Refused(refusal)
-    if _shares_authorized(request, control, share, policy):
+    if _shares_authorized(request, said, share, policy, known=known):
         return Refused("authorization (RFC 9111 3.5)")
-    lifetime, rule = _lifetime(status, headers, control, policy, default_ttl, now)
+    no_cache = b"no-cache" in said and not said[b"no-cache"]
+    if no_cache and not validator:
+        return Refused("no-cache")
+    lifetime, rule = lifetime_of(status, headers, control, policy, default_ttl, now)
     if lifetime is None:
-        return Refused(rule)
-    strict = b"must-revalidate" in control or b"proxy-revalidate" in control or b"s-maxage" in control
+        # Asked about before every use, it needs no lifetime.
+        if not no_cache:
+            return Refused(rule)
+        lifetime, rule = 0.0, "no-cache"
+    strict = no_cache or b"must-revalidate" in said or b"proxy-revalidate" in said or b"s-maxage" in said
     kept = Kept(
         lifetime=lifetime,
-        stale_while_revalidate=0.0 if strict else _window(control, b"stale-while-revalidate", policy),
-        stale_if_error=0.0 if strict else _window(control, b"stale-if-error", policy),
+        stale_while_revalidate=0.0 if strict else window_of(control, b"stale-while-revalidate", policy),
+        stale_if_error=0.0 if strict else window_of(control, b"stale-if-error", policy),
         must_revalidate=strict,
         vary=tuple(dict.fromkeys([*vary, *(name.lower().encode() for name in (policy.vary if policy else ()))])),
         rule=rule,
+        no_cache=no_cache,
+        dropped=_dropped(said, share),
     )
-    if kept.lifetime <= 0 and kept.stale_if_error <= 0:
+    if kept.lifetime <= 0 and kept.stale_if_error <= 0 and kept.stale_while_revalidate <= 0 and not validator:
         return Refused(f"not fresh ({rule})")
     return kept
 
 
-def _forbidden(headers: Pairs, control: Mapping[bytes, bytes | None], share: Share) -> tuple[list[bytes], str | None]:
+def _forbidden(
+    status: int, headers: Pairs, said: Mapping[bytes, bytes | None], share: Share
+) -> tuple[list[bytes], str | None]:
     """The fields that Vary names, and what forbids to store, if anything does."""
-    if b"no-store" in control:
+    if b"must-understand" in said:
+        # Its rule takes the place of no-store for those who know it (RFC 9111 5.2.2.3).
+        if status not in UNDERSTOOD:
+            return [], "must-understand"
+    elif b"no-store" in said:
         return [], "no-store"
-    if b"private" in control and share != "user":
+    if share != "user" and b"private" in said and not said[b"private"]:
         return [], "private"
-    if b"no-cache" in control:
-        return [], "no-cache"
     vary = [member.lower() for member in list_members(field_values(headers, b"vary"))]
     if any(b"*" in member for member in vary):
         return [], "Vary: *"
-    for name, _ in headers:
-        if name == b"set-cookie":
-            return [], "Set-Cookie"
-        if name == b"content-range":
-            return [], "Content-Range"
+    if any(name == b"set-cookie" for name, _ in headers):
+        return [], "Set-Cookie"
     return vary, None
 
 
+def _dropped(said: Mapping[bytes, bytes | None], share: Share) -> frozenset[bytes]:
+    """Fields that no-cache="..." and private="..." name: left out of what is stored (RFC 9111 5.2.2.4, 5.2.2.7)."""
+    named = [said.get(b"no-cache"), said.get(b"private") if share != "user" else None]
+    return frozenset(member.lower() for value in named if value for member in list_members([value]))
+
+
 def _shares_authorized(
-    request: Pairs, control: Mapping[bytes, bytes | None], share: Share, policy: RoutePolicy | None
+    request: Pairs, said: Mapping[bytes, bytes | None], share: Share, policy: RoutePolicy | None, *, known: bool
 ) -> bool:
     """A public copy of an authorized answer needs the response's leave, or a policy that says public (RFC 9111 3.5)."""
-    if share != "public" or policy is not None:
+    if share != "public" or (policy is not None and known):
         return False
     if not any(name == b"authorization" for name, _ in request):
         return False
-    return not (b"public" in control or b"s-maxage" in control or b"must-revalidate" in control)
-
-
-def _lifetime(
-    status: int,
-    headers: Pairs,
-    control: Mapping[bytes, bytes | None],
-    policy: RoutePolicy | None,
-    default_ttl: float | None,
-    now: float,
-) -> tuple[float | None, str]:
-    for name in (b"s-maxage", b"max-age"):
-        seconds = seconds_of(control, name)
-        if seconds is not None:
-            return float(seconds), name.decode()
-    if any(name == b"expires" for name, _ in headers):
-        expires = parse_date(single_value(headers, b"expires"))
-        date = parse_date(single_value(headers, b"date"))
-        return (0.0 if expires is None else max(0.0, expires - (now if date is None else date))), "expires"
-    if policy is not None:
-        ttl = policy.ttl if policy.ttl is not None else default_ttl
-        if ttl is not None and status in POLICY_STATUSES:
-            return float(ttl), "policy ttl"
-    modified = parse_date(single_value(headers, b"last-modified"))
-    if status in HEURISTIC_STATUSES and modified is not None:
-        date = parse_date(single_value(headers, b"date"))
-        since = (now if date is None else date) - modified
-        return min(HEURISTIC_MAX, max(0.0, since * HEURISTIC_FRACTION)), "heuristic"
-    return None, "no freshness given"
-
-
-def _window(control: Mapping[bytes, bytes | None], name: bytes, policy: RoutePolicy | None) -> float:
-    seconds = seconds_of(control, name)
-    if seconds is not None:
-        return float(seconds)
-    given: float | None = None
-    if policy is not None:
-        given = policy.stale_while_revalidate if name == b"stale-while-revalidate" else policy.stale_if_error
-    return given if given is not None else 0.0
-
-
-def born_at(headers: Iterable[tuple[bytes, bytes]], *, asked: float, answered: float) -> float:
-    """When the response had age 0: response time less its corrected initial age (RFC 9111 4.2.3)."""
-    pairs = list(headers)
-    ages = field_values(pairs, b"age")
-    given = delta_seconds(ages[0].strip()) if ages else None
-    date = parse_date(single_value(pairs, b"date"))
-    apparent = max(0.0, answered - date) if date is not None else 0.0
-    corrected = (given or 0) + (answered - asked)
-    return answered - max(apparent, corrected)
-
-
-def judge_reuse(entry: Age, wanted: RequestDirectives, now: float) -> Reuse:
-    """Whether a stored response satisfies a request without asking the app (RFC 9111 4)."""
-    age = max(0.0, now - entry.born)
-    left = entry.lifetime - age
-    fresh = left > 0 and not wanted.no_cache
-    if fresh and wanted.max_age is not None:
-        fresh = age <= wanted.max_age
-    if fresh and wanted.min_fresh is not None:
-        fresh = left >= wanted.min_fresh
-    if not fresh and wanted.max_stale is not None and not entry.must_revalidate and not wanted.no_cache:
-        within_age = wanted.max_age is None or age <= wanted.max_age
-        fresh = left <= 0 and within_age and -left <= wanted.max_stale
-    on_error = not fresh and not entry.must_revalidate and -left <= entry.stale_if_error and entry.stale_if_error > 0
-    return Reuse(fresh=fresh, stale_on_error=on_error, age=int(age), ttl=int(left) if left >= 0 else -int(-left))
+    return not (b"public" in said or b"s-maxage" in said or b"must-revalidate" in said)
 
 
 def client_cache_control(policy: RoutePolicy | None, share: Share) -> bytes | None:

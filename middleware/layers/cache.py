@@ -9,11 +9,14 @@ served (P4).
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, cast
+from urllib.parse import unquote_to_bytes
 
 from tidegate.errors import StoreError
+from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
 from tidegate.middleware.core.keys import counted_query, scope_of
-from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Share
-from tidegate.middleware.core.storing import Bypass, judge_request, request_directives
+from tidegate.middleware.core.message import lowered
+from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, RoutePolicy, Share
+from tidegate.middleware.core.storing import Bypass, Pairs, judge_request, request_directives
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
@@ -25,8 +28,12 @@ from tidegate.middleware.layers.asgi import (
     Send,
     always,
     has_client_certificate,
+    repeatable,
+    route_path,
 )
-from tidegate.middleware.layers.exchange import CacheConfig, Exchange, Uri
+from tidegate.middleware.layers.exchange import Exchange
+from tidegate.middleware.layers.filling import CacheConfig, Uri
+from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.shadow import Rehearsal
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
@@ -34,6 +41,7 @@ from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag, Store
 
 __all__ = ["CacheLayer"]
 
+_COOKIE: Final = b"cookie"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -46,6 +54,9 @@ class CacheLayer:
     default_ttl: seconds for policies that give no ttl; None: none.
     max_body: bytes; a larger response passes through unstored. A policy says its own.
     namespace: part of every key: two apps on one store, or a new version of one app, keep apart.
+    authorization: what becomes of requests with Authorization of which nobody knows whose they are. "strict": nothing
+        is stored or served. "rfc9111": as RFC 9111 3.5 has it: the answer is stored, for everybody, where it says
+        public, s-maxage or must-revalidate, and what is stored for everybody is served.
     shadow: notes of what shadow mode sees; default: new ones.
     naming_key: secret (0 to 64 bytes) that makes the names of keys unreadable and unguessable in a shared store.
     clock: wall-clock seconds.
@@ -63,6 +74,7 @@ class CacheLayer:
         max_body: int = DEFAULT_MAX_BODY,
         namespace: str = "v1",
         naming_key: bytes = b"",
+        authorization: Authorization = "strict",
         shadow: ShadowNotes | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
@@ -71,6 +83,8 @@ class CacheLayer:
         metrics = metrics if metrics is not None else Metrics.of()
         self.shadow = shadow if shadow is not None else ShadowNotes(metrics=metrics, clock=clock)
         self._share: Share = share
+        self._strict = authorization == "strict"
+        self._refreshes = Refreshes(metrics)
         self._config = CacheConfig(
             store=store,
             default_ttl=default_ttl,
@@ -79,13 +93,14 @@ class CacheLayer:
             naming_key=naming_key,
             metrics=metrics,
             clock=clock,
+            refreshes=self._refreshes,
         )
         self._gate = gate
         self._resolver = resolver if resolver is not None else ContextResolver()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass(scope, receive, send)
             return
         context = self._resolver.of(scope)
         if scope["method"] not in _SAFE:
@@ -95,9 +110,22 @@ class CacheLayer:
         else:
             await self._serve(scope, receive, send, context)
 
+    def shut(self, shut: bool) -> None:
+        """The gate is shut for everybody (True): end what runs in the background. In any thread; does not wait."""
+        if shut:
+            self._refreshes.shut()
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if scope["type"] == "lifespan":
+                await self._refreshes.aclose()
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         wanted = request_directives(scope["headers"])
         policy, decision = context.match.policy, context.decision
+        credential = context.identity is None and self._has_credential(scope)
         verdict = judge_request(
             method=scope["method"],
             headers=scope["headers"],
@@ -105,7 +133,8 @@ class CacheLayer:
             policy=policy,
             default_share=self._share,
             identity=context.identity,
-            has_credential=context.identity is None and self._has_credential(scope),
+            has_credential=credential,
+            only_cookies=credential and not self._has_credential(scope, but=_COOKIE),
         )
         shadowed = policy is not None and policy.mode == "shadow"
         if decision is not None and "cache" in decision.shadow:
@@ -115,10 +144,10 @@ class CacheLayer:
             await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
             return
         if shadowed:
-            rehearsal = Rehearsal(self._config, context, scope, _uri(scope, context), verdict, wanted)
+            rehearsal = Rehearsal(self._config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
             await rehearsal.rehearse(self.shadow, self.app, receive, send)
             return
-        exchange = Exchange(self._config, context, scope, _uri(scope, context), verdict, wanted)
+        exchange = Exchange(self._config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
         if context.tracer is None:
             await exchange.run(self.app, receive, send)
             return
@@ -127,9 +156,13 @@ class CacheLayer:
             span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
             span.set_attribute("tidegate.cache.share", verdict.share)
 
-    def _has_credential(self, scope: Scope) -> bool:
+    def _has_credential(self, scope: Scope, *, but: bytes = b"") -> bool:
+        headers = scope["headers"]
+        if but or not self._strict:
+            spared = (but,) if self._strict else (but, b"authorization")
+            headers = [pair for pair in headers if pair[0] not in spared]
         return self._resolver.credentials.present(
-            scope["headers"], scope.get("query_string", b""), client_certificate=has_client_certificate(scope)
+            headers, scope.get("query_string", b""), client_certificate=has_client_certificate(scope)
         )
 
     def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:
@@ -137,10 +170,32 @@ class CacheLayer:
 
         async def purging(message: Message) -> None:
             if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
-                await self._purge(_purged_by(scope, context))
+                message = repeatable(message)
+                await self._purge(self._purged_by(scope, context, lowered(message.get("headers", ()))))
             await send(message)
 
         return purging
+
+    def _purged_by(self, scope: Scope, context: RequestContext, headers: Pairs) -> list[ScopedTag]:
+        """The tags that a successful unsafe request purges: its own URI's, those that the answer names in Location,
+        Content-Location and Cache-Group-Invalidation, and what its policy names.
+        """
+        own, match = _uri(scope, context.match.policy), context.match
+        query: bytes = scope.get("query_string", b"")
+        tags = [own.tag]
+        targets = invalidated_targets(headers, scheme=own.scheme, host=own.host, raw_path=own.raw_path, query=query)
+        for raw_path, its_query in targets:
+            path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
+            policy = self._resolver.policies.match(route_path({**scope, "path": path})).policy
+            counted = counted_query(its_query, policy.query if policy is not None else None)
+            tags.append(Uri(own.scheme, own.host, raw_path, counted).tag)
+        tags += [(PUBLIC_SCOPE, name) for name in invalidated_groups(headers, own.scheme, own.host)]
+        if match.policy is not None:
+            scopes = dict.fromkeys((scope_of(context.identity, "tenant"), PUBLIC_SCOPE))
+            for template in match.policy.invalidates:
+                name = template.format_map(match.params)
+                tags += [(each, name) for each in scopes]
+        return list(dict.fromkeys(tags))
 
     async def _purge(self, tags: Iterable[ScopedTag]) -> None:
         by_scope: dict[str, list[str]] = {}
@@ -153,20 +208,7 @@ class CacheLayer:
             self._config.metrics.fail("purge", error)
 
 
-def _purged_by(scope: Scope, context: RequestContext) -> list[ScopedTag]:
-    """The tags that a successful unsafe request purges: its own URI's, and what its policy names."""
-    tags = [_uri(scope, context).tag]
-    match = context.match
-    if match.policy is not None:
-        scopes = dict.fromkeys((scope_of(context.identity, "tenant"), PUBLIC_SCOPE))
-        for template in match.policy.invalidates:
-            name = template.format_map(match.params)
-            tags += [(own, name) for own in scopes]
-    return tags
-
-
-def _uri(scope: Scope, context: RequestContext) -> Uri:
-    policy = context.match.policy
+def _uri(scope: Scope, policy: RoutePolicy | None) -> Uri:
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     # A request with two Host lines is some attack or other: joined, it meets nobody else's key.
     host = b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")

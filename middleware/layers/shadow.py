@@ -15,8 +15,11 @@ from typing import Final, cast
 
 from xxhash import xxh3_128
 
+from tidegate.middleware.core.freshness import born_at
+from tidegate.middleware.core.groups import group_tags
 from tidegate.middleware.core.keys import digest, variant_values
 from tidegate.middleware.core.message import lowered, single_value
+from tidegate.middleware.core.reuse import judge_reuse
 from tidegate.middleware.core.shadow import (
     MAX_JSON,
     Named,
@@ -28,11 +31,11 @@ from tidegate.middleware.core.shadow import (
     order_free,
     who_asked,
 )
-from tidegate.middleware.core.storing import Kept, born_at, judge_response, judge_reuse
+from tidegate.middleware.core.storing import Kept
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Send, repeatable, route_label
-from tidegate.middleware.layers.exchange import MAX_TAGS, Exchange
+from tidegate.middleware.layers.filling import Filling
 from tidegate.middleware.layers.shadow_notes import Difference, Result, ShadowNotes
-from tidegate.middleware.stores.base import Entry, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Store
 
 __all__ = ["Rehearsal"]
 
@@ -44,8 +47,8 @@ _GZIP_TIME: Final = slice(4, 8)
 _MAX_PATH: Final = 200
 
 
-class Rehearsal(Exchange):
-    """One request in shadow mode: an exchange that looks up and keeps, but never serves."""
+class Rehearsal(Filling):
+    """One request in shadow mode: it looks up and keeps, but never serves."""
 
     _notes: ShadowNotes
     _stored: Entry | None = None
@@ -139,17 +142,8 @@ class Rehearsal(Exchange):
         if positions is None or not answer.whole or self._scope["method"] == "HEAD" or self._context.collapsed:
             return
         now = self._config.clock()
-        kept = judge_response(
-            status=answer.status,
-            headers=answer.headers,
-            request=self._request,
-            share=self._share,
-            policy=self._context.match.policy,
-            default_ttl=self._config.default_ttl,
-            now=now,
-        )
-        tags = self._tags()
-        if not isinstance(kept, Kept) or len(tags) > MAX_TAGS:
+        kept = self._judged(answer.status, answer.headers, own_etag=self._context.own_etag)
+        if not isinstance(kept, Kept) or not kept.reusable:
             return
         headers = compared_headers(answer.headers, own_etag=self._context.own_etag)
         entry = Entry(
@@ -158,13 +152,11 @@ class Rehearsal(Exchange):
             body=encode_sight(self._sight(answer, headers, self._order(answer))),
             born=born_at(answer.headers, asked=self._asked, answered=now),
             lifetime=kept.lifetime,
+            must_revalidate=True,  # what is stale is not compared with, and so not kept
             vary=variant_values(self._request, kept.vary),
-            tags=tags,
-            positions=tuple(positions.items()),
         )
-        retain = entry.born + kept.lifetime - now
-        if retain > 0:
-            await self._put(entry, kept.vary, retain)
+        groups = group_tags(answer.headers, self._uri.scheme, self._uri.host)
+        await self._put(entry, kept.vary, known=[(PUBLIC_SCOPE, name) for name in groups])
 
     def _order(self, answer: "_Answer") -> str:
         if not answer.is_json or len(answer.start) != answer.length:

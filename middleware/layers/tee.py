@@ -5,19 +5,21 @@ message, and only if it is whole: the stated length matches, nothing came that a
 (trailers, a file sent by path), and the limit was not passed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Set
 from typing import Final, Protocol
 
 from tidegate.middleware.core.message import lowered, single_value
+from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers
 from tidegate.middleware.layers.asgi import Message, Send
 
-__all__ = ["FAILURES", "Keeper", "Pairs", "Tee"]
-
-Pairs = Sequence[tuple[bytes, bytes]]
+__all__ = ["FAILURES", "UNREACHABLE", "Keeper", "Pairs", "Tee"]
 
 FAILURES: Final = frozenset({500, 502, 503, 504})
-"""Statuses that a stale response may stand in for (RFC 5861 4)."""
+"""Statuses that a stale response may stand in for (RFC 5861 4); an exception is a 500."""
+
+UNREACHABLE: Final = frozenset({502, 504})
+"""Of those, the ones that say that the app could not reach what it asks (RFC 9110 15.6.3, 15.6.5)."""
 
 _UNREPEATABLE: Final = frozenset(
     {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers", "http.response.start"}
@@ -41,13 +43,24 @@ class Tee:
     """The `send` of one request that the app answers.
 
     request: the client's own fields; its conditions were withheld from the app, so a 304 is made here.
-    stand_in: called instead of forwarding a failure (5xx); sends another answer. None: forward failures.
+    stand_in: called instead of forwarding one of the `failures`; sends another answer. None: forward failures.
+    renew: called with the fields of a 304 instead of forwarding it: the app was asked about a stored response. It
+        sends the answer, or else the app is asked again after `start_anew`.
     """
 
     def __init__(
-        self, send: Send, *, request: Pairs, keeper: Keeper, stand_in: Callable[[], Awaitable[None]] | None
+        self,
+        send: Send,
+        *,
+        request: Pairs,
+        keeper: Keeper,
+        stand_in: Callable[[], Awaitable[None]] | None = None,
+        failures: Set[int] = frozenset(),
+        renew: Callable[[Pairs], Awaitable[None]] | None = None,
     ) -> None:
         self.started = False
+        self._failures = failures
+        self._renew = renew
         self._send = send
         self._request = request
         self._keeper = keeper
@@ -72,15 +85,31 @@ class Tee:
         elif kind in _UNREPEATABLE:
             self._copy = None
 
+    async def failed(self) -> bool:
+        """The app raised: let the stale response stand in, if it may and nothing was sent."""
+        if self.started or self._stand_in is None or 500 not in self._failures:
+            return False
+        self.started = self._silent = True
+        await self._stand_in()
+        return True
+
+    def start_anew(self) -> None:
+        """Take another answer, as if there had been none."""
+        self.started = self._silent = False
+        self._renew = None
+
     async def _begin(self, message: Message) -> None:
         status: int = message["status"]
-        if status in FAILURES and self._stand_in is not None:
+        if status in self._failures and self._stand_in is not None:
             self._silent = True
             await self._stand_in()
             return
-        headers, room = self._keeper.begin(
-            status, lowered(message.get("headers", ())), trailers=message.get("trailers", False)
-        )
+        given = lowered(message.get("headers", ()))
+        if status == 304 and self._renew is not None:
+            self._silent = True
+            await self._renew(given)
+            return
+        headers, room = self._keeper.begin(status, given, trailers=message.get("trailers", False))
         self._status, self._headers = status, headers
         if room is not None:
             self._copy, self._room = [], room

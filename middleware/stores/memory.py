@@ -28,7 +28,7 @@ def size_of(key: bytes, record: Record) -> int:
     """Bytes of memory that a record under this key takes, estimated from its parts."""
     size = _RECORD + len(key)
     if not isinstance(record, Entry):
-        return size + sum(len(name) + _PAIR for name in record.names)
+        return size + sum(len(name) + _PAIR for name in (*record.names, *record.keys))
     size += len(record.body)
     for name, value in record.headers:
         size += len(name) + len(value) + _PAIR

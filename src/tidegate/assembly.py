@@ -173,7 +173,6 @@ class Tidegate:
 
     def _stack(self, app: ASGIApp) -> ASGIApp:
         resolver, metrics = self._resolver, self._metrics
-        cache = self.settings.cache
         makers: dict[Layer, Callable[[ASGIApp, Gate], ASGIApp]] = {
             "telemetry": lambda inner, gate: TelemetryLayer(
                 inner,
@@ -184,18 +183,8 @@ class Tidegate:
                 tracer=opentelemetry_tracer(),
                 debug_headers=self.settings.telemetry.debug_headers,
             ),
-            "cache": lambda inner, gate: CacheLayer(
-                inner,
-                gate=gate,
-                resolver=resolver,
-                store=self.store,
-                share=cache.share,
-                max_body=cache.max_body,
-                namespace=cache.version,
-                shadow=self._shadow,
-                metrics=metrics,
-            ),
-            "coalesce": lambda inner, gate: self._coalesce(inner, gate),
+            "cache": self._cache,
+            "coalesce": self._coalesce,
             "breaker": lambda inner, gate: BreakerLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
             "etag": lambda inner, gate: ETagLayer(inner, gate=gate, resolver=resolver),
         }
@@ -208,6 +197,24 @@ class Tidegate:
         layer = CoalesceLayer(inner, gate=gate, resolver=self._resolver, metrics=self._metrics)
         if self._openings is not None:
             self._openings.tell("coalesce", layer.shut)
+        return layer
+
+    def _cache(self, inner: ASGIApp, gate: Gate) -> ASGIApp:
+        settings = self.settings.cache
+        layer = CacheLayer(
+            inner,
+            gate=gate,
+            resolver=self._resolver,
+            store=self.store,
+            share=settings.share,
+            authorization=settings.authorization,
+            max_body=settings.max_body,
+            namespace=settings.version,
+            shadow=self._shadow,
+            metrics=self._metrics,
+        )
+        if self._openings is not None:
+            self._openings.tell("cache", layer.shut)
         return layer
 
     def _decide(self, identity: Identity | None, scope: Scope) -> Decision:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from tidegate.errors import Problems
-from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.middleware.core.policy import Authorization, RoutePolicy, Share
 from tidegate.settings_rules import RULES, FlagProviderName, items_of
 from tidegate.vocabulary import BAND_EDGES, Unit
 
@@ -31,6 +31,8 @@ class CacheSettings:
     version: part of every key (`CACHE_VERSION`): change it and the cache starts cold. Also set it when two apps share
         one Redis.
     default_ttl: seconds that a policy without its own `ttl` gives (`REDIS_DEFAULT_TTL`); None: only response headers.
+    authorization: requests with Authorization that no identity is known for. "strict": nothing of them is stored or
+        served from the cache. "rfc9111": as RFC 9111 3.5 has it, for apps that say public where they mean it.
     max_body: bytes; larger responses pass unstored. One of them would push out hundreds of usual ones.
     shadow_bodies: bytes of each body that shadow mode keeps and shows; 0: only digests.
     policies: one table per route, see RoutePolicy.
@@ -39,6 +41,7 @@ class CacheSettings:
     share: Share = "user"
     version: str = "v1"
     default_ttl: float | None = None
+    authorization: Authorization = "strict"
     max_body: int = 1024 * 1024
     shadow_bodies: int = 0
     policies: tuple[RoutePolicy, ...] = ()

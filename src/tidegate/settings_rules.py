@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
-from tidegate.middleware.core.policy import Share
+from tidegate.middleware.core.policy import Authorization, Share
 from tidegate.vocabulary import Unit
 
 __all__ = ["RULES", "FlagProviderName", "items_of"]
@@ -72,6 +72,7 @@ _REDIS = _url("redis", "rediss", "unix")
 
 RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "share": (lambda v: v in get_args(Share), "is not a share", "use public, tenant or user"),
+    "authorization": (lambda v: v in get_args(Authorization), "is not a rule", "use strict or rfc9111"),
     "version": (_text, "is not a name", 'give text such as "v1"'),
     "default_ttl": (_number(0, 31_536_000), "is not a number of seconds", "give 0 to 31536000"),
     "max_body": (_number(0, whole=True), "is not a number of bytes", "give a whole number >= 0"),

@@ -5,13 +5,16 @@ perhaps an earlier answer in the cache, put there by somebody else whose gates w
 cache's ("plain"). The rules, in the order in which the functions below have them:
 
 1. Without a unit every gate is shut.
-2. The cache may answer GET and HEAD without Range for somebody known; where its gate is shut it does nothing at all.
+2. The cache may answer GET and HEAD for somebody known, a Range from the whole that it has; where its gate is shut it
+   does nothing at all. A part that it has not is the app's to give, and is not stored.
 3. The breaker answers for an app that kept failing, where its gate is open.
 4. The app's ETag is everybody's. Ours is made for whole answers to GET where the etag gate is open, and sent from the
    cache only where it is open for who asks.
 5. A condition is looked at by the cache where it may answer, else by the etag layer; nobody else.
 6. A successful unsafe request purges, whatever is open.
-7. Cohorts are counted whatever is open; a route's metrics only where the telemetry gate is.
+7. About what is stale the cache asks by the app's own ETag, where there is one; then a 304 (of the etag layer, where it
+   is open: this app makes none) renews what was stored, and it is served.
+8. Cohorts are counted whatever is open; a route's metrics only where the telemetry gate is.
 """
 
 from dataclasses import dataclass
@@ -131,27 +134,30 @@ def expected(mask: Mask, kind: Kind, *, app_labels: bool) -> Outcome:
     """What must be seen of this request under this mask, by an app that labels its answers or does not."""
     opened = mask if kind.unit else frozenset[str]()
     number = 2 if kind.twins else 1
-    by_cache = "cache" in opened and kind.method != "POST" and kind.known and not kind.ranged
+    by_cache = "cache" in opened and kind.method != "POST" and kind.known
     source = _source(opened, kind, by_cache)
-    status = {"store": 200, "refusal": 503}.get(source, 500 if kind.failing else 206 if kind.ranged else 200)
+    whole = 206 if kind.ranged else 200
+    status = {"store": whole, "refusal": 503}.get(source, 500 if kind.failing else whole)
+    asks = by_cache and kind.stale and app_labels  # by the ETag of what it has
+    renewed = asks and "etag" in opened and source == "app" and not kind.failing
     etag = _etag(opened, kind, source, status, app_labels)
     if kind.condition is not None and (by_cache or "etag" in opened) and status == 200:
         quoted = "store" if kind.stored is not None and not kind.stale else "app"
         matches = kind.condition == etag and (etag == "app" or quoted == source)
         status = 304 if kind.condition == "*" or matches else 200
     purged = kind.method == "POST" and not kind.failing
-    stored_now = by_cache and kind.method == "GET" and source == "app" and not kind.failing
+    stored_now = by_cache and kind.method == "GET" and source == "app" and not kind.failing and not kind.ranged
     noted = "cache" in opened and kind.method != "POST"
     served = source == "store"
     runs = _runs(opened, kind, source, number)
     return Outcome(
         runs=runs,
         status=status,
-        body=_body(kind, source, status),
+        body=_body(kind, "store" if renewed else source, status),
         etag=etag,
-        cache_status=_cache_status(kind, source, by_cache) if noted else (),
+        cache_status=_cache_status(kind, "renewed" if renewed else source, by_cache) if noted else (),
         untouched=source == "app" and not noted and etag != "own" and status != 304,
-        scope_kept=(kind.condition is None or not by_cache) if runs else None,
+        scope_kept=((kind.condition is None and not asks) or not by_cache) if runs else None,
         hit_next=(kind.stored is not None and not kind.stale and not purged) or stored_now,
         gone_at_start=purged if kind.method == "POST" else None,
         route_counted=number if "telemetry" in opened else 0,
@@ -193,22 +199,25 @@ def _body(kind: Kind, source: str, status: int) -> bytes:
         return b""
     if source == "refusal":
         return b"Service unavailable\n"
-    if source == "store":
-        return STORED_BODY
-    return BODY[:4] if kind.ranged else BODY
+    body = STORED_BODY if source == "store" else BODY
+    return body[:4] if kind.ranged else body
 
 
 def _cache_status(kind: Kind, source: str, by_cache: bool) -> tuple[str, ...]:
     if not by_cache:
-        reason = "conditional" if kind.ranged else "credential" if kind.credential else "no-identity"
+        reason = "credential" if kind.credential else "no-identity"
         return ("fwd=bypass", f"detail={reason}")
     if source == "store":
         return ("hit", "detail=stale-if-error") if kind.stale else ("hit",)
+    if source == "renewed":
+        return ("fwd=stale", "fwd-status=304", "stored")
     forward = "fwd=stale" if kind.stored is not None else "fwd=miss"
     if source == "refusal":
         return (forward, 'detail="no-store"')
     if kind.failing:
         return (forward, 'detail="no freshness given"')
+    if kind.ranged:
+        return (forward, 'detail="status 206"')
     return (forward, "stored") if kind.method == "GET" else (forward,)
 
 

@@ -80,7 +80,7 @@ def test_other_grants_of_the_same_user_do_not_meet() -> None:
         ({"headers": [("authorization", "Bearer x")]}, "credential"),
         ({"headers": [("cookie", "session=1")]}, "credential"),
         ({"query": "a=1&api_key=s"}, "credential"),
-        ({"user": ANN, "headers": [("range", "bytes=0-1")]}, "conditional"),
+        ({"user": ANN, "headers": [("if-match", '"a"')]}, "conditional"),
         ({"user": ANN, "headers": [("content-length", "3")]}, "body"),
         ({"user": ANN, "headers": [("cache-control", "no-store")]}, "no-store"),
     ],
@@ -92,10 +92,19 @@ def test_a_request_that_may_not_use_the_cache_bypasses_it_and_says_why(request_:
     assert {answer.header("cache-status") for answer in answers} == {f"Tidegate; fwd=bypass; detail={reason}"}
 
 
-def test_a_public_mount_serves_requests_without_identity_or_credential() -> None:
+def test_a_public_mount_serves_requests_without_identity() -> None:
     origin = Origin(headers=[("cache-control", "max-age=60")])
-    answers = ask(layer_on(origin, share="public"), {}, {}, {"headers": [("cookie", "a=1")]})
+    key = {"headers": [("x-api-key", "a")]}
+    answers = ask(layer_on(origin, share="public"), {}, {}, key)
     assert [answer.hit for answer in answers] == [False, True, False]
+
+
+def test_what_everybody_may_see_is_served_to_a_request_with_a_cookie_and_never_stored_from_one() -> None:
+    origin = Origin(headers=[("cache-control", "max-age=60")])
+    cookie = {"headers": [("cookie", "a=1")]}
+    answers = ask(layer_on(origin, share="public"), cookie, cookie, {}, cookie)
+    assert [answer.hit for answer in answers] == [False, False, False, True]
+    assert answers[0].header("cache-status") == 'Tidegate; fwd=miss; detail="credential"'
 
 
 @pytest.mark.parametrize(

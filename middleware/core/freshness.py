@@ -1,0 +1,82 @@
+"""How long a response is fresh, how old it is, and for how long it may be used when it is stale.
+
+RFC 9111 4.2 (freshness, age), RFC 5861 (the two windows past it), RFC 9213 (what a targeted field says goes first).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from tidegate.middleware.core.message import (
+    delta_seconds,
+    field_values,
+    list_members,
+    parse_date,
+    seconds_of,
+    single_value,
+)
+from tidegate.middleware.core.policy import RoutePolicy
+from tidegate.middleware.core.targeted import Control
+
+__all__ = ["HEURISTIC_STATUSES", "POLICY_STATUSES", "born_at", "lifetime_of", "window_of"]
+
+Pairs = Sequence[tuple[bytes, bytes]]
+
+HEURISTIC_STATUSES: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
+"""Statuses that may be given a lifetime when they state none (RFC 9110 15.1; 206 is not stored here)."""
+
+POLICY_STATUSES: Final = frozenset({200, 203, 204, 300, 301, 308})
+"""Statuses to which a policy's ttl applies. An error is never made fresh by a policy: only by its own headers."""
+
+HEURISTIC_FRACTION: Final = 0.1
+"""Of the time since Last-Modified (RFC 9111 4.2.2)."""
+HEURISTIC_MAX: Final = 86_400.0
+"""Seconds. A guess is not trusted for longer than a day."""
+
+
+def lifetime_of(
+    status: int, headers: Pairs, control: Control, policy: RoutePolicy | None, default_ttl: float | None, now: float
+) -> tuple[float | None, str]:
+    """Seconds that the response is fresh and what said so; None and why there are none (RFC 9111 4.2.1)."""
+    said = control.directives
+    for name in (b"s-maxage", b"max-age"):
+        seconds = seconds_of(said, name)
+        if seconds is not None:
+            return float(seconds), name.decode()
+    if control.targeted is None and any(name == b"expires" for name, _ in headers):
+        expires = parse_date(single_value(headers, b"expires"))
+        date = parse_date(single_value(headers, b"date"))
+        return (0.0 if expires is None else max(0.0, expires - (now if date is None else date))), "expires"
+    if policy is not None:
+        ttl = policy.ttl if policy.ttl is not None else default_ttl
+        if ttl is not None and status in POLICY_STATUSES:
+            return float(ttl), "policy ttl"
+    modified = parse_date(single_value(headers, b"last-modified"))
+    if modified is not None and (status in HEURISTIC_STATUSES or b"public" in said):
+        date = parse_date(single_value(headers, b"date"))
+        since = (now if date is None else date) - modified
+        return min(HEURISTIC_MAX, max(0.0, since * HEURISTIC_FRACTION)), "heuristic"
+    return None, "no freshness given"
+
+
+def window_of(control: Control, name: bytes, policy: RoutePolicy | None) -> float:
+    """Seconds of `stale-while-revalidate` or `stale-if-error`, from the response or else the policy."""
+    seconds = seconds_of(control.directives, name)
+    if seconds is not None:
+        return float(seconds)
+    given: float | None = None
+    if policy is not None:
+        given = policy.stale_while_revalidate if name == b"stale-while-revalidate" else policy.stale_if_error
+    return given if given is not None else 0.0
+
+
+def born_at(headers: Iterable[tuple[bytes, bytes]], *, asked: float, answered: float) -> float:
+    """When the response had age 0: response time less its corrected initial age (RFC 9111 4.2.3).
+
+    Of several Ages the first counts, and one that is no delta-seconds is not there (RFC 9111 5.1).
+    """
+    pairs = list(headers)
+    ages = next(list_members(field_values(pairs, b"age")), None)
+    date = parse_date(single_value(pairs, b"date"))
+    apparent = max(0.0, answered - date) if date is not None else 0.0
+    corrected = (delta_seconds(ages) or 0) + (answered - asked)
+    return answered - max(apparent, corrected)

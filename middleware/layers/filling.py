@@ -1,0 +1,295 @@
+"""What one request looks up in the store and puts into it: keys, tags, positions, and what is kept of an answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.freshness import born_at
+from tidegate.middleware.core.groups import group_tags
+from tidegate.middleware.core.keys import digest, primary_parts, scope_of, tag_of_uri, variant_values
+from tidegate.middleware.core.message import single_value, storable_headers
+from tidegate.middleware.core.policy import Share
+from tidegate.middleware.core.reuse import DISCONNECTED
+from tidegate.middleware.core.storing import (
+    Kept,
+    Refused,
+    RequestDirectives,
+    Usable,
+    client_cache_control,
+    judge_response,
+)
+from tidegate.middleware.core.updating import has_validator
+from tidegate.middleware.layers.asgi import RequestContext, Scope
+from tidegate.middleware.layers.refresh import Refreshes
+from tidegate.middleware.layers.tee import Pairs
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
+
+__all__ = ["MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling", "Uri"]
+
+MAX_TAGS: Final = 128
+"""Tags an entry may carry; every one is checked at each hit. A response with more is not stored."""
+
+MAX_VARIANTS: Final = 64
+"""Variants of one URL in one share that Vary may make; the one that was first stored goes first."""
+
+VALIDATED_FOR: Final = 3600.0
+"""Seconds past its lifetime for which a response that the app can be asked about is kept for asking."""
+
+_NOTHING: Final = Lookup(None, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What all exchanges of one cache layer share; see CacheLayer for the meaning of each."""
+
+    store: Store
+    default_ttl: float | None
+    max_body: int
+    namespace: bytes
+    naming_key: bytes
+    metrics: Metrics
+    clock: Callable[[], float]
+    refreshes: Refreshes
+
+
+@dataclass(frozen=True, slots=True)
+class Uri:
+    """What of a request names the resource: the path as it was sent, and the part of the query that counts."""
+
+    scheme: str
+    host: bytes
+    raw_path: bytes
+    query: bytes
+
+    @property
+    def tag(self) -> ScopedTag:
+        """The tag that every copy of this resource carries, whatever its share."""
+        return PUBLIC_SCOPE, tag_of_uri(self.scheme, self.host, self.raw_path, self.query)
+
+
+class Filling:
+    """One request's dealings with the store. Also the Keeper of its Tee."""
+
+    def __init__(
+        self, config: CacheConfig, context: RequestContext, scope: Scope, uri: Uri, usable: Usable,
+        wanted: RequestDirectives,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._context = context
+        self._scope = scope
+        self._uri = uri
+        self._usable = usable
+        self._share: Share = usable.share
+        self._wanted = wanted
+        self._request: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self._own_scope = scope_of(context.identity, usable.share)
+        self._parts = primary_parts(
+            namespace=config.namespace,
+            share=usable.share,
+            identity=context.identity,
+            scheme=uri.scheme,
+            host=uri.host,
+            raw_path=uri.raw_path,
+            query=uri.query,
+        )
+        self._primary = digest(self._parts, config.naming_key)
+        self._key = self._primary
+        self._variants: Variants | None = None
+        self._lookup = _NOTHING
+        self._asked = 0.0
+        self._kept: Kept | None = None
+        self._forward = b"miss"
+
+    async def _look_up(self) -> Lookup:
+        if self._context.tracer is None:
+            return await self._get()
+        with self._context.tracer.start_as_current_span("tidegate.store.get") as span:
+            lookup = await self._get()
+            span.set_attribute("tidegate.store.found", isinstance(lookup.record, Entry))
+            return lookup
+
+    async def _get(self) -> Lookup:
+        """The stored response that this request selects, and the positions to store a new one with."""
+        store = self._config.store
+        narrowed = self._is_for_the_share
+        if narrowed and self._context.match.policy is not None:
+            self._context.coalesce_key = self._primary
+        try:
+            lookup = await store.get(self._primary, tuple(dict.fromkeys((self._own_scope, PUBLIC_SCOPE))))
+            if isinstance(lookup.record, Variants):
+                self._variants = lookup.record
+                self._key = self._variant_key(lookup.record.names)
+                if narrowed:
+                    self._context.coalesce_key = self._key
+                lookup = Lookup((await store.get(self._key)).record, lookup.positions)
+        except StoreError as error:
+            self._config.metrics.fail("store", error)
+            return _NOTHING
+        record = lookup.record
+        if isinstance(record, Entry) and record.vary:
+            # The key says so already; but an entry under the wrong key must not be served either.
+            names = tuple(name for name, _ in record.vary)
+            if variant_values(self._request, names) != record.vary:
+                return Lookup(None, lookup.positions)
+        return lookup
+
+    @property
+    def _is_for_the_share(self) -> bool:
+        """Whether the answer is for the whole share, so that requests with one key may share a run. Of a request with
+        a credential of which nobody knows whose it is, only the answer itself can tell.
+        """
+        if self._context.identity is not None:
+            return True
+        return self._usable.stores and not any(name == b"authorization" for name, _ in self._request)
+
+    def _variant_key(self, names: Sequence[bytes]) -> bytes:
+        """The key of the variant that this request selects (RFC 9111 4.1)."""
+        parts: list[bytes | None] = [*self._parts, b"vary"]
+        for name, value in variant_values(self._request, names):
+            parts += [name, value]
+        return digest(parts, self._config.naming_key)
+
+    def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
+        if not self._usable.stores:
+            return Refused("credential")
+        return judge_response(
+            status=status,
+            headers=headers,
+            request=self._request,
+            share=self._share,
+            policy=self._context.match.policy,
+            default_ttl=self._config.default_ttl,
+            now=self._config.clock(),
+            known=self._context.identity is not None,
+            validator=has_validator([pair for pair in headers if pair[0] != b"etag"] if own_etag else headers),
+        )
+
+    def begin(self, status: int, headers: Pairs, *, trailers: bool) -> tuple[Pairs, int | None]:
+        """Decide about the app's response, and say so in Cache-Status (RFC 9211)."""
+        note = b"Tidegate; fwd=" + self._forward
+        room: int | None = None
+        verdict = self._judged(status, headers, own_etag=self._context.own_etag)
+        if isinstance(verdict, Kept):
+            headers = self._for_client(headers, verdict)
+            self._context.storable = verdict.reusable
+            room = self._room(headers, trailers=trailers)
+        else:
+            note += b'; detail="%s"' % verdict.reason.encode("ascii", "replace").replace(b'"', b"'")
+        if self._context.collapsed:
+            room = None  # it is another request's response, which that one stores
+            note += b"; collapsed"
+        if room is not None and isinstance(verdict, Kept):
+            self._kept = verdict
+            note += b"; stored"
+        return (*headers, (b"cache-status", note)), room
+
+    def _for_client(self, headers: Pairs, kept: Kept) -> Pairs:
+        """With the freshness that the policy gives the client, where it gave the cache's."""
+        if kept.rule != "policy ttl":
+            return headers
+        field = client_cache_control(self._context.match.policy, self._share)
+        if field is None:
+            return headers
+        return (*(pair for pair in headers if pair[0] != b"cache-control"), (b"cache-control", field))
+
+    def _room(self, headers: Pairs, *, trailers: bool) -> int | None:
+        """How many bytes may be kept; None where this response cannot be kept at all."""
+        if trailers or self._scope["method"] == "HEAD" or self._lookup.positions is None:
+            return None
+        policy = self._context.match.policy
+        room = policy.max_body if policy is not None else self._config.max_body
+        stated = single_value(headers, b"content-length")
+        if stated is not None and stated.isdigit() and int(stated) > room:
+            self._config.metrics.limits.labels("body").inc()
+            return None
+        return room
+
+    async def commit(self, status: int, headers: Pairs, body: bytes) -> None:
+        """Store the whole response under its key, and its variants' names under the URL's. Never raises.
+
+        The client has its answer already: what a handler named as a tag, or a store does, is not to fail the app.
+        """
+        try:
+            await self._commit(status, headers, body)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._config.metrics.fail("store", error)
+
+    async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
+        if self._kept is None:
+            return
+        stored = storable_headers(headers)
+        if status != 204 and single_value(stored, b"content-length") is None:
+            stored = (*stored, (b"content-length", b"%d" % len(body)))
+        entry = self._entry_of(status, stored, body, kept=self._kept, sent=headers, own_etag=self._context.own_etag)
+        await self._put(entry, self._kept.vary)
+
+    def _entry_of(self, status: int, stored: Pairs, body: bytes, *, kept: Kept, sent: Pairs, own_etag: bool) -> Entry:
+        """The entry of a response whose fields came as `sent` just now."""
+        if kept.dropped:
+            stored = [pair for pair in stored if pair[0] not in kept.dropped]
+        return Entry(
+            status=status,
+            headers=tuple(stored),
+            body=body,
+            born=born_at(sent, asked=self._asked, answered=self._config.clock()),
+            lifetime=kept.lifetime,
+            stale_while_revalidate=kept.stale_while_revalidate,
+            stale_if_error=kept.stale_if_error,
+            must_revalidate=kept.must_revalidate,
+            no_cache=kept.no_cache,
+            vary=variant_values(self._request, kept.vary),
+            own_etag=own_etag,
+        )
+
+    async def _put(self, entry: Entry, vary: tuple[bytes, ...], *, known: Sequence[ScopedTag] = ()) -> None:
+        """Store an entry with its tags, and with the positions that were read before the app was asked.
+
+        known: tags that it carried before.
+        """
+        positions = self._lookup.positions
+        if positions is None:
+            return
+        tags = tuple(dict.fromkeys((*self._tags(entry.headers), *known)))
+        if len(tags) > MAX_TAGS:
+            self._config.metrics.limits.labels("tags").inc()
+            return
+        retain = _kept_until(entry) - self._config.clock()
+        if retain <= 0:
+            return
+        entry = replace(entry, tags=tags, positions=tuple(positions.items()))
+        store = self._config.store
+        if not vary:
+            await store.put(self._primary, entry, retain=retain)
+            return
+        key = self._variant_key(vary)
+        known_keys = self._variants.keys if self._variants is not None and self._variants.names == vary else ()
+        keys = (*(each for each in known_keys if each != key), key)
+        if len(keys) > MAX_VARIANTS:
+            self._config.metrics.limits.labels("variants").inc()
+            await store.delete(keys[0])
+            keys = keys[1:]
+        await store.put(self._primary, Variants(names=vary, keys=keys), retain=max(retain, VALIDATED_FOR))
+        await store.put(key, entry, retain=retain)
+
+    def _tags(self, headers: Pairs = ()) -> tuple[ScopedTag, ...]:
+        match = self._context.match
+        names = (
+            [template.format_map(match.params) for template in match.policy.tags] if match.policy is not None else []
+        )
+        names += self._context.tags or ()
+        own = [(self._own_scope, name) for name in dict.fromkeys(names)]
+        groups = [(PUBLIC_SCOPE, name) for name in group_tags(headers, self._uri.scheme, self._uri.host)]
+        return (self._uri.tag, *own, *groups)
+
+
+def _kept_until(entry: Entry) -> float:
+    """Wall-clock seconds until which an entry can be of use: fresh, stale, or to ask about."""
+    past = max(entry.stale_while_revalidate, entry.stale_if_error)
+    asked = [pair for pair in entry.headers if pair[0] != b"etag"] if entry.own_etag else entry.headers
+    if has_validator(asked):
+        past = max(past, VALIDATED_FOR)
+    elif not entry.must_revalidate and entry.lifetime > 0:
+        past = max(past, DISCONNECTED)
+    return entry.born + entry.lifetime + past
