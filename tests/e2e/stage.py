@@ -5,13 +5,16 @@ The processes are `Server`s like the real servers round them: on ports of their 
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.crowd import FLAG
@@ -79,7 +82,39 @@ class App(PythonServer):
     def command(self) -> list[str]:
         """Program and arguments."""
         uvicorn = [sys.executable, "-m", "uvicorn", "tests.e2e.app:build", "--factory", "--app-dir", str(ROOT)]
-        return [*uvicorn, "--port", str(self.port), "--workers", str(self.workers), "--no-access-log"]
+        # Its parent takes a worker for dead that does not answer it in this time: longer than `only` suspends one.
+        patience = ["--timeout-worker-healthcheck", "120"] if self.workers > 1 else []
+        return [*uvicorn, "--port", str(self.port), "--workers", str(self.workers), "--no-access-log", *patience]
+
+    def worker_pids(self) -> list[int]:
+        """The processes of several workers, whether or not they answer yet."""
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if "spawn_main" in " ".join(_command_line(child))]
+
+    @contextmanager
+    def only(self, worker: int) -> Generator[None]:
+        """While entered, new connections are this worker's.
+
+        All workers accept from one socket, and the first to wake takes all that wait: left to themselves, one of four
+        may well get every request of a crowd.
+        """
+        others = [pid for pid in self.worker_pids() if pid != worker]
+        try:
+            for pid in others:
+                _signal(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in others:
+                _signal(pid, signal.SIGCONT)
+
+    def answering(self) -> set[int]:
+        """The workers that answer, each asked alone; by nobody, so in no cohort."""
+        found: set[int] = set()
+        for pid in self.worker_pids():
+            with self.only(pid), suppress(OSError):
+                _, _, headers = http_request(self.port, "GET", "/healthz", seconds=5)
+                found.add(int(headers["x-worker"]))
+        return found
 
     def switch(self, **wanted: Any) -> None:
         """Make something go wrong, or right again."""
@@ -146,6 +181,18 @@ def spec(name: str, **changes: Any) -> dict[str, Any]:
             "hit_ratio": {"min": "5%", "warm_up": "2s"},
         },
     } | changes
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it has just ended
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 @dataclass

@@ -91,10 +91,6 @@ def made(samples: Sequence[Sample], *, hits: bool = False) -> Mapping[str, float
     return {cohort: float(counts[cohort]) for cohort in ("canary", "control")}
 
 
-def workers(app: App) -> set[int]:
-    return {int(one.worker) for one in batch(app.port, 40, by_nobody="/healthz") if one.worker}
-
-
 def test_what_prometheus_and_the_embedded_controller_see_equals_the_requests_made(servers: list[App]) -> None:
     one, two = servers
     targets = [f"127.0.0.1:{app.port}" for app in servers]
@@ -104,7 +100,7 @@ def test_what_prometheus_and_the_embedded_controller_see_equals_the_requests_mad
         try:
             both = f"count(count by (instance) (tidegate_cohort_requests_total{JUDGED} == 0)) == 2"
             prometheus.wait_for_sample(both, 60)
-            wait_until(lambda: len(workers(one)) == WORKERS, 60, "all workers answer")
+            wait_until(lambda: len(one.answering()) == WORKERS, 60, "all workers answer")
 
             def send(app: App, count: int, seed: int) -> list[Sample]:
                 sent = batch(app.port, count, seed=seed)
@@ -117,7 +113,7 @@ def test_what_prometheus_and_the_embedded_controller_see_equals_the_requests_mad
             os.kill(victim, signal.SIGKILL)
 
             def replaced() -> bool:
-                answering = workers(one)
+                answering = one.answering()
                 return len(answering) == WORKERS and victim not in answering
 
             wait_until(replaced, 60, "the killed worker is replaced")

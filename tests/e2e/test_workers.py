@@ -22,26 +22,31 @@ def test_with_four_workers_and_two_of_them_killed_the_counters_equal_the_request
     everything: list[Sample] = []
 
     def send(count: int, seed: int) -> list[Sample]:
-        sent = batch(stage.app.port, count, seed=seed)
+        """`count` requests, a share for each worker."""
+        sent: list[Sample] = []
+        pids = stage.app.worker_pids()
+        for number, pid in enumerate(pids):
+            with stage.app.only(pid):
+                sent += batch(stage.app.port, count // len(pids), seed=10 * seed + number)
         everything.extend(sent)
         return sent
 
     def all_are_gated() -> bool:
-        return len(workers(stage)) == WORKERS and all(one.gated for one in send(60, 1))
+        return len(stage.app.answering()) == WORKERS and all(one.gated for one in send(60, 1))
 
-    wait_until(all_are_gated, 20, "four workers answer and know the flags")
+    wait_until(all_are_gated, 40, "four workers answer and know the flags")
     first = send(BATCH, 2)
     assert counted(stage, "requests") == len(everything)
     by_worker = Counter(one.worker for one in first)
     victims = [int(pid) for pid, _ in by_worker.most_common(2)]
     print(f"requests by worker: {dict(by_worker)}; killed: {victims}")
-    assert len(by_worker) >= 2, "the work was shared"
+    assert sorted(by_worker.values()) == [BATCH // WORKERS] * WORKERS, "the work was shared"
     for pid in victims:
         psutil.Process(pid).kill()
-    wait_until(lambda: not set(victims) & workers(stage), 20, "the dead are gone")
+    wait_until(lambda: not set(victims) & set(stage.app.worker_pids()), 20, "the dead are gone")
     assert counted(stage, "requests") == len(everything), "what the dead had counted is not lost"
 
-    wait_until(all_are_gated, 30, "uvicorn has replaced them")
+    wait_until(all_are_gated, 40, "uvicorn has replaced them")
     second = send(BATCH, 3)
     assert {one.status for one in everything} == {200}
     assert counted(stage, "requests") == len(everything)
@@ -64,9 +69,3 @@ def counted(stage: Stage, what: str) -> float:
     page = stage.app.metrics()
     name = f"tidegate_cohort_{what}_total"
     return sum(metric(page, name, flag=FLAG, cohort=cohort) for cohort in ("canary", "control"))
-
-
-def workers(stage: Stage) -> set[int]:
-    """The processes that answer at the moment."""
-    seen = {one.worker for one in batch(stage.app.port, 40, by_nobody="/healthz")}
-    return {int(pid) for pid in seen if pid}
