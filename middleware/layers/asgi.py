@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
+from tidegate.middleware.core.explain import Explanation, aside
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import Match, Policies
 from tidegate.middleware.metrics import Metrics
@@ -17,6 +18,7 @@ __all__ = [
     "ASGIApp",
     "ContextResolver",
     "Decision",
+    "Explainer",
     "Gate",
     "Identify",
     "Message",
@@ -72,6 +74,12 @@ class _Shut:
 _SHUT: Final = _Shut()
 
 
+class Explainer(Protocol):
+    """Whoever can say what becomes of the request that is under way."""
+
+    def explain(self) -> Explanation: ...
+
+
 class RequestContext:
     """What Tidegate knows about one request. Handlers may use it: `scope["tidegate"].tag("client:42")`.
 
@@ -86,13 +94,17 @@ class RequestContext:
     positions: the ledger positions that the cache read before the app was asked; None where it has none.
     collapsed: the response is that of another request's run (RFC 9211 `collapsed`), which also stores it.
     tracer: set where the telemetry layer is open and an OpenTelemetry SDK is there.
+    explainer: set while the app answers a request that may use the cache, or an unsafe one.
     """
+
+    explainer: Explainer | None
 
     __slots__ = (
         "coalesce_key",
         "collapsed",
         "deadline",
         "decision",
+        "explainer",
         "identity",
         "match",
         "outcome",
@@ -122,6 +134,16 @@ class RequestContext:
     def is_open(self, layer: str) -> bool:
         """Whether another layer is open for this request; layers without flags always are."""
         return self.decision is None or layer in self.decision.open
+
+    def explain(self) -> Explanation:
+        """What the cache does with this request, and why, as far as it is known now; see `docs/explain.md`.
+
+        In a handler: the request's side. Once the response has begun (in a background task, say): both.
+        """
+        explainer: Explainer | None = getattr(self, "explainer", None)  # most requests never set it
+        if explainer is not None:
+            return explainer.explain()
+        return aside(self.identity, self.match, self.decision, self.outcome, self.reason)
 
     def tag(self, *names: str) -> None:
         """Add tags to the entry that this response may become."""

@@ -8,15 +8,19 @@ served (P4).
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from os import urandom
 from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 
 from tidegate.errors import StoreError
+from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
 from tidegate.middleware.core.keys import counted_query, scope_of
 from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, RoutePolicy, Share
-from tidegate.middleware.core.storing import Bypass, Pairs, judge_request, request_directives
+from tidegate.middleware.core.storing import Bypass, Pairs, RequestDirectives, Usable, judge_request, request_directives
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
@@ -32,6 +36,7 @@ from tidegate.middleware.layers.asgi import (
     route_path,
 )
 from tidegate.middleware.layers.exchange import Exchange
+from tidegate.middleware.layers.explaining import Collected, Unsafe, explain_request, without_effect
 from tidegate.middleware.layers.filling import CacheConfig, Uri
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.shadow import Rehearsal
@@ -57,6 +62,7 @@ class CacheLayer:
     authorization: what becomes of requests with Authorization of which nobody knows whose they are. "strict": nothing
         is stored or served. "rfc9111": as RFC 9111 3.5 has it: the answer is stored, for everybody, where it says
         public, s-maxage or must-revalidate, and what is stored for everybody is served.
+    show_key: Cache-Status names the key, as a hash with a secret: `naming_key`, or else one of this layer's own.
     shadow: notes of what shadow mode sees; default: new ones.
     naming_key: secret (0 to 64 bytes) that makes the names of keys unreadable and unguessable in a shared store.
     clock: wall-clock seconds.
@@ -75,6 +81,7 @@ class CacheLayer:
         namespace: str = "v1",
         naming_key: bytes = b"",
         authorization: Authorization = "strict",
+        show_key: bool = False,
         shadow: ShadowNotes | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
@@ -82,6 +89,7 @@ class CacheLayer:
         self.app = app
         metrics = metrics if metrics is not None else Metrics.of()
         self.shadow = shadow if shadow is not None else ShadowNotes(metrics=metrics, clock=clock)
+        self._resolver = resolver if resolver is not None else ContextResolver()
         self._share: Share = share
         self._strict = authorization == "strict"
         self._refreshes = Refreshes(metrics)
@@ -94,9 +102,11 @@ class CacheLayer:
             metrics=metrics,
             clock=clock,
             refreshes=self._refreshes,
+            credentials=self._resolver.credentials,
+            status_key=naming_key or urandom(32),
+            show_key=show_key,
         )
         self._gate = gate
-        self._resolver = resolver if resolver is not None else ContextResolver()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,7 +114,11 @@ class CacheLayer:
             return
         context = self._resolver.of(scope)
         if scope["method"] not in _SAFE:
-            await self.app(scope, receive, self._invalidating(scope, context, send))
+            context.explainer = self._unsafe(scope, context)
+            try:
+                await self.app(scope, receive, self._invalidating(scope, context, send))
+            finally:
+                context.explainer = None
         elif not self._gate(context):
             await self.app(scope, receive, send)
         else:
@@ -124,21 +138,8 @@ class CacheLayer:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         wanted = request_directives(scope["headers"])
-        policy, decision = context.match.policy, context.decision
-        credential = context.identity is None and self._has_credential(scope)
-        verdict = judge_request(
-            method=scope["method"],
-            headers=scope["headers"],
-            wanted=wanted,
-            policy=policy,
-            default_share=self._share,
-            identity=context.identity,
-            has_credential=credential,
-            only_cookies=credential and not self._has_credential(scope, but=_COOKIE),
-        )
-        shadowed = policy is not None and policy.mode == "shadow"
-        if decision is not None and "cache" in decision.shadow:
-            shadowed = True
+        verdict = self._judge(scope, context, wanted)
+        shadowed = _is_shadowed(context)
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
             await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
@@ -155,6 +156,53 @@ class CacheLayer:
             await exchange.run(self.app, receive, send)
             span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
             span.set_attribute("tidegate.cache.share", verdict.share)
+
+    def _judge(self, scope: Scope, context: RequestContext, wanted: RequestDirectives) -> Usable | Bypass:
+        credential = context.identity is None and self._has_credential(scope)
+        return judge_request(
+            method=scope["method"],
+            headers=scope["headers"],
+            wanted=wanted,
+            policy=context.match.policy,
+            default_share=self._share,
+            identity=context.identity,
+            has_credential=credential,
+            only_cookies=credential and not self._has_credential(scope, but=_COOKIE),
+        )
+
+    async def explain(self, scope: Scope, receive: Receive | None = None) -> Explanation:
+        """What the cache does with this request now, and why. Stores, purges and counts nothing.
+
+        receive: where the request's body comes from; the app is then run, unless the request is unsafe or answered by
+            what is stored. None: the app is not run, and the response's side stays unknown.
+        """
+        context = self._resolver.of(scope)
+        if scope["method"] not in _SAFE:
+            return self._unsafe(scope, context).explain()
+        wanted = request_directives(scope["headers"])
+        verdict = self._judge(scope, context, wanted)
+        told = explain_request(scope, context, verdict, _uri(scope, context.match.policy), self._resolver.credentials)
+        if not self._gate(context):
+            return replace(told, steps=(shut_step(told.layers), *told.steps))
+        if isinstance(verdict, Bypass):
+            return replace(told, cache_status=None if _is_shadowed(context) else _bypassing(verdict.reason).decode())
+        if _is_shadowed(context):
+            return replace(told, steps=(SHADOWED, *told.steps))
+        config, kept = without_effect(self._config)
+        exchange = Exchange(config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
+        if receive is None:
+            await exchange.look()
+            return exchange.explain()
+        client = Collected()
+        try:
+            await exchange.run(self.app, receive, client)
+        except Exception as error:  # noqa: BLE001 - it is what there is to tell; nobody waits for the answer
+            client.failed = type(error).__name__
+        return exchange.explain_answer(client, kept)
+
+    def _unsafe(self, scope: Scope, context: RequestContext) -> Unsafe:
+        uri = partial(_uri, scope, context.match.policy)
+        return Unsafe(scope, context, uri, partial(self._purged_by, scope, context, ()), self._resolver.credentials)
 
     def _has_credential(self, scope: Scope, *, but: bytes = b"") -> bool:
         headers = scope["headers"]
@@ -216,9 +264,18 @@ def _uri(scope: Scope, policy: RoutePolicy | None) -> Uri:
     return Uri(scope.get("scheme", "http"), host, raw_path.partition(b"?")[0], query)
 
 
+def _is_shadowed(context: RequestContext) -> bool:
+    policy, decision = context.match.policy, context.decision
+    return (policy is not None and policy.mode == "shadow") or (decision is not None and "cache" in decision.shadow)
+
+
+def _bypassing(reason: str) -> bytes:
+    return b"Tidegate; fwd=bypass; detail=" + reason.encode()
+
+
 def _noting(send: Send, reason: str) -> Send:
     """A `send` that says in Cache-Status why the cache stood aside (RFC 9211 2.2)."""
-    note = (b"cache-status", b"Tidegate; fwd=bypass; detail=" + reason.encode())
+    note = (b"cache-status", _bypassing(reason))
 
     async def noted(message: Message) -> None:
         if message["type"] == "http.response.start":

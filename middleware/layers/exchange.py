@@ -10,7 +10,7 @@ from tidegate.middleware.core.updating import conditions, is_about, updated, wit
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
 from tidegate.middleware.layers.answering import gateway_timeout, send_stored
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Scope, Send
-from tidegate.middleware.layers.filling import Filling
+from tidegate.middleware.layers.explaining import Explained
 from tidegate.middleware.layers.tee import FAILURES, UNREACHABLE, Pairs, Tee
 from tidegate.middleware.stores.base import Entry
 
@@ -25,7 +25,7 @@ _UNSTORABLE: Final = Kept(
 """Of a renewed response that may be served once more, and not be stored."""
 
 
-class Exchange(Filling):
+class Exchange(Explained):
     """One request that may use the cache."""
 
     _entry: Entry | None = None
@@ -70,6 +70,7 @@ class Exchange(Filling):
 
     async def _ask(self, app: ASGIApp, receive: Receive, tee: Tee) -> None:
         self._asked = self._config.clock()
+        self._context.explainer = self
         try:
             await app(self._scope_for_app(), receive, tee)
             if self._again:
@@ -81,6 +82,8 @@ class Exchange(Filling):
                 self._config.metrics.fail("app", error)
             # The server must still hear of it: the client has its answer, the log has the fault.
             raise
+        finally:
+            self._context.explainer = None  # each holds the other: without this it would be for the garbage collector
         if self._head is not None and self._entry is not None:
             await self._freshen(self._entry, self._head)
 
@@ -108,6 +111,8 @@ class Exchange(Filling):
 
     async def _answer(self, send: Send, entry: Entry, reuse: Reuse, note: bytes, extra: Pairs = ()) -> None:
         own_etags = self._context.is_open("etag")
+        if self._config.show_key:
+            note += self._key_note(self._key)
         await send_stored(send, self._scope, entry, reuse, note=note, own_etags=own_etags, extra=extra)
 
     async def _stand_in(self, send: Send, entry: Entry, reuse: Reuse, detail: bytes) -> None:

@@ -1,12 +1,14 @@
 """What one request looks up in the store and puts into it: keys, tags, positions, and what is kept of an answer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Final
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core.freshness import born_at
 from tidegate.middleware.core.groups import group_tags
+from tidegate.middleware.core.identity import Credentials
 from tidegate.middleware.core.keys import digest, primary_parts, scope_of, tag_of_uri, variant_values
 from tidegate.middleware.core.message import single_value, storable_headers
 from tidegate.middleware.core.policy import Share
@@ -42,7 +44,10 @@ _NOTHING: Final = Lookup(None, None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """What all exchanges of one cache layer share; see CacheLayer for the meaning of each."""
+    """What all exchanges of one cache layer share; see CacheLayer for the meaning of each.
+
+    status_key: secret that keys in Cache-Status and explanations are hashed with. show_key: Cache-Status names the key.
+    """
 
     store: Store
     default_ttl: float | None
@@ -52,6 +57,13 @@ class CacheConfig:
     metrics: Metrics
     clock: Callable[[], float]
     refreshes: Refreshes
+    credentials: Credentials = field(default_factory=Credentials)
+    status_key: bytes = b""
+    show_key: bool = False
+
+    def shown_key(self, key: bytes) -> str:
+        """A key for people: equal for equal keys, and no way from it to the key or to what that is made of."""
+        return blake2b(key, digest_size=10, key=self.status_key, person=b"cache-status").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,9 @@ class Uri:
 
 class Filling:
     """One request's dealings with the store. Also the Keeper of its Tee."""
+
+    _answered: tuple[int, Pairs, bool] | None = None
+    """Status and fields of the app's answer as they were judged, and whether the ETag is ours; for explanations."""
 
     def __init__(
         self, config: CacheConfig, context: RequestContext, scope: Scope, uri: Uri, usable: Usable,
@@ -170,6 +185,7 @@ class Filling:
         """Decide about the app's response, and say so in Cache-Status (RFC 9211)."""
         note = b"Tidegate; fwd=" + self._forward
         room: int | None = None
+        self._answered = status, headers, self._context.own_etag
         verdict = self._judged(status, headers, own_etag=self._context.own_etag)
         if isinstance(verdict, Kept):
             headers = self._for_client(headers, verdict)
@@ -183,7 +199,14 @@ class Filling:
         if room is not None and isinstance(verdict, Kept):
             self._kept = verdict
             note += b"; stored"
+        if self._config.show_key:
+            vary = verdict.vary if isinstance(verdict, Kept) else ()
+            note += self._key_note(self._variant_key(vary) if vary else self._primary)
         return (*headers, (b"cache-status", note)), room
+
+    def _key_note(self, key: bytes) -> bytes:
+        """The key as a parameter of Cache-Status (RFC 9211 2.7)."""
+        return b'; key="%s"' % self._config.shown_key(key).encode()
 
     def _for_client(self, headers: Pairs, kept: Kept) -> Pairs:
         """With the freshness that the policy gives the client, where it gave the cache's."""

@@ -210,6 +210,7 @@ class Tidegate:
             authorization=settings.authorization,
             max_body=settings.max_body,
             namespace=settings.version,
+            show_key=settings.show_key,
             shadow=self._shadow,
             metrics=self._metrics,
         )

@@ -35,6 +35,8 @@ class CacheSettings:
         served from the cache. "rfc9111": as RFC 9111 3.5 has it, for apps that say public where they mean it.
     max_body: bytes; larger responses pass unstored. One of them would push out hundreds of usual ones.
     shadow_bodies: bytes of each body that shadow mode keeps and shows; 0: only digests.
+    show_key: Cache-Status names the key, as a hash with a secret of the process: whoever can guess a tenant's name
+        cannot make it. For comparing what two requests are stored under; clients have no use for it.
     policies: one table per route, see RoutePolicy.
     """
 
@@ -44,6 +46,7 @@ class CacheSettings:
     authorization: Authorization = "strict"
     max_body: int = 1024 * 1024
     shadow_bodies: int = 0
+    show_key: bool = False
     policies: tuple[RoutePolicy, ...] = ()
 
 

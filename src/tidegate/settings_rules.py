@@ -77,6 +77,7 @@ RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "default_ttl": (_number(0, 31_536_000), "is not a number of seconds", "give 0 to 31536000"),
     "max_body": (_number(0, whole=True), "is not a number of bytes", "give a whole number >= 0"),
     "shadow_bodies": (_number(0, 16_384, whole=True), "is not a number of bytes", "give 0 to 16384"),
+    "show_key": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
     "url": (
         _REDIS,
         "is not a Redis URL",

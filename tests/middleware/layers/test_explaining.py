@@ -1,0 +1,209 @@
+"""`scope["tidegate"].explain()` tells a handler what becomes of its response; Cache-Status names the key on request."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.driver import call
+from tidegate import CacheLayer, Identity, MemoryStore, RoutePolicy, Settings, TelemetryLayer, Tidegate
+from tidegate.middleware.core.explain import Explanation
+from tidegate.middleware.core.policy import Policies
+from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.metrics import Metrics
+
+ANN = Identity("acme", "ann")
+FRESH = ("cache-control", "max-age=60")
+
+
+class Curious:
+    """An app that asks what becomes of its response: before it, and after its last message."""
+
+    def __init__(self, headers: list[tuple[str, str]], status: int = 200) -> None:
+        self.headers = [(name.encode(), value.encode()) for name, value in headers]
+        self.status = status
+        self.before: Explanation
+        self.after: Explanation
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["tidegate"].tag("client:42")
+        self.before = scope["tidegate"].explain()
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+        self.after = scope["tidegate"].explain()
+
+
+def layer_over(
+    app: Any, *, identity: Identity | None = ANN, policy: RoutePolicy | None = None, **more: Any
+) -> CacheLayer:
+    metrics = Metrics(CollectorRegistry())
+    policies = Policies([policy] if policy is not None else [])
+    resolver = ContextResolver(identify=lambda _: identity, policies=policies)
+    return CacheLayer(app, store=MemoryStore(metrics=metrics), resolver=resolver, metrics=metrics, **more)
+
+
+def test_before_the_response_the_requests_side_is_told() -> None:
+    app = Curious([FRESH])
+    asyncio.run(call(layer_over(app, policy=RoutePolicy(route="/", ttl=30, share="tenant", tags=("all",)))))
+    told = app.before
+    assert (told.method, told.url, told.route, told.stored, told.share) == (
+        "GET",
+        "http://example.test/",
+        "/",
+        None,
+        "tenant",
+    )
+    assert told.key is not None
+    assert (told.key.tenant, told.key.user) == ("acme", None)
+    assert ("tenant:acme", "all") in told.tags
+    assert ("tenant:acme", "client:42") in told.tags
+    assert "a plain 200 would be stored for 30 s" in [step.found for step in told.steps]
+
+
+def test_after_the_response_both_sides_are_told() -> None:
+    app = Curious([FRESH])
+    asyncio.run(call(layer_over(app, policy=RoutePolicy(route="/", ttl=30))))
+    assert (app.after.stored, app.after.lifetime, app.after.rule) == (True, 60.0, "max-age")
+    assert app.after.key == app.before.key
+
+
+def test_a_response_that_is_not_stored_says_why_and_what_to_do() -> None:
+    app = Curious([FRESH, ("set-cookie", "a=b")])
+    asyncio.run(call(layer_over(app)))
+    assert app.after.stored is False
+    (step,) = [step for step in app.after.steps if step.about == "response"]
+    assert step.found == "may not be stored: Set-Cookie"
+    assert step.fix
+
+
+@pytest.mark.parametrize(
+    ("of", "asked", "words"),
+    [
+        ({"method": "HEAD"}, {}, "HEAD has no body"),
+        ({}, {"policy": RoutePolicy(route="/", ttl=9, max_body=3), "length": True}, "max_body (3 bytes)"),
+    ],
+)
+def test_a_response_that_may_be_stored_and_is_not_says_why(of: Any, asked: Any, words: str) -> None:
+    app = Curious([FRESH, *([("content-length", "5")] if asked.pop("length", False) else [])])
+    asyncio.run(call(layer_over(app, **asked), **of))
+    assert app.after.stored is False
+    assert any(words in step.because for step in app.after.steps)
+
+
+def test_a_request_that_goes_past_the_cache_says_why() -> None:
+    app = Curious([FRESH])
+    asyncio.run(call(layer_over(app, identity=None)))
+    assert app.before == app.after
+    assert app.before.stored is False
+    assert "nobody is known" in app.before.steps[0].because
+
+
+def test_an_unsafe_request_says_what_it_purges() -> None:
+    app = Curious([])
+    policy = RoutePolicy(route="/", invalidates=("clients",))
+    asyncio.run(call(layer_over(app, policy=policy), method="PUT"))
+    assert set(app.before.purges) >= {("tenant:acme", "clients"), ("public", "clients")}
+    assert any(tag.startswith("uri:") for _, tag in app.before.purges)
+
+
+def test_without_a_cache_or_with_a_shut_one_that_is_what_is_told(tmp_path: Any) -> None:
+    app = Curious([FRESH])
+    asyncio.run(call(TelemetryLayer(app, metrics=Metrics(CollectorRegistry()))))
+    assert "no cache has seen this request" in app.before.steps[0].found
+
+    flags = tmp_path / "flags.json"
+    flags.write_text('{"version": 1, "flags": {}}')
+    settings = Settings.of({"flags": {"provider": "local", "file": str(flags), "stops": str(tmp_path / "stops.json")}})
+    tide = Tidegate(settings, identify=lambda _: ANN, registry=CollectorRegistry())
+
+    async def drive() -> None:
+        await call(tide(app))
+        await tide.aclose()
+
+    asyncio.run(drive())
+    assert "the cache is shut" in app.before.steps[0].found
+    assert "tidegate flags status tidegate.cache" in app.before.steps[0].fix
+    assert not any(layer.open for layer in app.before.layers)
+
+
+def test_when_the_request_is_over_its_context_holds_nothing_of_it() -> None:
+    contexts: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        contexts.append(scope["tidegate"])
+        await Curious([FRESH])(scope, receive, send)
+
+    for method in ("GET", "PUT"):
+        asyncio.run(call(layer_over(app), method=method))
+        assert contexts[-1].explainer is None
+        assert contexts[-1].explain().identity == ANN
+
+
+# --- the key in Cache-Status -------------------------------------------------------
+
+
+def key_in(status: str | None) -> str | None:
+    found = re.search(r'; key="([0-9a-f]+)"$', status or "")
+    return found[1] if found else None
+
+
+def statuses(layer: Any, times: int = 2, **of: Any) -> list[str | None]:
+    async def drive() -> list[str | None]:
+        return [(await call(layer, **of)).header("cache-status") for _ in range(times)]
+
+    return asyncio.run(drive())
+
+
+def test_no_key_is_named_unless_it_is_asked_for() -> None:
+    assert [key_in(status) for status in statuses(layer_over(Curious([FRESH])))] == [None, None]
+    assert not any("key" in (status or "") for status in statuses(layer_over(Curious([FRESH]))))
+
+
+@pytest.mark.parametrize("vary", [[], [("vary", "accept-language")]])
+def test_miss_and_hit_name_the_key_that_an_explanation_names(vary: list[tuple[str, str]]) -> None:
+    app = Curious([FRESH, *vary])
+    layer = layer_over(app, show_key=True)
+    miss, hit = statuses(layer, headers=[("accept-language", "de")])
+    assert miss is not None
+    assert hit is not None
+    assert "; hit; ttl=" in hit
+    assert "; stored; key=" in miss
+    assert app.after.key is not None
+    assert key_in(miss) == key_in(hit) == app.after.key.hash
+
+
+def test_the_key_of_a_refused_response_is_named_too_and_a_bypass_has_none() -> None:
+    refused = statuses(layer_over(Curious([("cache-control", "no-store")]), show_key=True), 1)[0]
+    assert key_in(refused) is not None
+    assert statuses(layer_over(Curious([]), identity=None, show_key=True), 1) == [
+        "Tidegate; fwd=bypass; detail=no-identity"
+    ]
+
+
+def test_the_key_differs_by_whom_it_is_for_and_by_secret_and_names_nobody() -> None:
+    def key(identity: Identity, naming_key: bytes = b"one") -> str | None:
+        return key_in(
+            statuses(layer_over(Curious([FRESH]), identity=identity, show_key=True, naming_key=naming_key), 1)[0]
+        )
+
+    keys = {
+        key(ANN),
+        key(Identity("acme", "bob")),
+        key(Identity("globex", "ann")),
+        key(Identity("acme", "ann", "admin")),
+    }
+    assert len(keys) == 4
+    assert None not in keys
+    assert key(ANN) == key(ANN)
+    assert key(ANN) != key(ANN, b"two")
+    # Without a naming key the secret is the layer's own: who can guess the names cannot make the hash.
+    assert key(ANN, b"") != key(ANN, b"")
+
+
+def test_the_hash_is_no_way_to_the_key_in_the_store() -> None:
+    layer = layer_over(Curious([FRESH]), show_key=True, naming_key=b"one")
+    (status,) = statuses(layer, 1)
+    (stored,) = layer._config.store._slots  # type: ignore[attr-defined]
+    assert key_in(status) not in (None, stored.hex(), stored.hex()[:20])
