@@ -7,12 +7,22 @@ sent: `/a%2Fb` is not `/a/b`.
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from urllib.parse import unquote
 
 from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, Identity, parameter_names
 from tidegate.middleware.core.message import list_members
 from tidegate.middleware.core.policy import Share
 
-__all__ = ["SCHEMA", "counted_query", "encode_parts", "primary_parts", "scope_of", "tag_of_uri", "variant_values"]
+__all__ = [
+    "SCHEMA",
+    "counted_query",
+    "encode_parts",
+    "path_part",
+    "primary_parts",
+    "scope_of",
+    "tag_of_uri",
+    "variant_values",
+]
 
 SCHEMA = b"tidegate-key-1"
 """Version of this encoding. Changing what a key is made of changes it, so that old entries are never misread."""
@@ -59,6 +69,24 @@ def primary_parts(
                 raise ValueError("share 'user' needs Identity.user")
             user = _text(identity.user)
     return (SCHEMA, namespace, share.encode(), tenant, user, grants, scheme.encode(), host, raw_path, query)
+
+
+def path_part(path: str, raw_path: bytes | None, root_path: str) -> bytes:
+    """What stands for the path in a key: what was sent, and what the app sees as well where the two do not agree.
+
+    They agree where one ends with the other: a mount cuts its prefix off the path (some put a slash behind it), a
+    server puts its `root_path` before it. Where something has rewritten the path, or a mount has cut both, requests for
+    two resources look as if one had been sent.
+    """
+    sent = raw_path.partition(b"?")[0] if raw_path else path.encode("utf-8", "surrogatepass")
+    if not root_path and sent.decode("latin-1") == path:
+        return sent
+    whole = unquote(sent.decode("latin-1"))
+    seen = path.removesuffix("/") if not whole.endswith("/") else path
+    mounted = not root_path or whole.startswith(root_path) or path.startswith(root_path)
+    if not raw_path or (mounted and (whole.endswith(seen) or path.endswith(whole))):
+        return sent
+    return encode_parts((sent, path.encode("utf-8", "surrogatepass"), root_path.encode("utf-8", "surrogatepass")))
 
 
 def _text(name: str) -> bytes:

@@ -303,5 +303,9 @@ def route_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
-        return path[len(root) :]
+        path = path[len(root) :]
+    if path.endswith("/") and len(path) > 1:
+        raw: bytes = scope.get("raw_path") or b"/"
+        if not raw.partition(b"?")[0].endswith((b"/", b"%2F", b"%2f")):
+            return path[:-1]  # Litestar's mounts put one there
     return path

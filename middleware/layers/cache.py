@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 from tidegate.errors import StoreError
 from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
-from tidegate.middleware.core.keys import counted_query, scope_of
+from tidegate.middleware.core.keys import counted_query, path_part, scope_of
 from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, RoutePolicy, Share
 from tidegate.middleware.core.storing import Bypass, Pairs, RequestDirectives, Usable, judge_request, request_directives
@@ -201,8 +201,9 @@ class CacheLayer:
         return exchange.explain_answer(client, kept)
 
     def _unsafe(self, scope: Scope, context: RequestContext) -> Unsafe:
-        uri = partial(_uri, scope, context.match.policy)
-        return Unsafe(scope, context, uri, partial(self._purged_by, scope, context, ()), self._resolver.credentials)
+        own = _uri(scope, context.match.policy)
+        purged_by = partial(self._purged_by, own, scope, context, ())
+        return Unsafe(scope, context, lambda: own, purged_by, self._resolver.credentials)
 
     def _has_credential(self, scope: Scope, *, but: bytes = b"") -> bool:
         headers = scope["headers"]
@@ -215,26 +216,28 @@ class CacheLayer:
 
     def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:
         """A `send` that purges before a successful response to an unsafe request starts (RFC 9111 4.4)."""
+        own = _uri(scope, context.match.policy)  # now: a router may change the path in the scope
 
         async def purging(message: Message) -> None:
             if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
                 message = repeatable(message)
-                await self._purge(self._purged_by(scope, context, lowered(message.get("headers", ()))))
+                await self._purge(self._purged_by(own, scope, context, lowered(message.get("headers", ()))))
             await send(message)
 
         return purging
 
-    def _purged_by(self, scope: Scope, context: RequestContext, headers: Pairs) -> list[ScopedTag]:
+    def _purged_by(self, own: Uri, scope: Scope, context: RequestContext, headers: Pairs) -> list[ScopedTag]:
         """The tags that a successful unsafe request purges: its own URI's, those that the answer names in Location,
         Content-Location and Cache-Group-Invalidation, and what its policy names.
         """
-        own, match = _uri(scope, context.match.policy), context.match
+        match = context.match
         query: bytes = scope.get("query_string", b"")
         tags = [own.tag]
-        targets = invalidated_targets(headers, scheme=own.scheme, host=own.host, raw_path=own.raw_path, query=query)
+        sent = own.raw_path if own.raw_path.startswith(b"/") else b"/"
+        targets = invalidated_targets(headers, scheme=own.scheme, host=own.host, raw_path=sent, query=query)
         for raw_path, its_query in targets:
             path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
-            policy = self._resolver.policies.match(route_path({**scope, "path": path})).policy
+            policy = self._resolver.policies.match(route_path({**scope, "path": path, "raw_path": raw_path})).policy
             counted = counted_query(its_query, policy.query if policy is not None else None)
             tags.append(Uri(own.scheme, own.host, raw_path, counted).tag)
         tags += [(PUBLIC_SCOPE, name) for name in invalidated_groups(headers, own.scheme, own.host)]
@@ -257,11 +260,11 @@ class CacheLayer:
 
 
 def _uri(scope: Scope, policy: RoutePolicy | None) -> Uri:
-    raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     # A request with two Host lines is some attack or other: joined, it meets nobody else's key.
     host = b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
     query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)
-    return Uri(scope.get("scheme", "http"), host, raw_path.partition(b"?")[0], query)
+    path = path_part(scope["path"], scope.get("raw_path"), scope.get("root_path") or "")
+    return Uri(scope.get("scheme", "http"), host, path, query)
 
 
 def _is_shadowed(context: RequestContext) -> bool:
