@@ -150,9 +150,23 @@ class Tidegate:
         """Mount the layers on an app."""
         return Mounted(self._stack(app), self._runtime)
 
+    async def start(self) -> None:
+        """Follow the flags and reach for the store. The application's lifespan does it where it passes the layers; else
+        the first request does, which does not wait long for it."""
+        await self._runtime.start()
+
     async def aclose(self) -> None:
-        """Finish what is pending and stop; the application's lifespan does it where the server runs one."""
+        """Finish what is pending and stop; the application's lifespan does it where it passes the layers."""
         await self._runtime.stop()
+
+    async def lifespan(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Speaks ASGI's lifespan for the layers alone, beside an application that has none (Django)."""
+        await receive()
+        await self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def purge(self, *tags: str, tenant: str | None = None) -> Purge:
         """Purge tags of a tenant, or public ones; for code that changes data outside an HTTP request."""
@@ -311,7 +325,11 @@ def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
 class TidegateMiddleware:
     """For frameworks that take a middleware class: `app.add_middleware(TidegateMiddleware, policies=[...])`.
 
-    tide: a Tidegate that was made before; or else the arguments of one.
+    tide: a Tidegate that was made before; or else the arguments of one. Litestar makes a middleware for each of its
+        handlers: give it `tide=`, or each has a store of its own, which no other handler's write purges.
+
+    Litestar also puts it round the apps that it mounts, and hands it paths without their prefix. Those would meet the
+    policies of other routes, so what is mounted passes: mount `tide(app)`.
     """
 
     def __init__(self, app: ASGIApp, tide: Tidegate | None = None, **arguments: Any) -> None:
@@ -320,7 +338,9 @@ class TidegateMiddleware:
                 f"TidegateMiddleware: give tide= or its arguments, not both: {', '.join(sorted(arguments))}"
             )
         self.tide = tide if tide is not None else Tidegate(**arguments)
-        self._app = self.tide(app)
+        self._mounted = self.tide(app)
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        passes = getattr(scope.get("route_handler"), "is_mount", False)
+        await (self._app if passes else self._mounted)(scope, receive, send)
