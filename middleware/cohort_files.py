@@ -21,12 +21,12 @@ import struct
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 from uuid import uuid4
 
-__all__ = ["Labels", "Part", "WorkerFile", "compact", "read_all"]
+__all__ = ["Labels", "Layout", "Part", "WorkerFile", "compact", "read_all"]
 
 Labels = tuple[str, str, str]
 
@@ -63,6 +63,49 @@ class Part:
             yield label, self.counts[index * width : (index + 1) * width]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What stands where in a worker's counts: first a row for each of `labels`, then `groups` rows that count for
+    several labels at once, so that one request is one row's matter whatever it counts for.
+
+    labels, slots: as in Part. groups: how many such rows. members: labels that each may count for.
+    A group's row begins with its members, each as its label's place plus 1 (0: none), before its slots.
+    """
+
+    labels: Sequence[Labels]
+    slots: Sequence[str]
+    groups: int = 0
+    members: int = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers in all."""
+        return len(self.labels) * len(self.slots) + self.groups * (self.members + len(self.slots))
+
+    def group(self, number: int) -> int:
+        """Where a group's row begins."""
+        return len(self.labels) * len(self.slots) + number * (self.members + len(self.slots))
+
+    def part(self, counts: Sequence[float], holds: frozenset[str] = frozenset()) -> Part:
+        """The counts by label: each group's added to those of its members.
+
+        Raises:
+            IndexError: if a group names a label that is not there.
+        """
+        width, members = len(self.slots), self.members
+        sums = list(counts[: len(self.labels) * width])
+        for number in range(self.groups):
+            at = self.group(number)
+            if not counts[at]:
+                continue  # nor has any that follows it been begun, but that is not for a reader to rely on
+            row = counts[at + members : at + members + width]
+            for member in counts[at : at + members]:
+                if member:
+                    start = (range(len(self.labels))[int(member) - 1]) * width
+                    sums[start : start + width] = map(float.__add__, sums[start : start + width], row)
+        return Part(labels=self.labels, slots=self.slots, counts=sums, holds=holds)
+
+
 class WorkerFile:
     """The file of this process, mapped: `counts` starts at 0, and what is written there survives `kill -9`."""
 
@@ -72,21 +115,24 @@ class WorkerFile:
         self.counts = memoryview(mapped)[start:].cast("d")
 
     @classmethod
-    def create(cls, directory: Path, labels: Sequence[Labels], slots: Sequence[str]) -> Self:
-        """A file of its own for this process; the folder is made if it is missing.
+    def create(
+        cls, directory: Path, labels: Sequence[Labels], slots: Sequence[str], *, groups: int = 0, members: int = 0
+    ) -> Self:
+        """A file of its own for this process, see Layout; the folder is made if it is missing.
 
         Raises:
             OSError: if that cannot be.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        head = _head(labels, slots)
+        layout = Layout(labels=labels, slots=slots, groups=groups, members=members)
+        head = _head(layout)
         path = directory / f"{os.getpid()}-{uuid4().hex[:8]}{_SUFFIX}"
         draft = path.with_suffix(_DRAFT)
         with draft.open("x+b") as opened:
             # A file system may know no locks: then nobody can take this file for a dead one's either.
             with suppress(OSError):
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            opened.write(head + bytes(len(labels) * len(slots) * 8))
+            opened.write(head + bytes(layout.size * 8))
             opened.flush()
             # The mapping keeps a descriptor of its own, and with it the lock.
             mapped = mmap.mmap(opened.fileno(), 0)
@@ -147,7 +193,9 @@ def _compact(directory: Path, slots: Sequence[str]) -> None:
                 into[:] = map(float.__add__, into, row)
         counts = [value for row in sums.values() for value in row]
         draft = dead.with_suffix(_DRAFT)
-        draft.write_bytes(_head(list(sums), slots, parts) + struct.pack(f"={len(counts)}d", *counts))
+        draft.write_bytes(
+            _head(Layout(labels=list(sums), slots=slots), parts) + struct.pack(f"={len(counts)}d", *counts)
+        )
         draft.replace(dead)
         _remove(directory, parts)
     for draft in directory.glob(f"*{_DRAFT}"):
@@ -208,9 +256,9 @@ def _content(file: Path) -> bytes:
     return b""
 
 
-def _head(labels: Sequence[Labels], slots: Sequence[str], holds: Collection[str] = ()) -> bytes:
+def _head(layout: Layout, holds: Collection[str] = ()) -> bytes:
     """A file's beginning: it says itself what its numbers mean, so that another version can add them up."""
-    told = json.dumps({"labels": labels, "slots": slots, "holds": sorted(holds)}).encode()
+    told = json.dumps(asdict(layout) | {"holds": sorted(holds)}).encode()
     told += b" " * (-len(told) % 8)
     return _HEADER.pack(_MAGIC, len(told)) + told
 
@@ -227,12 +275,18 @@ def _parse(data: bytes) -> Part | None:
         told = json.loads(data[_HEADER.size :][:length])
         labels = [(str(flag), str(band), str(cohort)) for flag, band, cohort in told["labels"]]
         slots = [str(slot) for slot in told["slots"]]
+        layout = Layout(
+            labels=labels, slots=slots, groups=int(told.get("groups", 0)), members=int(told.get("members", 0))
+        )
         holds = frozenset(str(name) for name in told["holds"] if os.sep not in str(name))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if len(body) != len(labels) * len(slots) * 8 or len(set(labels)) != len(labels):
+    if min(layout.groups, layout.members) < 0 or len(body) != layout.size * 8 or len(set(labels)) != len(labels):
         return None
     counts = body.cast("d")
     if not all(math.isfinite(value) and value >= 0 for value in counts):
         return None
-    return Part(labels=labels, slots=slots, counts=counts, holds=holds)
+    try:
+        return layout.part(counts, holds)
+    except IndexError:
+        return None

@@ -7,15 +7,14 @@ cardinality is bounded by configuration. The cohort counters that a rollout is j
 
 import logging
 import time
-from typing import ClassVar, Final
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["LATENCY_BUCKETS", "Metrics"]
+from tidegate.middleware.routes import LATENCY_BUCKETS, route_metrics
 
-LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds."""
+__all__ = ["LATENCY_BUCKETS", "Metrics"]
 
 _log = logging.getLogger("tidegate")
 
@@ -42,28 +41,11 @@ class Metrics:
             registry=registry,
         )
         self.limits = Counter("tidegate_limits", "Times that a limit bit, by limit.", ["limit"], registry=registry)
-        self.requests = Counter(
-            "tidegate_requests",
-            "HTTP requests by route template, method and status class.",
-            ["route", "method", "status"],
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "tidegate_request_duration_seconds",
-            "Seconds from the start of a request to the end of its response.",
-            ["route"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.cache = Counter(
-            "tidegate_cache_requests",
-            "What the cache did with a request: hit, miss, stale, shadow, bypass.",
-            ["route", "outcome"],
-            registry=registry,
-        )
-        self.bypass = Counter(
-            "tidegate_cache_bypass", "Requests that could not use the cache, by reason.", ["reason"], registry=registry
-        )
+        self.routes = route_metrics(registry)
+        self.requests = self.routes.requests
+        self.seconds = self.routes.seconds
+        self.cache = self.routes.cache
+        self.bypass = self.routes.bypass
         self.shadow = Counter(
             "tidegate_shadow",
             "Requests in shadow mode by what the cache would have done: match, mismatch, would-miss, uncompared.",

@@ -97,39 +97,23 @@ class RequestContext:
     explainer: set while the app answers a request that may use the cache, or an unsafe one.
     """
 
-    explainer: Explainer | None
-
-    __slots__ = (
-        "coalesce_key",
-        "collapsed",
-        "deadline",
-        "decision",
-        "explainer",
-        "identity",
-        "match",
-        "outcome",
-        "own_etag",
-        "positions",
-        "reason",
-        "storable",
-        "tags",
-        "tracer",
-    )
+    # Defaults of the class: most requests never set most of these, and each one would cost every request.
+    storable: bool = False
+    outcome: str | None = None
+    reason: str | None = None
+    own_etag: bool = False
+    tags: list[str] | None = None
+    deadline: float | None = None
+    coalesce_key: bytes | None = None
+    positions: Mapping[str, int] | None = None
+    collapsed: bool = False
+    tracer: Tracer | None = None
+    explainer: Explainer | None = None
 
     def __init__(self, identity: Identity | None, match: Match, decision: Decision | None) -> None:
         self.identity = identity
         self.match = match
         self.decision = decision
-        self.storable = False
-        self.outcome: str | None = None
-        self.reason: str | None = None
-        self.own_etag = False
-        self.tags: list[str] | None = None
-        self.deadline: float | None = None
-        self.coalesce_key: bytes | None = None
-        self.positions: Mapping[str, int] | None = None
-        self.collapsed = False
-        self.tracer: Tracer | None = None
 
     def is_open(self, layer: str) -> bool:
         """Whether another layer is open for this request; layers without flags always are."""
@@ -140,9 +124,8 @@ class RequestContext:
 
         In a handler: the request's side. Once the response has begun (in a background task, say): both.
         """
-        explainer: Explainer | None = getattr(self, "explainer", None)  # most requests never set it
-        if explainer is not None:
-            return explainer.explain()
+        if self.explainer is not None:
+            return self.explainer.explain()
         return aside(self.identity, self.match, self.decision, self.outcome, self.reason)
 
     def tag(self, *names: str) -> None:
@@ -184,9 +167,24 @@ def starlette_user(scope: Scope) -> Identity | None:
             name = user.identity
         except (AttributeError, NotImplementedError):  # Starlette's BaseUser raises the second
             name = None
-    return Identity(
-        _named("tenant", tenant), _named("username", name) if name else None, _granted(getattr(user, "grants", ""))
-    )
+    grants = getattr(user, "grants", "")
+    # Only then what is equal has the same text, which is what an identity is made of.
+    if not (type(tenant) is str and type(name) is str and type(grants) is str):
+        return Identity(_named("tenant", tenant), _named("username", name) if name else None, _granted(grants))
+    known = _identities.get((tenant, name, grants))
+    if known is None:
+        known = Identity(tenant, name or None, grants)
+        if len(tenant) + len(name) + len(grants) <= 512:
+            if len(_identities) >= _IDENTITIES:
+                _identities.clear()
+            _identities[tenant, name, grants] = known
+    return known
+
+
+_IDENTITIES: Final = 4096
+"""Identities remembered by the user's attributes, some 0.3 KiB each: to make one costs more than to find a response."""
+
+_identities: dict[tuple[str, str, str], Identity] = {}
 
 
 def _named(attribute: str, value: object) -> str:
@@ -252,6 +250,7 @@ class ContextResolver:
     ) -> None:
         self.policies = policies if policies is not None else Policies()
         self.credentials = credentials if credentials is not None else Credentials()
+        self._match = self.policies.match
         self._identify = identify
         self._decide = decide
         self._on_error = on_error if on_error is not None else Metrics.of().fail
@@ -273,8 +272,10 @@ class ContextResolver:
             except Exception as error:  # noqa: BLE001 - P5, as above
                 self._on_error("flags", error)
                 decision = _SHUT
-        context = RequestContext(identity, self.policies.match(route_path(scope)), decision)
-        scope["tidegate"] = context
+        path: str = scope["path"]
+        if scope.get("root_path") or path[-1:] == "/":
+            path = route_path(scope)
+        context = scope["tidegate"] = RequestContext(identity, self._match(path), decision)
         return context
 
 
@@ -301,7 +302,7 @@ def route_label(scope: Scope, context: RequestContext) -> str:
 def route_path(scope: Scope) -> str:
     """The decoded path relative to the mount, as Starlette's router sees it."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
+    root: str | None = scope.get("root_path")
     if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
         path = path[len(root) :]
     if path.endswith("/") and len(path) > 1:

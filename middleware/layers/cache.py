@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 from tidegate.errors import StoreError
 from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
-from tidegate.middleware.core.keys import counted_query, path_part, scope_of
+from tidegate.middleware.core.keys import counted_query, scope_of
 from tidegate.middleware.core.message import lowered
-from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, RoutePolicy, Share
+from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, Share
 from tidegate.middleware.core.storing import Bypass, Pairs, RequestDirectives, Usable, judge_request, request_directives
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -37,12 +37,14 @@ from tidegate.middleware.layers.asgi import (
 )
 from tidegate.middleware.layers.exchange import Exchange
 from tidegate.middleware.layers.explaining import Collected, Unsafe, explain_request, without_effect
-from tidegate.middleware.layers.filling import CacheConfig, Uri
+from tidegate.middleware.layers.filling import CacheConfig
+from tidegate.middleware.layers.fused import FusedHits, Hits
+from tidegate.middleware.layers.naming import Named, Names, Uri, host_of, uri_of
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.shadow import Rehearsal
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Peeks, ScopedTag, Store
 
 __all__ = ["CacheLayer"]
 
@@ -93,12 +95,12 @@ class CacheLayer:
         self._share: Share = share
         self._strict = authorization == "strict"
         self._refreshes = Refreshes(metrics)
+        names = Names(namespace=namespace.encode(), naming_key=naming_key)
         self._config = CacheConfig(
             store=store,
             default_ttl=default_ttl,
             max_body=max_body,
-            namespace=namespace.encode(),
-            naming_key=naming_key,
+            names=names,
             metrics=metrics,
             clock=clock,
             refreshes=self._refreshes,
@@ -107,12 +109,35 @@ class CacheLayer:
             show_key=show_key,
         )
         self._gate = gate
+        self.hits: FusedHits | None = None
+        """Answers plain hits; None: the store cannot say anything without waiting, or each hit is to name its key."""
+        if isinstance(store, Peeks) and not show_key:
+            self.hits = FusedHits(
+                peek=store.peek,
+                names=names,
+                gate=gate,
+                share=share,
+                credentials=self._resolver.credentials,
+                clock=clock,
+            )
+        self._own_hits: Hits | None = self.hits
+
+    def leave_hits(self) -> Hits | None:
+        """What answers plain hits, for a layer further out that asks it first; this one will not ask it again."""
+        self._own_hits = None
+        return self.hits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._pass(scope, receive, send)
             return
         context = self._resolver.of(scope)
+        if self._own_hits is not None and context.tracer is None:
+            answer = self._own_hits(scope, context)
+            if answer is not None:
+                await send(answer[0])
+                await send(answer[1])
+                return
         if scope["method"] not in _SAFE:
             context.explainer = self._unsafe(scope, context)
             try:
@@ -144,11 +169,12 @@ class CacheLayer:
             context.outcome, context.reason = "bypass", verdict.reason
             await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
             return
+        named = self._named(scope, context, verdict)
         if shadowed:
-            rehearsal = Rehearsal(self._config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
+            rehearsal = Rehearsal(self._config, context, scope, named, verdict, wanted)
             await rehearsal.rehearse(self.shadow, self.app, receive, send)
             return
-        exchange = Exchange(self._config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
+        exchange = Exchange(self._config, context, scope, named, verdict, wanted)
         if context.tracer is None:
             await exchange.run(self.app, receive, send)
             return
@@ -170,6 +196,9 @@ class CacheLayer:
             only_cookies=credential and not self._has_credential(scope, but=_COOKIE),
         )
 
+    def _named(self, scope: Scope, context: RequestContext, verdict: Usable) -> Named:
+        return self._config.names.of(scope, host_of(scope), context.match, verdict.share, context.identity)
+
     async def explain(self, scope: Scope, receive: Receive | None = None) -> Explanation:
         """What the cache does with this request now, and why. Stores, purges and counts nothing.
 
@@ -181,7 +210,7 @@ class CacheLayer:
             return self._unsafe(scope, context).explain()
         wanted = request_directives(scope["headers"])
         verdict = self._judge(scope, context, wanted)
-        told = explain_request(scope, context, verdict, _uri(scope, context.match.policy), self._resolver.credentials)
+        told = explain_request(scope, context, verdict, uri_of(scope, context.match.policy), self._resolver.credentials)
         if not self._gate(context):
             return replace(told, steps=(shut_step(told.layers), *told.steps))
         if isinstance(verdict, Bypass):
@@ -189,7 +218,7 @@ class CacheLayer:
         if _is_shadowed(context):
             return replace(told, steps=(SHADOWED, *told.steps))
         config, kept = without_effect(self._config)
-        exchange = Exchange(config, context, scope, _uri(scope, context.match.policy), verdict, wanted)
+        exchange = Exchange(config, context, scope, self._named(scope, context, verdict), verdict, wanted)
         if receive is None:
             await exchange.look()
             return exchange.explain()
@@ -201,7 +230,7 @@ class CacheLayer:
         return exchange.explain_answer(client, kept)
 
     def _unsafe(self, scope: Scope, context: RequestContext) -> Unsafe:
-        own = _uri(scope, context.match.policy)
+        own = uri_of(scope, context.match.policy)
         purged_by = partial(self._purged_by, own, scope, context, ())
         return Unsafe(scope, context, lambda: own, purged_by, self._resolver.credentials)
 
@@ -216,7 +245,7 @@ class CacheLayer:
 
     def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:
         """A `send` that purges before a successful response to an unsafe request starts (RFC 9111 4.4)."""
-        own = _uri(scope, context.match.policy)  # now: a router may change the path in the scope
+        own = uri_of(scope, context.match.policy)  # now: a router may change the path in the scope
 
         async def purging(message: Message) -> None:
             if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
@@ -257,14 +286,6 @@ class CacheLayer:
         except StoreError as error:
             # Only an unguarded store raises: GuardedStore keeps the purge as pending and tries again.
             self._config.metrics.fail("purge", error)
-
-
-def _uri(scope: Scope, policy: RoutePolicy | None) -> Uri:
-    # A request with two Host lines is some attack or other: joined, it meets nobody else's key.
-    host = b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
-    query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)
-    path = path_part(scope["path"], scope.get("raw_path"), scope.get("root_path") or "")
-    return Uri(scope.get("scheme", "http"), host, path, query)
 
 
 def _is_shadowed(context: RequestContext) -> bool:

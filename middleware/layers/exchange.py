@@ -189,7 +189,7 @@ class Exchange(Explained):
         context = RequestContext(self._context.identity, self._context.match, self._context.decision)
         headers = [pair for pair in self._request if pair[0] not in _NOT_REFRESHED]
         scope: Scope = {**self._scope, "method": "GET", "headers": headers, "tidegate": context}
-        exchange = Exchange(self._config, context, scope, self._uri, self._usable, self._wanted)
+        exchange = Exchange(self._config, context, scope, self._named, self._usable, self._wanted)
         exchange._lookup, exchange._entry = self._lookup, entry
         exchange._key, exchange._variants = self._key, self._variants
         exchange._forward = b"stale"

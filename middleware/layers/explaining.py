@@ -25,7 +25,8 @@ from tidegate.middleware.core.reuse import judge_reuse
 from tidegate.middleware.core.storing import Bypass, Kept, Refused, Usable
 from tidegate.middleware.core.targeted import control_of
 from tidegate.middleware.layers.asgi import Message, RequestContext, Scope
-from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, Filling, Uri
+from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, Filling
+from tidegate.middleware.layers.naming import Uri
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, ScopedTag, Store, StoreStats
@@ -76,7 +77,7 @@ class Explained(Filling):
             stale_while_revalidate=kept.stale_while_revalidate if kept is not None else 0.0,
             stale_if_error=kept.stale_if_error if kept is not None else 0.0,
             key=key_of(
-                self._parts,
+                self._named.parts,
                 share=self._share,
                 query=scope.get("query_string", b""),
                 policy=policy,

@@ -9,7 +9,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.core.freshness import born_at
 from tidegate.middleware.core.groups import group_tags
 from tidegate.middleware.core.identity import Credentials
-from tidegate.middleware.core.keys import digest, primary_parts, scope_of, tag_of_uri, variant_values
+from tidegate.middleware.core.keys import scope_of, variant_values
 from tidegate.middleware.core.message import single_value, storable_headers
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.reuse import DISCONNECTED
@@ -23,12 +23,13 @@ from tidegate.middleware.core.storing import (
 )
 from tidegate.middleware.core.updating import has_validator
 from tidegate.middleware.layers.asgi import RequestContext, Scope
+from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
 
-__all__ = ["MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling", "Uri"]
+__all__ = ["MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling"]
 
 MAX_TAGS: Final = 128
 """Tags an entry may carry; every one is checked at each hit. A response with more is not stored."""
@@ -52,8 +53,7 @@ class CacheConfig:
     store: Store
     default_ttl: float | None
     max_body: int
-    namespace: bytes
-    naming_key: bytes
+    names: Names
     metrics: Metrics
     clock: Callable[[], float]
     refreshes: Refreshes
@@ -66,21 +66,6 @@ class CacheConfig:
         return blake2b(key, digest_size=10, key=self.status_key, person=b"cache-status").hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Uri:
-    """What of a request names the resource: the path as it was sent, and the part of the query that counts."""
-
-    scheme: str
-    host: bytes
-    raw_path: bytes
-    query: bytes
-
-    @property
-    def tag(self) -> ScopedTag:
-        """The tag that every copy of this resource carries, whatever its share."""
-        return PUBLIC_SCOPE, tag_of_uri(self.scheme, self.host, self.raw_path, self.query)
-
-
 class Filling:
     """One request's dealings with the store. Also the Keeper of its Tee."""
 
@@ -88,28 +73,20 @@ class Filling:
     """Status and fields of the app's answer as they were judged, and whether the ETag is ours; for explanations."""
 
     def __init__(
-        self, config: CacheConfig, context: RequestContext, scope: Scope, uri: Uri, usable: Usable,
+        self, config: CacheConfig, context: RequestContext, scope: Scope, named: Named, usable: Usable,
         wanted: RequestDirectives,
     ) -> None:  # fmt: skip
         self._config = config
         self._context = context
         self._scope = scope
-        self._uri = uri
+        self._named = named
+        self._uri = named.uri
         self._usable = usable
         self._share: Share = usable.share
         self._wanted = wanted
         self._request: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self._own_scope = scope_of(context.identity, usable.share)
-        self._parts = primary_parts(
-            namespace=config.namespace,
-            share=usable.share,
-            identity=context.identity,
-            scheme=uri.scheme,
-            host=uri.host,
-            raw_path=uri.raw_path,
-            query=uri.query,
-        )
-        self._primary = digest(self._parts, config.naming_key)
+        self._primary = named.primary
         self._key = self._primary
         self._variants: Variants | None = None
         self._lookup = _NOTHING
@@ -161,10 +138,7 @@ class Filling:
 
     def _variant_key(self, names: Sequence[bytes]) -> bytes:
         """The key of the variant that this request selects (RFC 9111 4.1)."""
-        parts: list[bytes | None] = [*self._parts, b"vary"]
-        for name, value in variant_values(self._request, names):
-            parts += [name, value]
-        return digest(parts, self._config.naming_key)
+        return self._config.names.variant(self._named, variant_values(self._request, names))
 
     def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
         if not self._usable.stores:

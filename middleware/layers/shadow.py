@@ -17,7 +17,7 @@ from xxhash import xxh3_128
 
 from tidegate.middleware.core.freshness import born_at
 from tidegate.middleware.core.groups import group_tags
-from tidegate.middleware.core.keys import digest, variant_values
+from tidegate.middleware.core.keys import variant_values
 from tidegate.middleware.core.message import lowered, single_value
 from tidegate.middleware.core.reuse import judge_reuse
 from tidegate.middleware.core.shadow import (
@@ -60,8 +60,8 @@ class Rehearsal(Filling):
         context = self._context
         context.outcome = "shadow"
         # No key of the open cache begins like this: there the eleventh part, if any, is b"vary".
-        self._parts = (*self._parts, b"shadow")
-        self._primary = digest(self._parts, self._config.naming_key)
+        self._named = self._config.names.apart(self._named, b"shadow")
+        self._primary = self._named.primary
         self._lookup = await self._look_up()
         self._key = context.coalesce_key or self._primary
         # The policy may be wrong about what counts: it must not decide who shares a run.
@@ -164,7 +164,7 @@ class Rehearsal(Filling):
         return self._notes.within_budget(lambda: order_free(answer.start), "")
 
     def _sight(self, answer: "_Answer", headers: Named, order: str) -> Sight:
-        key = self._config.naming_key
+        key = self._config.names.naming_key
         who, tenant = who_asked(self._context.identity, key)
         return Sight(
             at=self._asked,

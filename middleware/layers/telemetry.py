@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from prometheus_client import Counter, Histogram
-
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -24,12 +22,14 @@ from tidegate.middleware.layers.asgi import (
     always,
     route_label,
 )
+from tidegate.middleware.layers.fused import Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
 
 __all__ = ["TelemetryLayer"]
 
 _HITS = ("hit", "stale")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -40,6 +40,8 @@ class TelemetryLayer:
     metrics: where the metrics per route live.
     tracer: makes spans where the gate is open; None: no tracing.
     debug_headers: add `X-Cache-Hits` and `X-Cache-Misses` (1 or 0) to responses of requests that could be stored.
+    hits: answers plain hits of the cache inside, which then does not try it itself; None: the cache does.
+    bare: the application inside all layers, for safe requests for which every layer is shut; None: go through them.
     clock: monotonic seconds.
     """
 
@@ -53,6 +55,8 @@ class TelemetryLayer:
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         debug_headers: bool = False,
+        hits: Hits | None = None,
+        bare: ASGIApp | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.app = app
@@ -63,9 +67,9 @@ class TelemetryLayer:
         self.debug_headers = debug_headers
         self.clock = clock
         self._resolver = resolver if resolver is not None else ContextResolver()
-        self._bound: dict[tuple[str, str, str], Counter] = {}
-        self._bound_seconds: dict[str, Histogram] = {}
-        self._bound_cache: dict[tuple[str, str], Counter] = {}
+        self._count = self.metrics.routes.count
+        self._hits = hits
+        self._bare = bare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,45 +77,80 @@ class TelemetryLayer:
             return
         context = self._resolver.of(scope)
         opened = self.gate(context)
+        traced = opened and self.tracer is not None
+        if self._hits is not None and not traced:
+            started = self.clock()
+            answer = self._hits(scope, context)
+            if answer is not None:
+                start, body = answer
+                if opened and self.debug_headers:
+                    start["headers"] += _debug(hit=True)
+                try:
+                    await send(start)
+                except BaseException as error:
+                    self._count_hit(scope, context, start["status"], started, opened, error)
+                    raise
+                self._count_hit(scope, context, start["status"], started, opened)
+                await send(body)
+                return
+        decision = context.decision
+        if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
+            app = self._bare
+        else:
+            app = self.app
         watch = _Watch(self, scope, context, receive, send, opened=opened)
         span: AbstractContextManager[Any] | None = None
-        if opened and self.tracer is not None:
-            context.tracer = self.tracer
-            attributes = {"http.request.method": scope["method"], "http.route": context.match.route}
-            span = self.tracer.start_as_current_span("tidegate.request", attributes=attributes)
+        if traced:
+            span = self._span(scope, context)
         try:
             if span is None:
-                await self.app(scope, watch.receive, watch)
+                await app(scope, watch.receive, watch.send)
             else:
                 with span:
-                    await self.app(scope, watch.receive, watch)
+                    await app(scope, watch.receive, watch.send)
         except Exception:
             watch.failed = True
             raise
         finally:
             watch.finish()
 
+    def _span(self, scope: Scope, context: RequestContext) -> AbstractContextManager[Any]:
+        assert self.tracer is not None
+        context.tracer = self.tracer
+        attributes = {"http.request.method": scope["method"], "http.route": context.match.route}
+        return self.tracer.start_as_current_span("tidegate.request", attributes=attributes)
+
+    def _count_hit(
+        self,
+        scope: Scope,
+        context: RequestContext,
+        status: int,
+        started: float,
+        opened: bool,
+        failure: BaseException | None = None,
+    ) -> None:
+        """Count a plain hit, as `_Watch` does: before its last message leaves; that the client left is no error."""
+        seconds = self.clock() - started
+        if self.cohorts is not None and context.decision is not None:
+            if failure is None or isinstance(failure, OSError):
+                error = status >= 500 and failure is None
+            else:
+                error = status >= 500 or isinstance(failure, Exception)
+            self.cohorts.count(context.decision.cohorts, seconds, error, True, True)
+        if opened:
+            match = context.match
+            route = match.route if match.policy is not None else route_label(scope, context)
+            self._count((route, scope["method"], status // 100, "hit", None), seconds)
+
     def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
         """Count one finished request per route; labels are templates and fixed words only."""
-        route = route_label(scope, context)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        key = (route, method, f"{status // 100}xx")
-        counter = self._bound.get(key)
-        if counter is None:
-            counter = self._bound[key] = self.metrics.requests.labels(*key)
-        counter.inc()
-        histogram = self._bound_seconds.get(route)
-        if histogram is None:
-            histogram = self._bound_seconds[route] = self.metrics.seconds.labels(route)
-        histogram.observe(seconds)
-        if context.outcome is not None:
-            outcome = (route, context.outcome)
-            counter = self._bound_cache.get(outcome)
-            if counter is None:
-                counter = self._bound_cache[outcome] = self.metrics.cache.labels(*outcome)
-            counter.inc()
-            if context.outcome == "bypass" and context.reason is not None:
-                self.metrics.bypass.labels(context.reason).inc()
+        ending = (route_label(scope, context), method, status // 100, context.outcome, context.reason)
+        self._count(ending, seconds)
+
+
+def _debug(*, hit: bool) -> list[tuple[bytes, bytes]]:
+    return [(b"x-cache-hits", b"%d" % hit), (b"x-cache-misses", b"%d" % (not hit))]
 
 
 class _Watch:
@@ -121,6 +160,13 @@ class _Watch:
     whoever is in the canary could roll a rollout back by it.
     The request is counted before its last message leaves, so that whoever has an answer finds it counted.
     """
+
+    # Defaults of the class: most requests change one of these, or none.
+    _gone = False
+    _status = 0
+    _trailers = False
+    _counted = False
+    failed = False
 
     def __init__(
         self,
@@ -137,21 +183,20 @@ class _Watch:
         self._context = context
         self._receive = receive
         self._send = send
-        self._gone = False
         self._opened = opened
         self._started = layer.clock()
-        self._status = 0
-        self._trailers = False
-        self._counted = False
-        self.failed = False
 
-    async def __call__(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
+        """The server's `send`; notes status and end."""
         kind = message["type"]
         if kind == "http.response.start":
             self._status = message["status"]
             self._trailers = message.get("trailers", False)
             if self._opened and self._layer.debug_headers and self._is_storable():
-                message = {**message, "headers": [*message.get("headers", ()), *self._debug()]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), *_debug(hit=self._context.outcome in _HITS)],
+                }
         elif (
             (kind == "http.response.body" and not message.get("more_body", False) and not self._trailers)
             or (kind == "http.response.trailers" and not message.get("more_trailers", False))
@@ -179,10 +224,6 @@ class _Watch:
             return True
         policy = context.match.policy
         return policy is not None and policy.storable and self._scope["method"] in ("GET", "HEAD")
-
-    def _debug(self) -> list[tuple[bytes, bytes]]:
-        hit = self._context.outcome in _HITS
-        return [(b"x-cache-hits", b"%d" % hit), (b"x-cache-misses", b"%d" % (not hit))]
 
     def _is_error(self) -> bool:
         if self._gone:

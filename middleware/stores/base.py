@@ -12,7 +12,7 @@ Not guaranteed: that a record which was put can be got (stores evict).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from tidegate.middleware.core.records import (
     PUBLIC_SCOPE,
@@ -30,6 +30,7 @@ __all__ = [
     "Entry",
     "Headers",
     "Lookup",
+    "Peeks",
     "Purge",
     "Record",
     "ScopedTag",
@@ -122,4 +123,14 @@ class Store(Protocol):
 
     def stats(self) -> StoreStats:
         """Counts as they stand now."""
+        ...
+
+
+@runtime_checkable
+class Peeks(Protocol):
+    """A store that may have something at hand, so that a hit need not wait even for the event loop."""
+
+    def peek(self, key: bytes) -> Record | None:
+        """The record that `get` would return now, and as used as if it had; None if it would return none, or only `get`
+        can tell. Never waits."""
         ...

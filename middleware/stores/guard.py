@@ -18,7 +18,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, report_to
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Store, StoreStats
+from tidegate.middleware.stores.base import Entry, Lookup, Peeks, Purge, Record, Store, StoreStats
 from tidegate.middleware.stores.pending import PendingPurges, concerns
 from tidegate.middleware.stores.stepping import within
 from tidegate.middleware.stores.writes import Writes
@@ -70,6 +70,7 @@ class GuardedStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
+        self._peek = inner.peek if isinstance(inner, Peeks) else None
         self._name = name
         self._budget = budget
         self._drain = drain
@@ -151,6 +152,19 @@ class GuardedStore:
         if self._pending and isinstance(found.record, Entry) and self._pending.concern(found.record):
             return Lookup(None, found.positions)
         return found
+
+    def peek(self, key: bytes) -> Record | None:
+        """What the store inside has at hand, and no pending purge concerns."""
+        if self._peek is None:
+            return None
+        try:
+            record = self._peek(key)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._metrics.fail(self._name, error)
+            return None
+        if self._pending.count and isinstance(record, Entry) and self._pending.concern(record):
+            return None
+        return record
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Take a record for writing. A remote store gets it in the background: True means taken, not kept."""

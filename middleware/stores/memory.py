@@ -111,21 +111,24 @@ class MemoryStore:
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """The record, if it is there, alive and newer than every purge of its tags, and the scopes' positions."""
-        positions = self._ledger.positions(scopes)
+        return Lookup(self.peek(key), self._ledger.positions(scopes))
+
+    def peek(self, key: bytes) -> Record | None:
+        """As `get`, without positions."""
         slot = self._slots.get(key)
         if slot is None:
-            return Lookup(None, positions)
+            return None
         if slot.expires <= self._clock():
             self._drop(key)
-            return Lookup(None, positions)
-        record = slot.record
-        if slot.valid_at != self._ledger.stamp:
+            return None
+        record, stamp = slot.record, self._ledger.stamp
+        if slot.valid_at != stamp:
             if isinstance(record, Entry) and not self._ledger.allows(record):
                 self._drop(key)
-                return Lookup(None, positions)
-            slot.valid_at = self._ledger.stamp
+                return None
+            slot.valid_at = stamp
         self._slots.move_to_end(key)
-        return Lookup(record, positions)
+        return record
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds. False if it is too large, already purged, or not to be kept at all."""

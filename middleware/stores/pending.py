@@ -26,13 +26,14 @@ class PendingPurges:
         self._limit = limit
         self._overflow = overflow
         self._number = 0
-        self._count = 0
+        self.count = 0
+        """Tags that are kept; an attribute, because every hit asks."""
         self._scopes: dict[str, dict[str, int]] = {}
         self._changing = threading.Lock()
         self._watching: dict[int, list[_Tags]] = {}
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def add(self, tags: Mapping[str, Sequence[str]]) -> int:
         """Keep a purge; returns its number, for `done`."""
@@ -43,20 +44,20 @@ class PendingPurges:
                 before = len(kept)
                 for name in [WHOLE_SCOPE] if WHOLE_SCOPE in kept else names:
                     kept[name] = self._number
-                self._count += len(kept) - before
+                self.count += len(kept) - before
                 if not kept:
                     del self._scopes[scope]
-                elif self._count > self._limit:
+                elif self.count > self._limit:
                     self._collapse(scope)
             return self._number
 
     def _collapse(self, scope: str) -> None:
         self._overflow()
-        self._count -= len(self._scopes[scope]) - 1
+        self.count -= len(self._scopes[scope]) - 1
         self._scopes[scope] = {WHOLE_SCOPE: self._number}
-        if self._count > self._limit:
+        if self.count > self._limit:
             self._scopes = {PUBLIC_SCOPE: {WHOLE_SCOPE: self._number}}
-            self._count = 1
+            self.count = 1
 
     def batch(self, size: int) -> tuple[dict[str, list[str]], int]:
         """Up to `size` tags, the longest kept scope first, and the number to call `done` with."""
@@ -79,7 +80,7 @@ class PendingPurges:
                 for name in set(names):
                     if kept.get(name, number + 1) <= number:
                         del kept[name]
-                        self._count -= 1
+                        self.count -= 1
                 if not kept:
                     self._scopes.pop(scope, None)
 
@@ -90,7 +91,7 @@ class PendingPurges:
     @contextmanager
     def watched(self) -> Generator[Sequence[_Tags]]:
         """What is accepted in the meantime of the purges that are pending now; empty where none is."""
-        if not self._count:
+        if not self.count:
             yield ()
             return
         accepted: list[_Tags] = []

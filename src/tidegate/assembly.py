@@ -46,7 +46,7 @@ from tidegate.openings import Openings
 from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.stopping import follow_stops
-from tidegate.vocabulary import FLAGS, LAYERS, Layer
+from tidegate.vocabulary import FLAGS, LAYERS, Layer, Unit
 
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
@@ -129,13 +129,12 @@ class Tidegate:
         self.metrics_app: ASGIApp = MetricsApp(registry if registry is not None else REGISTRY, cohorts=self.cohorts)
         self._shadow = ShadowNotes(keep_bodies=self.settings.cache.shadow_bodies, metrics=self._metrics)
         self.shadow_app: ASGIApp = ShadowApp(self._shadow)
-        self._properties = properties
         ttl = self.settings.cache.default_ttl
         self._resolver = ContextResolver(
             identify=identify,
             policies=Policies(_with_ttl(policy, ttl) for policy in (*policies, *self.settings.cache.policies)),
             credentials=credentials,
-            decide=self._decide if self.gates is not None else None,
+            decide=_decider(self.gates, properties, flags.unit) if self.gates is not None else None,
             on_error=self._metrics.fail,
         )
         self._runtime = Runtime(
@@ -186,7 +185,7 @@ class Tidegate:
         self.store.purge_soon({PUBLIC_SCOPE: (WHOLE_SCOPE,)})
 
     def _stack(self, app: ASGIApp) -> ASGIApp:
-        resolver, metrics = self._resolver, self._metrics
+        resolver, metrics, bare = self._resolver, self._metrics, app
         makers: dict[Layer, Callable[[ASGIApp, Gate], ASGIApp]] = {
             "telemetry": lambda inner, gate: TelemetryLayer(
                 inner,
@@ -196,6 +195,9 @@ class Tidegate:
                 metrics=metrics,
                 tracer=opentelemetry_tracer(),
                 debug_headers=self.settings.telemetry.debug_headers,
+                # Who can see no open layer in between needs none of them; and plain hits go past those in between.
+                hits=inner.leave_hits() if isinstance(inner, CacheLayer) else None,
+                bare=bare,
             ),
             "cache": self._cache,
             "coalesce": self._coalesce,
@@ -232,19 +234,28 @@ class Tidegate:
             self._openings.tell("cache", layer.shut)
         return layer
 
-    def _decide(self, identity: Identity | None, scope: Scope) -> Decision:
-        assert self.gates is not None
-        tenant = identity.tenant if identity is not None else None
-        user = identity.user if identity is not None else None
-        if self._properties is None:
-            return self.gates.decide_for(tenant, user)
-        properties = dict(self._properties(scope))
-        if tenant is not None:
-            properties["tenantId"] = tenant
-        if user is not None:
-            properties["userId"] = user
-        unit = properties.get(UNIT_FIELDS[self.settings.flags.unit])
-        return self.gates.decide(FlagContext(unit=unit, properties=properties))
+
+def _decider(
+    gates: Gates, properties: FlagProperties | None, unit: Unit
+) -> Callable[[Identity | None, Scope], Decision]:
+    decide_for = gates.decide_for
+
+    def by_names(identity: Identity | None, _scope: Scope) -> Decision:
+        return decide_for(identity.tenant, identity.user) if identity is not None else decide_for(None)
+
+    if properties is None:
+        return by_names
+    unit_field = UNIT_FIELDS[unit]
+
+    def by_properties(identity: Identity | None, scope: Scope) -> Decision:
+        known = dict(properties(scope))
+        if identity is not None:
+            known["tenantId"] = identity.tenant
+            if identity.user is not None:
+                known["userId"] = identity.user
+        return gates.decide(FlagContext(unit=known.get(unit_field), properties=known))
+
+    return by_properties
 
 
 def _gate(layer: Layer) -> Gate:

@@ -41,7 +41,8 @@ class Runtime:
         self._gates = gates
         self._metrics = metrics
         self._look_every = look_every
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop on which it was started."""
         self._starting: asyncio.Task[None] | None = None
         self._next_look: asyncio.TimerHandle | None = None
 
@@ -51,9 +52,9 @@ class Runtime:
         within: seconds to wait at most. What has not started by then, or when the caller is cancelled, goes on.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
+        if self.loop is loop:
             return
-        self._loop = loop
+        self.loop = loop
         self._starting = starting = loop.create_task(self._start(), name="tidegate-start")
         await asyncio.wait([starting], timeout=within)
 
@@ -65,7 +66,7 @@ class Runtime:
 
     def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop, start: object) -> None:
         # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
-        if self._loop is loop and self._starting is start:  # else another start has a timer of its own
+        if self.loop is loop and self._starting is start:  # else another start has a timer of its own
             gates.refresh()
             health = gates.health()
             self._metrics.flags_ready.set(health.ready)
@@ -74,9 +75,9 @@ class Runtime:
 
     async def stop(self) -> None:
         """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
-        if self._loop is None:
+        if self.loop is None:
             return
-        self._loop = None
+        self.loop = None
         starting, self._starting = self._starting, None
         if starting is not None and not starting.done() and starting.get_loop() is asyncio.get_running_loop():
             starting.cancel()
@@ -94,7 +95,7 @@ class Runtime:
 
     def running(self) -> bool:
         """Whether it was started on this event loop."""
-        return self._loop is asyncio.get_running_loop()
+        return self.loop is asyncio.get_running_loop()
 
 
 class Mounted:
@@ -122,6 +123,6 @@ class Mounted:
             finally:
                 await self._runtime.stop()
             return
-        if not self._runtime.running():
+        if self._runtime.loop is not asyncio.get_running_loop():
             await self._runtime.start(FIRST_REQUEST_WAITS)
         await self.app(scope, receive, send)

@@ -1,0 +1,142 @@
+"""What a request's stored responses are called: the resource's URI, the parts of the key, and the key itself.
+
+Making a key costs some microseconds, and the same few thousand are asked for again and again: they are remembered by
+all that they are made of, so that a remembered key is that which would be made anew (P2).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.keys import counted_query, digest, path_part, primary_parts, tag_of_uri
+from tidegate.middleware.core.policy import Match, RoutePolicy, Share
+from tidegate.middleware.layers.asgi import Scope
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag
+
+__all__ = ["Named", "Names", "Uri", "host_of", "uri_of"]
+
+Values = tuple[tuple[bytes, bytes | None], ...]
+"""Request fields that select a variant, with their values; None: absent."""
+
+_LONGEST: Final = 1024
+"""Bytes and characters of all parts of a name that is remembered: a client may choose most of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uri:
+    """What of a request names the resource: the path as it was sent, and the part of the query that counts."""
+
+    scheme: str
+    host: bytes
+    raw_path: bytes
+    query: bytes
+
+    @property
+    def tag(self) -> ScopedTag:
+        """The tag that every copy of this resource carries, whatever its share."""
+        return PUBLIC_SCOPE, tag_of_uri(self.scheme, self.host, self.raw_path, self.query)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A resource as one share sees it: its URI, what its keys are made of, and the primary key.
+
+    policy: by which the query's parts were counted.
+    """
+
+    policy: RoutePolicy | None
+    uri: Uri
+    parts: tuple[bytes | None, ...]
+    primary: bytes
+
+
+class Names:
+    """Makes the names of one cache, and remembers the last ones.
+
+    namespace, naming_key: as CacheLayer has them.
+    remember: names kept, and as many of variants, the oldest go first; one takes about 0.7 KiB.
+    """
+
+    def __init__(self, *, namespace: bytes, naming_key: bytes, remember: int = 8192) -> None:
+        self._namespace = namespace
+        self.naming_key = naming_key
+        self._remember = remember
+        self._seen: OrderedDict[tuple[str | bytes | None, ...], Named] = OrderedDict()
+        self._variants: OrderedDict[tuple[bytes, Values], bytes] = OrderedDict()
+
+    def of(self, scope: Scope, host: bytes, match: Match, share: Share, identity: Identity | None) -> Named:
+        """The names of a request's responses, for one share.
+
+        host: as `host_of` has it, or the one Host line as it was sent.
+
+        Raises:
+            ValueError: if the share is `tenant` or `user` and the identity does not name one.
+        """
+        tenant = user = grants = None
+        if share != "public" and identity is not None:
+            tenant, grants = identity.tenant, identity.grants
+            if share == "user":
+                user = identity.user
+        get = scope.get
+        # The route stands for policy and share: no two policies of one application have the same.
+        sent = (
+            match.route, tenant, user, grants, get("scheme", "http"), host,
+            scope["path"], get("raw_path"), get("root_path"), get("query_string", b""),
+        )  # fmt: skip
+        named = self._seen.get(sent)
+        if named is None or named.policy is not match.policy:
+            named = self._make(scope, host, match.policy, share, identity)
+            if sum(len(part) for part in sent if part is not None) <= _LONGEST:
+                if len(self._seen) >= self._remember:
+                    self._seen.popitem(last=False)
+                self._seen[sent] = named
+        return named
+
+    def _make(
+        self, scope: Scope, host: bytes, policy: RoutePolicy | None, share: Share, identity: Identity | None
+    ) -> Named:
+        uri = uri_of(scope, policy, host.strip().lower())
+        parts = primary_parts(
+            namespace=self._namespace,
+            share=share,
+            identity=identity,
+            scheme=uri.scheme,
+            host=uri.host,
+            raw_path=uri.raw_path,
+            query=uri.query,
+        )
+        return Named(policy, uri, parts, digest(parts, self.naming_key))
+
+    def apart(self, named: Named, mark: bytes) -> Named:
+        """The names of records of another kind about the same resource. mark: of the kind, not b"vary"."""
+        parts = (*named.parts, mark)
+        return Named(named.policy, named.uri, parts, digest(parts, self.naming_key))
+
+    def variant(self, named: Named, values: Values) -> bytes:
+        """The key of the variant that these values of request fields select (RFC 9111 4.1)."""
+        sent = (named.primary, values)
+        key = self._variants.get(sent)
+        if key is None:
+            parts: list[bytes | None] = [*named.parts, b"vary"]
+            for name, value in values:
+                parts += [name, value]
+            key = digest(parts, self.naming_key)
+            if sum(len(name) + len(value or b"") for name, value in values) <= _LONGEST:
+                if len(self._variants) >= self._remember:
+                    self._variants.popitem(last=False)
+                self._variants[sent] = key
+        return key
+
+
+def host_of(scope: Scope) -> bytes:
+    """The Host line. A request with two of them is some attack or other: joined, it meets nobody else's key."""
+    return b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
+
+
+def uri_of(scope: Scope, policy: RoutePolicy | None, host: bytes | None = None) -> Uri:
+    """What of a request names the resource. host: as `host_of` has it, where that is known."""
+    host = host_of(scope) if host is None else host
+    query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)
+    path = path_part(scope["path"], scope.get("raw_path"), scope.get("root_path") or "")
+    return Uri(scope.get("scheme", "http"), host, path, query)
