@@ -22,7 +22,7 @@ from tidegate.middleware.layers.asgi import (
     always,
     route_label,
 )
-from tidegate.middleware.layers.fused import Hits
+from tidegate.middleware.layers.fused import Answer, Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
 
@@ -76,29 +76,21 @@ class TelemetryLayer:
             await self.app(scope, receive, send)
             return
         context = self._resolver.of(scope)
-        opened = self.gate(context)
-        traced = opened and self.tracer is not None
-        if self._hits is not None and not traced:
-            started = self.clock()
-            answer = self._hits(scope, context)
-            if answer is not None:
-                start, body = answer
-                if opened and self.debug_headers:
-                    start["headers"] += _debug(hit=True)
-                try:
-                    await send(start)
-                except BaseException as error:
-                    self._count_hit(scope, context, start["status"], started, opened, error)
-                    raise
-                self._count_hit(scope, context, start["status"], started, opened)
-                await send(body)
-                return
         decision = context.decision
         if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
+            opened = traced = False
             app = self._bare
         else:
+            opened = self.gate(context)
+            traced = opened and self.tracer is not None
+            if self._hits is not None and not traced:
+                started = self.clock()
+                answer = self._hits(scope, context)
+                if answer is not None:
+                    await self._give(scope, context, send, answer, started, opened)
+                    return
             app = self.app
-        watch = _Watch(self, scope, context, receive, send, opened=opened)
+        watch = _Watch(self, scope, context, receive, send, opened)
         span: AbstractContextManager[Any] | None = None
         if traced:
             span = self._span(scope, context)
@@ -112,7 +104,23 @@ class TelemetryLayer:
             watch.failed = True
             raise
         finally:
-            watch.finish()
+            if not watch.counted:
+                watch.finish()
+
+    async def _give(
+        self, scope: Scope, context: RequestContext, send: Send, answer: Answer, started: float, opened: bool
+    ) -> None:
+        """Send a plain hit, and count it as `_Watch` does: before its last message leaves."""
+        start, body = answer
+        if opened and self.debug_headers:
+            start["headers"] += _debug(hit=True)
+        try:
+            await send(start)
+        except BaseException as error:
+            self._count_hit(scope, context, start["status"], started, opened, error)
+            raise
+        self._count_hit(scope, context, start["status"], started, opened)
+        await send(body)
 
     def _span(self, scope: Scope, context: RequestContext) -> AbstractContextManager[Any]:
         assert self.tracer is not None
@@ -129,7 +137,7 @@ class TelemetryLayer:
         opened: bool,
         failure: BaseException | None = None,
     ) -> None:
-        """Count a plain hit, as `_Watch` does: before its last message leaves; that the client left is no error."""
+        """That the client left is no error."""
         seconds = self.clock() - started
         if self.cohorts is not None and context.decision is not None:
             if failure is None or isinstance(failure, OSError):
@@ -165,7 +173,7 @@ class _Watch:
     _gone = False
     _status = 0
     _trailers = False
-    _counted = False
+    counted = False
     failed = False
 
     def __init__(
@@ -175,7 +183,6 @@ class _Watch:
         context: RequestContext,
         receive: Receive,
         send: Send,
-        *,
         opened: bool,
     ) -> None:
         self._layer = layer
@@ -201,7 +208,7 @@ class _Watch:
             (kind == "http.response.body" and not message.get("more_body", False) and not self._trailers)
             or (kind == "http.response.trailers" and not message.get("more_trailers", False))
             or kind == "http.response.pathsend"
-        ):
+        ) and not self.counted:
             self.finish()
         try:
             await self._send(message)
@@ -218,12 +225,15 @@ class _Watch:
 
     def _is_storable(self) -> bool:
         context = self._context
-        if context.decision is not None and "cache" in context.decision.shadow:
+        decision = context.decision
+        if decision is not None and decision.shadow and "cache" in decision.shadow:
             return False  # nothing can be a hit there: a hit ratio of 0 would say what nobody asked
         if context.storable:
             return True
         policy = context.match.policy
-        return policy is not None and policy.storable and self._scope["method"] in ("GET", "HEAD")
+        if policy is None or policy.ttl is None:
+            return False
+        return policy.storable and self._scope["method"] in ("GET", "HEAD")
 
     def _is_error(self) -> bool:
         if self._gone:
@@ -232,21 +242,15 @@ class _Watch:
         return self.failed or (self._status >= 500 and self._context.reason != "only-if-cached")
 
     def finish(self) -> None:
-        """Count the request, once."""
-        if self._counted:
-            return
-        self._counted = True
+        """Count the request; for once."""
+        self.counted = True
         layer, context = self._layer, self._context
         if self._status == 0 and not self.failed:
             return  # nobody was answered: the client left, or the server is going down
         seconds = layer.clock() - self._started
         if layer.cohorts is not None and context.decision is not None:
-            layer.cohorts.count(
-                context.decision.cohorts,
-                seconds=seconds,
-                error=self._is_error(),
-                storable=self._is_storable(),
-                hit=context.outcome in _HITS,
-            )
+            error = (self.failed or self._status >= 500) and self._is_error()
+            hit = context.outcome in _HITS
+            layer.cohorts.count(context.decision.cohorts, seconds, error, self._is_storable(), hit)
         if self._opened:
             layer.record(self._scope, context, status=self._status or 500, seconds=seconds)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -21,6 +22,7 @@ from tidegate.vocabulary import COHORT_BUCKETS
 
 CANARY = ("tidegate.cache", "10", "canary")
 CONTROL = ("tidegate.cache", "50", "control")
+OTHER_FLAG = ("tidegate.etag", "10", "canary")
 
 
 def exposed(counters: CohortCounters) -> dict[tuple[str, str, str], float]:
@@ -206,6 +208,48 @@ def _count_for_ever(directory: str) -> None:
     counters = CohortCounters([CANARY, CONTROL], directory=directory)
     while True:
         counters.count((CANARY, CONTROL), seconds=0.5, error=True, storable=True, hit=True)
+
+
+def test_what_was_counted_for_several_flags_at_once_is_in_the_sum_of_each_whoever_died(tmp_path: Path) -> None:
+    labels = [CANARY, OTHER_FLAG, CONTROL]
+    for requests in (2, 3):
+        dead = CohortCounters(labels, directory=str(tmp_path))
+        for _ in range(requests):
+            dead.count((CANARY, OTHER_FLAG), seconds=0.5, error=False, storable=True, hit=True)
+            dead.count((CONTROL, OTHER_FLAG), seconds=0.25, error=False, storable=False, hit=False)
+        dead.close()
+    alive = CohortCounters(labels, directory=str(tmp_path))
+    alive.count((CANARY, OTHER_FLAG), seconds=0.5, error=True, storable=True, hit=False)
+    seen = {label: (row.requests, row.errors, row.hits, row.seconds) for label, row in alive.totals().items()}
+    assert seen == {CANARY: (6, 1, 5, 3.0), OTHER_FLAG: (11, 1, 5, 4.25), CONTROL: (5, 0, 0, 1.25)}
+    alive.close()
+
+
+def test_threads_that_are_switched_as_often_as_can_be_lose_no_count(tmp_path: Path) -> None:
+    counters = CohortCounters([CANARY, CONTROL, OTHER_FLAG], directory=str(tmp_path))
+    every = (CANARY, OTHER_FLAG)
+
+    def count() -> None:
+        for _ in range(5000):
+            counters.count(every, seconds=0.25, error=True, storable=True, hit=True)
+            counters.count((CONTROL,), seconds=0.25, error=False, storable=True, hit=False)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(before)
+    totals = counters.totals()
+    for label, errors, hits in ((CANARY, 20_000, 20_000), (OTHER_FLAG, 20_000, 20_000), (CONTROL, 0, 0)):
+        seen = totals[label]
+        assert (seen.requests, seen.errors, seen.storable, seen.hits) == (20_000, errors, 20_000, hits)
+        assert seen.seconds == 5_000.0
+    counters.close()
 
 
 def test_a_worker_that_is_killed_while_it_counts_leaves_one_request_half_counted_at_most(tmp_path: Path) -> None:
