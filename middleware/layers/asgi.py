@@ -221,7 +221,7 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
             if role is not None:
                 if role in found:
                     return None
-                found[role] = value.decode("latin-1").strip()
+                found[role] = value.strip(b" \t").decode("latin-1")
         if not found.get("tenant"):
             return None
         return Identity(found["tenant"], found.get("user") or None, found.get("grants", ""))
