@@ -61,7 +61,8 @@ check: environment
 	echo "check: all passed"
 
 bench: environment
-	@$(VENV)/python -m tests.bench $(BENCH)
+	@[ -d .cache/bench ] || $(VENV)/python -m pip install --quiet --target .cache/bench httptools uvloop
+	@PYTHONPATH=.cache/bench $(VENV)/python -m tests.bench $(BENCH)
 
 conformance: environment
 	@[ -n "$(SUITE)" ] || { echo "conformance: say where the suite is: make conformance SUITE=folder" >&2; exit 2; }

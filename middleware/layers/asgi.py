@@ -171,14 +171,17 @@ def starlette_user(scope: Scope) -> Identity | None:
     # Only then what is equal has the same text, which is what an identity is made of.
     if not (type(tenant) is str and type(name) is str and type(grants) is str):
         return Identity(_named("tenant", tenant), _named("username", name) if name else None, _granted(grants))
-    known = _identities.get((tenant, name, grants))
-    if known is None:
-        known = Identity(tenant, name or None, grants)
-        if len(tenant) + len(name) + len(grants) <= 512:
-            if len(_identities) >= _IDENTITIES:
-                _identities.clear()
-            _identities[tenant, name, grants] = known
-    return known
+    return _identities.get((tenant, name, grants)) or _identity(tenant, name, grants)
+
+
+def _identity(tenant: str, user: str, grants: str) -> Identity:
+    """Make an identity, and remember it. user: "" is none."""
+    made = Identity(tenant, user or None, grants)
+    if len(tenant) + len(user) + len(grants) <= 512:
+        if len(_identities) >= _IDENTITIES:
+            _identities.clear()
+        _identities[tenant, user, grants] = made
+    return made
 
 
 _IDENTITIES: Final = 4096
@@ -224,7 +227,8 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
                 found[role] = value.strip(b" \t").decode("latin-1")
         if not found.get("tenant"):
             return None
-        return Identity(found["tenant"], found.get("user") or None, found.get("grants", ""))
+        named = found["tenant"], found.get("user", ""), found.get("grants", "")
+        return _identities.get(named) or _identity(*named)
 
     return identify
 

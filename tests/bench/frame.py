@@ -9,7 +9,7 @@ import asyncio
 import gc
 import time
 import timeit
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -27,10 +27,13 @@ BARE = "bare handler"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a case may cost: `microseconds` of CPU, or that much more than the bare handler."""
+    """What a case may cost: `microseconds` of CPU, or that much more than the bare handler; or how many times as many
+    requests it serves as the raw function, at least.
+    """
 
-    microseconds: float
+    microseconds: float = 0.0
     above_bare: bool = False
+    of_raw: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class Case:
     seconds: CPU seconds that so many operations took, loop subtracted.
     verify: raises unless the operation does what the name says; asked before the first round and after the last.
     size: cases of one size are compared with the raw function and the bare handler of that size.
+    longer: times as long as other cases it is to be measured.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Case:
     verify: Callable[[], None] = lambda: None
     size: str = ""
     target: Target | None = None
+    longer: float = 1.0
 
     @property
     def title(self) -> str:
@@ -73,6 +78,10 @@ class Figure:
         target = self.case.target
         if target is None:
             return ""
+        if target.of_raw is not None:
+            reached = 1 / self.times_raw if self.times_raw else target.of_raw
+            told = f"{self.case.title}: {reached:.2f} x raw, target {target.of_raw:g}"
+            return told if reached < target.of_raw else ""
         spent = self.above_bare if target.above_bare else self.microseconds
         if spent is None or spent <= target.microseconds:
             return ""
@@ -91,6 +100,10 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._runner.run(self.closing.aclose())
         self._runner.close()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the bench's loop."""
+        self._runner.run(work)
 
     def statement(self, name: str, statement: str, names: Mapping[str, Any], **of: Any) -> Case:
         """A case that runs a Python statement, compiled into the loop as `timeit` does."""
@@ -155,7 +168,7 @@ def measure(cases: Sequence[Case], *, rounds: int, seconds: float) -> list[Figur
     """Measure the cases in interleaved rounds, each for about `seconds` a round."""
     for case in cases:
         case.verify()
-    counts = [_count_for(case, seconds) for case in cases]
+    counts = [_count_for(case, seconds * case.longer) for case in cases]
     taken: list[list[float]] = [[] for _ in cases]
     for _ in range(rounds):
         gc.collect()

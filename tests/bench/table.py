@@ -38,6 +38,8 @@ def markdown(document: Mapping[str, Any], size: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for title, figure in document["figures"].items():
         name, _, its_size = title.rpartition(", ")
+        if its_size.startswith("sockets"):
+            continue
         if its_size != size:
             if figure.get("times_raw") is not None or its_size.endswith("iB"):
                 continue
@@ -61,7 +63,8 @@ def _figure(figure: Figure) -> dict[str, float | bool]:
         "us": figure.microseconds,
         "times_raw": figure.times_raw,
         "above_bare": figure.above_bare,
-        "target": target.microseconds if target is not None else None,
+        "target": target.microseconds if target is not None and target.of_raw is None else None,
+        "target_of_raw": target.of_raw if target is not None else None,
     }
     kept: dict[str, float | bool] = {name: round(value, 3) for name, value in values.items() if value is not None}
     return kept | {"target_above_bare": True} if target is not None and target.above_bare else kept
@@ -69,19 +72,27 @@ def _figure(figure: Figure) -> dict[str, float | bool]:
 
 def table(figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The lines of the table; `before` are the figures that were recorded last."""
-    lines = [f"{'':38}{'µs':>9}{'x raw':>9}{'above bare':>12}{'target':>10}{'recorded':>10}{'change':>9}"]
+    lines = [f"{'':38}{'µs':>9}{'x raw':>9}{'above bare':>12}{'target':>10}{'':8}{'recorded':>10}{'change':>9}"]
     for figure in figures:
         was = before.get(figure.case.title, {}).get("us")
         lines.append(
             f"{figure.case.title:38}{figure.microseconds:9.3f}{_number(figure.times_raw, '9.2f')}"
-            f"{_number(figure.above_bare, '+12.2f')}{_target(figure)}{_number(was, '10.3f')}"
+            f"{_number(figure.above_bare, '+12.2f')}{_target(figure)}{_verdict(figure)}{_number(was, '10.3f')}"
             f"{_number(figure.microseconds / was * 100 - 100 if was else None, '+8.0f', '%')}".rstrip()
         )
     return lines
 
 
+def _verdict(figure: Figure) -> str:
+    if figure.case.target is None:
+        return " " * 8
+    return "  missed" if figure.missed else "  met   "
+
+
 def _target(figure: Figure) -> str:
     target = figure.case.target
+    if target is not None and target.of_raw is not None:
+        return f"<{1 / target.of_raw:.2f} raw".rjust(10)
     return f"{target.microseconds:{'+' if target.above_bare else ''}.2f}".rjust(10) if target is not None else " " * 10
 
 

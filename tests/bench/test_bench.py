@@ -8,6 +8,7 @@ import pytest
 from tests.bench import __main__ as command
 from tests.bench.exchanges import bare, raw, same_page
 from tests.bench.frame import BARE, RAW, Bench, Case, Target, measure
+from tests.bench.table import table
 from tests.driver import Answer
 
 QUICK = ["--rounds", "1", "--seconds", "0.0005"]
@@ -63,6 +64,17 @@ def test_a_missed_target_is_named_and_fails_the_check_and_nothing_else(
         "missed: missed, 1 B: 5.000 µs, target 4.5",
         "missed: pass, 1 B: 5.000 µs above the bare handler, target 4.5",
     ]
+
+
+def test_a_share_of_the_raw_functions_speed_that_is_not_reached_is_a_target_missed() -> None:
+    cases = [
+        constant(RAW, 3.0, size="sockets"),
+        constant("kept", 3.9, size="sockets", target=Target(of_raw=0.75)),
+        constant("missed", 6.0, size="sockets", target=Target(of_raw=0.75)),
+    ]
+    figures = measure(cases, rounds=1, seconds=0.001)
+    assert [one.missed for one in figures] == ["", "", "missed, sockets: 0.50 x raw, target 0.75"]
+    assert [line.split()[-1] for line in table(figures, {})[2:]] == ["met", "missed"]
 
 
 def test_a_case_that_is_not_what_it_is_called_is_not_measured() -> None:
