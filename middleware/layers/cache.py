@@ -40,6 +40,7 @@ from tidegate.middleware.layers.explaining import Collected, Unsafe, explain_req
 from tidegate.middleware.layers.filling import CacheConfig
 from tidegate.middleware.layers.fused import FusedHits, Hits
 from tidegate.middleware.layers.naming import Named, Names, Uri, host_of, uri_of
+from tidegate.middleware.layers.posting import Posted, as_get
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.shadow import Rehearsal
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
@@ -141,7 +142,10 @@ class CacheLayer:
         if scope["method"] not in _SAFE:
             context.explainer = self._unsafe(scope, context)
             try:
-                await self.app(scope, receive, self._invalidating(scope, context, send))
+                posted = self._posted(scope, context) if scope["method"] == "POST" else None
+                if posted is not None:
+                    await posted.watch()
+                await self.app(scope, receive, self._invalidating(scope, context, send, posted))
             finally:
                 context.explainer = None
         elif not self._gate(context):
@@ -243,14 +247,31 @@ class CacheLayer:
             headers, scope.get("query_string", b""), client_certificate=has_client_certificate(scope)
         )
 
-    def _invalidating(self, scope: Scope, context: RequestContext, send: Send) -> Send:
+    def _posted(self, scope: Scope, context: RequestContext) -> Posted | None:
+        """What may keep this POST's answer for GET; None: the store is not our own, or a GET's would not be kept."""
+        if not self._config.store.local or not self._gate(context) or _is_shadowed(context):
+            return None
+        scope = as_get(scope)
+        wanted = request_directives(scope["headers"])
+        verdict = self._judge(scope, context, wanted)
+        if isinstance(verdict, Bypass) or not verdict.stores:
+            return None
+        return Posted(self._config, context, scope, self._named(scope, context, verdict), verdict, wanted)
+
+    def _invalidating(self, scope: Scope, context: RequestContext, send: Send, posted: Posted | None) -> Send:
         """A `send` that purges before a successful response to an unsafe request starts (RFC 9111 4.4)."""
         own = uri_of(scope, context.match.policy)  # now: a router may change the path in the scope
 
         async def purging(message: Message) -> None:
+            nonlocal posted, send
             if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
                 message = repeatable(message)
-                await self._purge(self._purged_by(own, scope, context, lowered(message.get("headers", ()))))
+                tags = self._purged_by(own, scope, context, lowered(message.get("headers", ())))
+                if posted is not None:
+                    storing, posted = posted, None
+                    send = await storing.start(message, send, partial(self._purge, tags))
+                    return
+                await self._purge(tags)
             await send(message)
 
         return purging
