@@ -11,11 +11,12 @@ from typing import Final, Literal, cast, get_args
 
 from tidegate.errors import Problems
 
-__all__ = ["DEFAULT_MAX_BODY", "Authorization", "Match", "Mode", "Policies", "RoutePolicy", "Share"]
+__all__ = ["DEFAULT_MAX_BODY", "Authorization", "Extensions", "Match", "Mode", "Policies", "RoutePolicy", "Share"]
 
 Share = Literal["public", "tenant", "user"]
 Mode = Literal["serve", "shadow", "off"]
 Authorization = Literal["strict", "rfc9111"]
+Extensions = Literal["pass", "hide"]
 
 DEFAULT_MAX_BODY: Final = 1024 * 1024
 """Bytes. Larger responses pass through unstored: one of them would push out hundreds of usual ones."""
@@ -65,6 +66,10 @@ class RoutePolicy:
     invalidates: tags that a successful unsafe request to this route purges, before its response starts.
     max_body: bytes; a larger response passes through unstored.
     mode: `serve`, `shadow` (compare, never serve) or `off`.
+    extensions: what becomes of the server's extensions whose messages cannot be stored (a file sent by path or by
+        descriptor, trailers). `pass`: the app may use them, and what it sends by them is not stored. `hide`: where a
+        response may be stored the app is not told of them, and sends bytes instead. Default `pass`: the server sends a
+        file without copying it, which a stored copy does not beat.
 
     Raises:
         ConfigError: with every problem found and its path.
@@ -82,6 +87,7 @@ class RoutePolicy:
     invalidates: tuple[str, ...] = ()
     max_body: int = DEFAULT_MAX_BODY
     mode: Mode = "serve"
+    extensions: Extensions = "pass"
 
     def __post_init__(self) -> None:
         problems = Problems(f"policy for {self.route!r}")
@@ -94,6 +100,8 @@ class RoutePolicy:
             problems.add("share", self.share, "is not a share", "use public, tenant or user")
         if self.mode not in get_args(Mode):
             problems.add("mode", self.mode, "is not a mode", "use serve, shadow or off")
+        if self.extensions not in get_args(Extensions):
+            problems.add("extensions", self.extensions, "is not known", "use pass or hide")
         max_body: object = self.max_body  # a settings file may hold anything
         if type(max_body) is not int or max_body < 0:
             problems.add("max_body", max_body, "is not a number of bytes", "give a whole number >= 0")

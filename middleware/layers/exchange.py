@@ -19,6 +19,9 @@ __all__ = ["Exchange"]
 _NOT_REFRESHED: Final = CONDITIONAL_HEADERS | {b"range", b"cache-control", b"pragma"}
 """Fields of the request that began a refresh which say nothing about the refresh."""
 
+_UNREPEATABLE: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
+"""ASGI extensions by which an app sends what cannot be stored."""
+
 _UNSTORABLE: Final = Kept(
     lifetime=0.0, stale_while_revalidate=0.0, stale_if_error=0.0, must_revalidate=True, vary=(), rule="refused"
 )
@@ -76,7 +79,7 @@ class Exchange(Explained):
             if self._again:
                 # Its 304 was about a response that is not ours: only a whole one can help.
                 tee.start_anew()
-                await app({**self._scope, "headers": without_conditions(self._request)}, _no_body(receive), tee)
+                await app({**self._offered, "headers": without_conditions(self._request)}, _no_body(receive), tee)
         except Exception as error:
             if await tee.failed():
                 self._config.metrics.fail("app", error)
@@ -106,8 +109,20 @@ class Exchange(Explained):
             return self._scope  # this client's alone: nothing is stored, or only what happens to be whole
         asked = self._conditions(self._entry) if self._entry is not None else ()
         if not asked and not any(name in CONDITIONAL_HEADERS for name, _ in self._request):
+            return self._offered
+        return {**self._offered, "headers": [*without_conditions(self._request), *asked]}
+
+    @property
+    def _offered(self) -> Scope:
+        """The scope; where the policy says so and the response may be stored, without the extensions that stand in the
+        way of it.
+        """
+        policy, extensions = self._context.match.policy, self._scope.get("extensions")
+        if policy is None or policy.extensions == "pass" or not extensions:
             return self._scope
-        return {**self._scope, "headers": [*without_conditions(self._request), *asked]}
+        if self._scope["method"] != "GET" or not self._usable.stores or self._lookup.positions is None:
+            return self._scope
+        return {**self._scope, "extensions": {name: extensions[name] for name in extensions.keys() - _UNREPEATABLE}}
 
     async def _answer(self, send: Send, entry: Entry, reuse: Reuse, note: bytes, extra: Pairs = ()) -> None:
         own_etags = self._context.is_open("etag")

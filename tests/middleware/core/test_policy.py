@@ -48,10 +48,12 @@ def test_every_problem_of_a_policy_is_reported_at_once() -> None:
             query="q",  # type: ignore[arg-type]
             max_body=-1,
             mode="on",  # type: ignore[arg-type]
+            extensions="drop",  # type: ignore[arg-type]
         )
     paths = [problem.path for problem in caught.value.problems]
     assert sorted(set(paths)) == [
-        "client_ttl", "max_body", "mode", "query", "route", "share", "tags[0]", "tags[1]", "ttl", "vary[0]",
+        "client_ttl", "extensions", "max_body", "mode", "query", "route", "share", "tags[0]", "tags[1]", "ttl",
+        "vary[0]",
     ]  # fmt: skip
     assert paths.count("route") == 4
 
