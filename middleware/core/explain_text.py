@@ -38,7 +38,15 @@ def as_json(told: Explanation) -> dict[str, Any]:
         found["identity"] = {
             "tenant": told.identity.tenant, "user": told.identity.user, "grants": bool(told.identity.grants),
         }  # fmt: skip
-    return found | {"served": told.served}
+    found |= {"tags": _hidden(told.tags), "purges": _hidden(told.purges), "served": told.served}
+    if told.found is not None:
+        found["found"]["tags"] = _hidden(told.found.tags)
+    return found
+
+
+def _hidden(tags: Sequence[ScopedTag]) -> list[ScopedTag]:
+    """The tag of a URL holds its query, and that perhaps a token."""
+    return [(scope, "uri" if tag.startswith("uri:") else tag) for scope, tag in tags]
 
 
 def printable(line: str) -> str:

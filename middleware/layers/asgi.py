@@ -259,6 +259,11 @@ class ContextResolver:
         self._decide = decide
         self._on_error = on_error if on_error is not None else Metrics.of().fail
 
+    def as_if(self, scope: Scope, identity: Identity) -> RequestContext:
+        """The context that the request would have if this identity asked; for explanations. It is not kept."""
+        decision = self._decide(identity, scope) if self._decide is not None else None
+        return RequestContext(identity, self.policies.match(route_path(scope)), decision)
+
     def of(self, scope: Scope) -> RequestContext:
         """The context of an HTTP scope; made and kept under `scope["tidegate"]` if this is the first layer."""
         found = scope.get("tidegate")

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from os import urandom
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 from urllib.parse import unquote_to_bytes
+from weakref import WeakSet
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
+from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.keys import counted_query, scope_of
 from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, Share
@@ -71,6 +73,9 @@ class CacheLayer:
     clock: wall-clock seconds.
     """
 
+    made: ClassVar["WeakSet[CacheLayer]"] = WeakSet()
+    """Every one in this process, for whoever wants to ask them."""
+
     def __init__(
         self,
         app: ASGIApp,
@@ -122,6 +127,8 @@ class CacheLayer:
                 clock=clock,
             )
         self._own_hits: Hits | None = self.hits
+
+        self.made.add(self)
 
     def leave_hits(self) -> Hits | None:
         """What answers plain hits, for a layer further out that asks it first; this one will not ask it again."""
@@ -203,12 +210,17 @@ class CacheLayer:
     def _named(self, scope: Scope, context: RequestContext, verdict: Usable) -> Named:
         return self._config.names.of(scope, host_of(scope), context.match, verdict.share, context.identity)
 
-    async def explain(self, scope: Scope, receive: Receive | None = None) -> Explanation:
+    async def explain(
+        self, scope: Scope, receive: Receive | None = None, *, identity: Identity | None = None
+    ) -> Explanation:
         """What the cache does with this request now, and why. Stores, purges and counts nothing.
 
         receive: where the request's body comes from; the app is then run, unless the request is unsafe or answered by
             what is stored. None: the app is not run, and the response's side stays unknown.
+        identity: as if it asked; the app still sees who really does. None: who asks.
         """
+        if identity is not None:
+            scope = {**scope, "tidegate": self._resolver.as_if(scope, identity)}
         context = self._resolver.of(scope)
         if scope["method"] not in _SAFE:
             return self._unsafe(scope, context).explain()

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tidegate.commands import controller, doctor, flags, kill, rollout
+from tidegate.commands import cache, controller, doctor, flags, kill, rollout
 from tidegate.commands.shared import common_options
 from tidegate.errors import ConfigError, TidegateError
 
@@ -25,6 +25,8 @@ examples:
   tidegate kill tidegate.cache                   shut a flag now, with nothing else running
   tidegate lift tidegate.cache                   take that back
   tidegate doctor                                see whether everything is there that the settings ask for
+  tidegate cache explain GET http://host/a       see what was cached of it, and why
+  (with --app app:app --as acme/ann: key, tags, policy, and what would change it)
 
 settings come from --config (or tidegate.toml) and from TIDEGATE_* in the environment.
 exit codes: 0 as it should, 1 failed or refused, 2 bad input.
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     families = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = common_options()
-    for family in (flags, rollout, controller, kill, doctor):
+    for family in (flags, rollout, controller, kill, doctor, cache):
         family.register(families, common)
     return parser
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+from weakref import WeakSet
 
 from tidegate.flags import FlagProvider, Gates, Stops
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -104,7 +105,11 @@ class Mounted:
     The lifespan waits for the start as long as that takes; a request waits `FIRST_REQUEST_WAITS`.
     """
 
+    made: ClassVar["WeakSet[Mounted]"] = WeakSet()
+    """Every one in this process, for whoever wants to ask them."""
+
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.made.add(self)
         self.app = app
         self._runtime = runtime
 

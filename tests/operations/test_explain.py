@@ -1,0 +1,191 @@
+"""`tidegate cache explain`: through an application in this process, and of a server's answer."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.driver import call
+from tidegate import CacheLayer, cli
+from tidegate.middleware.core.explain_status import read_cache_status
+from tidegate.middleware.layers.cache import CacheLayer as Layer
+
+APP = """
+from prometheus_client import CollectorRegistry
+from tidegate import CacheLayer, MemoryStore, RoutePolicy, Settings, Tidegate, trusted_headers
+
+ran = []
+
+async def handler(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            ran.append(kind)
+            await send({"type": kind + ".complete"})
+            if kind.endswith("shutdown"):
+                return
+    print("noise on stdout")
+    ran.append(scope["method"] + " " + scope["path"])
+    headers = [(b"set-cookie", b"a=b")] if scope["path"] == "/cookie" else [(b"vary", b"cookie")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+tide = Tidegate(
+    Settings.load(),
+    identify=trusted_headers(tenant="x-tenant", user="x-user"),
+    policies=[
+        RoutePolicy(route="/clients", ttl=60, share="tenant", query=("page", "token"), tags=("clients",)),
+        RoutePolicy(route="/rename", invalidates=("clients",)),
+        RoutePolicy(route="/cookie", ttl=60),
+    ],
+    registry=CollectorRegistry(),
+)
+app = tide(handler)
+store = MemoryStore()
+alone = CacheLayer(handler, store=store, share="public")
+bare = handler
+number = 7
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with an application, in the working directory."""
+    name = f"explained_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(APP, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for variable in ("TIDEGATE_CONFIG", "REDIS_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def explained(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert cli.main(["cache", "explain", *words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_stored_response_is_explained_and_nothing_is_stored(module: str, capsys: Any) -> None:
+    words = ("GET", "https://app.test/clients?page=2&utm=x", "--app", f"{module}:app", "-H", "x-tenant: acme")
+    told = explained(capsys, *words)
+    assert (told["stored"], told["lifetime"], told["rule"], told["share"]) == (True, 60.0, "policy ttl", "tenant")
+    assert told["identity"] == {"tenant": "acme", "user": None, "grants": False}
+    assert (told["key"]["host"], told["key"]["query"], told["key"]["left_out"]) == ("app.test", "page=2", ["utm"])
+    assert ["tenant:acme", "clients"] in told["tags"]
+    assert told["cache_status"] == "Tidegate; fwd=miss; stored"
+    assert sys.modules[module].ran == ["lifespan.startup", "GET /clients", "lifespan.shutdown"]
+    assert explained(capsys, *words)["found"] is None, "the first one stored nothing"
+
+
+def test_a_refusal_is_explained_with_what_to_change(module: str, capsys: Any) -> None:
+    words = ["cache", "explain", "GET", "http://app.test/cookie", "--app", f"{module}:app", "--as", "acme/ann"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "GET http://app.test/cookie as acme/ann" in printed
+    assert "stored: no" in printed
+    assert "may not be stored: Set-Cookie" in printed
+    assert "RFC 9111 7.3" in printed
+    assert "fix: set the cookie on another response" in printed
+    assert "noise on stdout" not in printed
+    assert "--as speaks to the cache only" in printed
+
+
+def test_without_an_identity_it_says_so_and_as_gives_one(module: str, capsys: Any) -> None:
+    words = ("GET", "http://app.test/clients", "--app", f"{module}:app", "--no-run")
+    nobody = explained(capsys, *words)
+    assert "nobody is known" in nobody["steps"][0]["because"]
+    as_ann = explained(capsys, *words, "--as", "acme/ann", "--grants", "admin")
+    assert as_ann["stored"] is None
+    assert (as_ann["key"]["tenant"], as_ann["key"]["grants"]) == ("acme", True)
+    assert "GET /clients" not in sys.modules[module].ran
+
+
+def test_an_unsafe_method_never_runs_the_app_and_says_what_it_purges(module: str, capsys: Any) -> None:
+    told = explained(capsys, "PUT", "http://app.test/rename", "--app", f"{module}:app", "--as", "acme/ann")
+    assert ["tenant:acme", "clients"] in told["purges"]
+    assert "PUT /rename" not in sys.modules[module].ran
+
+
+def test_a_layer_that_is_mounted_alone_is_asked_too_and_acts_again_afterwards(module: str, capsys: Any) -> None:
+    import asyncio
+
+    told = explained(capsys, "GET", "http://app.test/x", "--app", f"{module}:alone")
+    assert told["stored"] is False
+    assert told["cache_status"] == 'Tidegate; fwd=miss; detail="no freshness given"'
+    layer = sys.modules[module].alone
+    assert type(layer) is CacheLayer is Layer
+    answer = asyncio.run(call(layer, "/x"))
+    assert (answer.status, answer.body) == (200, b"hello")
+
+
+def test_an_app_without_a_cache_says_so(module: str, capsys: Any) -> None:
+    assert cli.main(["cache", "explain", "GET", "http://app.test/", "--app", f"{module}:bare"]) == 1
+    assert "no cache of" in capsys.readouterr().err
+
+
+def test_a_gate_that_is_shut_is_the_first_thing_said(module: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "flags.json").write_text('{"version": 1, "flags": {}}', encoding="utf-8")
+    (tmp_path / "tidegate.toml").write_text('[flags]\nprovider = "local"\n', encoding="utf-8")
+    told = explained(capsys, "GET", "http://app.test/clients", "--app", f"{module}:app", "--as", "acme/ann")
+    assert told["stored"] is False
+    assert "the cache is shut" in told["steps"][0]["found"]
+    assert [layer["cohort"] for layer in told["layers"]] == ["control"] * 5
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_secret_is_printed(module: str, more: list[str], capsys: Any) -> None:
+    words = ["cache", "explain", "GET", "http://app.test/clients?page=1&token=s3cr3t", "--app", f"{module}:app"]
+    words += ["-H", "x-tenant: acme", "-H", "Cookie: s3cr3t", "-H", "Authorization: Bearer s3cr3t", *more]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert "token=***" in printed.out
+    assert "cookie" in printed.out.lower()
+    assert "s3cr3t" not in printed.out + printed.err
+
+
+def test_bad_input_is_named_all_at_once_and_without_secrets(capsys: Any) -> None:
+    words = ["cache", "explain", "G T", "//host/x?token=s3cr3t", "-H", "s3cr3t", "-H", "a: \x01s3cr3t", "--as", "/ann"]
+    assert cli.main([*words, "--no-run"]) == 2
+    told = capsys.readouterr().err
+    for path in ("METHOD", "URL", "-H[0]", "-H[1]", "--as", "--no-run"):
+        assert path in told
+    assert "s3cr3t" not in told
+    assert cli.main(["cache", "explain", "POST", "http://user:s3cr3t@host/"]) == 2
+    told = capsys.readouterr().err
+    assert "may change something on the server" in told
+    assert "holds a user name or password" in told
+    assert "s3cr3t" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", "names no application"),
+        ("no_such_module:app", "cannot be imported"),
+        ("{module}:nothing", "cannot be imported"),
+        ("{module}:number", "not an ASGI application"),
+    ],
+)
+def test_an_app_that_is_not_there_is_named(module: str, name: str, words: str, capsys: Any) -> None:
+    assert cli.main(["cache", "explain", "GET", "http://a/", "--app", name.format(module=module)]) == 2
+    told = capsys.readouterr().err
+    assert "--app" in told
+    assert words in told
+
+
+def test_a_servers_cache_status_is_read_in_words() -> None:
+    lines = [(b"cache-status", b'Tidegate; fwd=miss; detail="Set-Cookie"'), (b"cache-status", b"Edge; hit; ttl=-3")]
+    ours, edge = read_cache_status(lines) or []
+    assert ours.rule is not None
+    assert ours.rule.source == "P2, RFC 9111 7.3"
+    assert edge.words == ("answered from the store", "stale for 3 s")
+    (bypass,) = read_cache_status([(b"cache-status", b"Tidegate; fwd=bypass; detail=no-user")]) or []
+    assert bypass.rule is not None
+    assert "names a tenant only" in bypass.rule.words
+    assert read_cache_status([(b"cache-status", b"((")]) is None
+    assert read_cache_status([]) == []
