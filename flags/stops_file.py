@@ -7,18 +7,15 @@ that is not there holds no record; one that cannot be read, or is no such file, 
 it before keeps its gates shut. A kill puts a good one in its place and keeps the other as `<name>.unusable`.
 """
 
-import fcntl
 import json
 import os
-import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from tidegate.errors import FlagError
+from tidegate.files import locked, read_whole, replace_whole
 from tidegate.flags.stop_records import Seen, StopRecord, encode, next_number
 
 __all__ = ["FileHome"]
@@ -58,13 +55,15 @@ class FileHome:
             FlagError: if it cannot be written.
         """
         try:
-            with _locked(self.path.with_name(self.path.name + ".lock")):
+            with locked(self.path, _LOCK_WAIT):
                 stops = self._load_or_set_aside()
                 held = stops.setdefault(self._environment, {}).get(record.flag)
                 number = next_number(time.time(), None if held is None else json.dumps(held).encode())
                 written = replace(record, number=number)
                 stops[self._environment][record.flag] = json.loads(encode(written))
-                _replace(self.path, json.dumps({"version": 1, "stops": stops}, indent=2) + "\n")
+                # A new one is readable for the workers, who may be another user.
+                mode = self.path.stat().st_mode if self.path.exists() else 0o644
+                replace_whole(self.path, json.dumps({"version": 1, "stops": stops}, indent=2) + "\n", mode)
         except OSError as error:
             raise FlagError(f"the stop file {self} cannot be written: {error.strerror or error}") from error
         return None
@@ -74,8 +73,7 @@ class FileHome:
 
     def _load(self) -> _Stops:
         try:
-            with self.path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
+            content = read_whole(self.path, MAX_BYTES)
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -102,40 +100,3 @@ class FileHome:
 
 def _all_objects(stops: _Stops) -> bool:
     return all(isinstance(cast(object, held), dict) for held in stops.values())
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold an exclusive lock on `path`; it goes away with the process, so nobody can leave it behind."""
-    with path.open("a") as file:
-        deadline = time.monotonic() + _LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-        yield
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put `text` in place of the file at once, readable for the workers' user, and surely on the disk."""
-    target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), target.stat().st_mode & 0o777 if target.exists() else 0o644)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -4,20 +4,17 @@ Each change is read, modified and replaced whole: a temporary file beside it, fl
 under a lock file, so that readers never see half a file and two writers never lose each other's change.
 """
 
-import fcntl
 import json
-import os
-import tempfile
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from tidegate.errors import FlagError
+from tidegate.files import locked, read_whole, replace_whole
 
 __all__ = ["FlagFile", "JsonObject"]
 
+MAX_BYTES = 1 << 20
 _LOCK_WAIT = 2.0
 """Seconds to wait for another writer."""
 
@@ -37,10 +34,13 @@ class FlagFile:
             FlagError: if it cannot be read or is no flag file.
         """
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+            content = read_whole(self.path, MAX_BYTES)
+            if len(content) > MAX_BYTES:
+                raise FlagError(f"{self.path} is larger than {MAX_BYTES} bytes")
+            document = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates)
         except OSError as error:
             raise FlagError(f"{self.path} could not be read: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FlagError(f"{self.path} is not a flag file: {error}") from error
         if not isinstance(document, dict) or cast(JsonObject, document).get("version") != 1:
             raise FlagError(f'{self.path} is not a flag file: it does not say "version": 1')
@@ -52,15 +52,14 @@ class FlagFile:
         Raises:
             FlagError: if it cannot be read or written; or what `change` raises, and then nothing is written.
         """
-        lock = self.path.with_name(self.path.name + ".lock")
         try:
-            with _locked(lock):
+            with locked(self.path, _LOCK_WAIT):
                 new = create and not self.path.exists()
                 document: JsonObject = {"version": 1, "flags": {}} if new else self.load()
                 change(document)
                 # Of a new file the mode is that of the lock file: both are made as the umask wants it.
-                mode = (lock if new else self.path).stat().st_mode
-                _replace(self.path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", mode)
+                mode = (self.path.with_name(self.path.name + ".lock") if new else self.path).stat().st_mode
+                replace_whole(self.path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", mode)
         except OSError as error:
             raise FlagError(f"{self.path} could not be written: {error.strerror or error}") from error
 
@@ -72,40 +71,3 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} stands there twice")
         made[name] = value
     return made
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold an exclusive lock on `path`; it goes away with the process, so nobody can leave it behind."""
-    with path.open("a") as file:
-        deadline = time.monotonic() + _LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-        yield
-
-
-def _replace(path: Path, text: str, mode: int) -> None:
-    """Put `text` in place of the file at once; its mode stays, and a link stays a link."""
-    target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), mode & 0o7777)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
