@@ -307,7 +307,8 @@ class CacheLayer:
             scopes = dict.fromkeys((scope_of(context.identity, "tenant"), PUBLIC_SCOPE))
             for template in match.policy.invalidates:
                 name = template.format_map(match.params)
-                tags += [(each, name) for each in scopes]
+                if name:  # a path may leave it empty, and the empty name stands for all of a scope (WHOLE_SCOPE)
+                    tags += [(each, name) for each in scopes]
         return list(dict.fromkeys(tags))
 
     async def _purge(self, tags: Iterable[ScopedTag]) -> None:

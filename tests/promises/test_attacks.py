@@ -243,3 +243,12 @@ def test_a_tag_that_is_no_text_costs_a_stored_response_and_no_answer(tag: Any) -
     assert not asyncio.run(call(layer)).hit
     assert len(after) == 2
     assert registry.get_sample_value("tidegate_errors_total", {"component": "store"}) == 2
+
+
+def test_a_path_that_leaves_a_tag_empty_does_not_purge_everybodys() -> None:
+    read = RoutePolicy(route="/page", ttl=60, share="tenant")
+    write = RoutePolicy(route="/files/{rest:path}", invalidates=("{rest}",))
+    app = tidegate(read, write)(Origin())
+    asyncio.run(call(app, "/page", user=ANN))
+    assert asyncio.run(call(app, "/files/", method="POST", user=User("bolt", "bea"))).status == 200
+    assert asyncio.run(call(app, "/page", user=ANN)).hit
