@@ -76,6 +76,11 @@ REFUSED: Final[Mapping[str, Rule]] = {
         "P2, RFC 9111 7.3",
         "set the cookie on another response",
     ),
+    "malformed": Rule(
+        "a field holds a line break or NUL, or Content-Length stands twice: it would split or cut short every hit",
+        "P2, RFC 9110 5.5, 8.6",
+        "send no field that holds what a client sent without a look at it",
+    ),
     "credential": Rule(
         "it was asked with a cookie of nobody knows whom, so it may be for that client only",
         "P2",

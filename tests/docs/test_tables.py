@@ -146,6 +146,7 @@ STORED = {
     "private": {"headers": [("cache-control", "private, max-age=9")], "share": "tenant"},
     "Vary: *": {"headers": [FRESH, ("vary", "*")]},
     "Set-Cookie": {"headers": [FRESH, ("set-cookie", "a=b")]},
+    "malformed": {"headers": [FRESH, ("x-name", "a\r\nset-cookie: a=b")]},
     "credential": {"headers": [FRESH], "share": "public", "identity": None, "asked": [("cookie", "a=b")]},
     "must-understand": {"headers": [("cache-control", "max-age=9, must-understand")], "status": 418},
     "status 206": {"headers": [FRESH], "status": 206},

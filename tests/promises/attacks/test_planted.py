@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.promises.attacks import test_identity, test_keys, test_poisoning
+from tests.promises.attacks import test_identity, test_keys, test_poisoning, test_whole
 from tests.promises.attacks.planting import ATTACKS, Attack, Fault, planted
 
-MODULES = (test_identity, test_keys, test_poisoning)
+MODULES = (test_identity, test_keys, test_poisoning, test_whole)
 
 
 def _name(fault: Fault) -> str:
