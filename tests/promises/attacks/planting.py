@@ -48,7 +48,7 @@ class Attack:
         return f"{self.test.__module__.rpartition('.')[2]}::{self.test.__name__}"
 
 
-PLANTED_IN = ("tidegate", "tests.property")
+PLANTED_IN = ("tidegate", "tests.property", "tests.promises.attacks.test_")
 
 ATTACKS: list[Attack] = []
 """Of the modules that were imported."""
