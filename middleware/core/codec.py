@@ -36,7 +36,7 @@ class CodecError(StoreError, ValueError):
 def encode(record: Record) -> bytes:
     """The record as bytes."""
     if isinstance(record, Variants):
-        return _framed(["v", record.names, record.keys], b"")
+        return _framed(["v", record.names, record.keys, record.scope], b"")
     e = record
     meta: list[object] = [
         "e",
@@ -81,8 +81,8 @@ def decode(data: bytes) -> Record:
         kind, *fields = meta
         if kind == "e" and len(fields) == _FIELDS:
             return _entry(fields, data[end:])
-        if kind == "v" and len(fields) == 2 and end == len(data):
-            return Variants(names=_items(fields[0], _bytes), keys=_items(fields[1], _bytes))
+        if kind == "v" and len(fields) == 3 and end == len(data):
+            return Variants(names=_items(fields[0], _bytes), keys=_items(fields[1], _bytes), scope=_text(fields[2]))
     raise CodecError("the meta part is no record's")
 
 

@@ -52,10 +52,12 @@ class Variants:
     """Stands under a URL's primary key where its responses vary: the request field names that a key must add.
 
     keys: of the variants that were stored, the latest last; those that it does not name are there but not counted.
+    scope: of the variants' own tags: the tenant that they are stored for, or the public.
     """
 
     names: tuple[bytes, ...]
     keys: tuple[bytes, ...] = ()
+    scope: str = PUBLIC_SCOPE
 
 
 Record = Entry | Variants

@@ -29,7 +29,10 @@ from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
 
-__all__ = ["MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling"]
+__all__ = ["MAX_HEADER_BYTES", "MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling"]
+
+MAX_HEADER_BYTES: Final = 32 * 1024
+"""Bytes of a response's header fields, names and values. A response with more is not stored."""
 
 MAX_TAGS: Final = 128
 """Tags an entry may carry; every one is checked at each hit. A response with more is not stored."""
@@ -195,6 +198,9 @@ class Filling:
         """How many bytes may be kept; None where this response cannot be kept at all."""
         if trailers or self._scope["method"] == "HEAD" or self._lookup.positions is None:
             return None
+        if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            self._config.metrics.limits.labels("headers").inc()
+            return None
         policy = self._context.match.policy
         room = policy.max_body if policy is not None else self._config.max_body
         stated = single_value(headers, b"content-length")
@@ -267,7 +273,8 @@ class Filling:
             self._config.metrics.limits.labels("variants").inc()
             await store.delete(keys[0])
             keys = keys[1:]
-        await store.put(self._primary, Variants(names=vary, keys=keys), retain=max(retain, VALIDATED_FOR))
+        variants = Variants(names=vary, keys=keys, scope=self._own_scope)
+        await store.put(self._primary, variants, retain=max(retain, VALIDATED_FOR))
         await store.put(key, entry, retain=retain)
 
     def _tags(self, headers: Pairs = ()) -> tuple[ScopedTag, ...]:

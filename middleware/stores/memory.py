@@ -5,13 +5,13 @@ within the process only: several workers each have their own store, and a purge 
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats
+from tidegate.middleware.stores.fair import Fair, Slot, owner_of
 from tidegate.middleware.stores.ledger import Ledger
 
 __all__ = ["MemoryStore", "size_of"]
@@ -19,8 +19,9 @@ __all__ = ["MemoryStore", "size_of"]
 MIB: Final = 1024 * 1024
 
 # What CPython 3.11 takes beyond the bytes themselves: a bytes object 33, a tuple 40 and 8 an item, an Entry and its
-# numbers, the slot, and its place in the OrderedDict. Measured with tracemalloc; a test holds them to it.
-_RECORD: Final = 520
+# numbers, the slot, its place in the dictionary and in its owner's OrderedDict. Measured with tracemalloc; a test holds
+# them to it.
+_RECORD: Final = 600
 _PAIR: Final = 130
 
 
@@ -39,20 +40,11 @@ def size_of(key: bytes, record: Record) -> int:
     return size + _PAIR * len(record.positions)
 
 
-class _Slot:
-    """A record, what it weighs, when it goes, and the ledger's last stamp when it was last found valid."""
-
-    __slots__ = ("expires", "record", "size", "valid_at")
-
-    def __init__(self, record: Record, size: int, expires: float, valid_at: int) -> None:
-        self.record = record
-        self.size = size
-        self.expires = expires
-        self.valid_at = valid_at
-
-
 class MemoryStore:
-    """Least recently used records go first when a limit is reached.
+    """When it is full, the tenant that takes the most gives up what it used least recently.
+
+    So a flood by one tenant pushes out its own records and nobody else's, while a tenant may have the whole store as
+    long as nobody else wants it: see `Fair`.
 
     max_bytes: memory for records, as `size_of` estimates it.
     max_entries: records.
@@ -91,13 +83,15 @@ class MemoryStore:
         self._max_entries = max_entries
         self._max_entry_bytes = max_entry_bytes
         self._clock = clock
-        self._slots: OrderedDict[bytes, _Slot] = OrderedDict()
+        self._slots: dict[bytes, Slot] = {}
+        self._fair = Fair(max_bytes=max_bytes, max_entries=max_entries)
         self._bytes = 0
         self._evictions = 0
         self._rejected = 0
         self._ledger = Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
         limits = (metrics or Metrics.of()).limits
         self._limit_evicted = limits.labels("memory-evicted")
+        self._limit_tenant = limits.labels("memory-tenant-share")
         self._limit_entry = limits.labels("memory-entry-bytes")
         self._limit_stamps = limits.labels("memory-stamps")
 
@@ -107,6 +101,7 @@ class MemoryStore:
     async def aclose(self) -> None:
         """Let go of all records. The ledger stays: a record put later must still lose to an earlier purge."""
         self._slots.clear()
+        self._fair.clear()
         self._bytes = 0
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
@@ -127,7 +122,7 @@ class MemoryStore:
                 self._drop(key)
                 return None
             slot.valid_at = stamp
-        self._slots.move_to_end(key)
+        slot.owner.records.move_to_end(key)
         return record
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
@@ -140,13 +135,25 @@ class MemoryStore:
         if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record)):
             return False
         self._drop(key)
-        self._slots[key] = _Slot(record, size, self._clock() + retain, self._ledger.stamp)
+        now = self._clock()
+        owner = self._fair.owner(owner_of(record))
+        self._slots[key] = slot = Slot(record, size, now + retain, self._ledger.stamp, owner)
+        self._fair.add(key, slot)
         self._bytes += size
         while self._bytes > self._max_bytes or len(self._slots) > self._max_entries:
-            self._bytes -= self._slots.popitem(last=False)[1].size
+            self._make_room(now)
+        return True
+
+    def _make_room(self, now: float) -> None:
+        """Let go of one record: an expired one where one is met, else the largest owner's least recently used."""
+        key = self._fair.met_expired(now)
+        if key is None:
+            key = self._fair.victim()
             self._evictions += 1
             self._limit_evicted.inc()
-        return True
+            if len(self._fair) > 1:
+                self._limit_tenant.inc()
+        self._drop(key)
 
     async def delete(self, key: bytes) -> None:
         """Forget a record."""
@@ -167,13 +174,14 @@ class MemoryStore:
             bytes=self._bytes,
             evictions=self._evictions,
             rejected=self._rejected,
-            extra={"scopes": len(self._ledger), "stamps_forgotten": self._ledger.forgotten},
+            extra={"tenants": len(self._fair), "scopes": len(self._ledger), "stamps_forgotten": self._ledger.forgotten},
         )
 
     def _drop(self, key: bytes) -> None:
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._bytes -= slot.size
+            self._fair.remove(key, slot)
 
 
 def _check(**limits: int) -> None:

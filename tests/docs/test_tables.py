@@ -25,8 +25,14 @@ from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, CREDENTIAL_QUE
 from tidegate.middleware.core.policy import Policies
 from tidegate.middleware.core.storing import Bypass
 from tidegate.middleware.layers.asgi import ContextResolver
-from tidegate.middleware.layers.filling import MAX_TAGS
+from tidegate.middleware.layers.breaker import BreakerLayer
+from tidegate.middleware.layers.coalesce import CoalesceLayer
+from tidegate.middleware.layers.filling import MAX_HEADER_BYTES, MAX_TAGS, MAX_VARIANTS
+from tidegate.middleware.layers.refresh import MAX_REFRESHES
+from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.redis import RedisStore
 from tidegate.rollout.analysis import CONTROL_HEARD, Cause
 from tidegate.rollout.controller import LEASE_SECONDS
 from tidegate.rollout.fields import REQUIRED, show_duration
@@ -83,7 +89,9 @@ def test_the_policies_table_has_every_field_with_its_default_and_no_other() -> N
     told = {words(name)[0]: default for name, default, _ in MOUNTING.table("Policies")}
     assert told == {field.name: shown(default_of(field)) for field in fields(RoutePolicy)}
     assert all(str(status) in MOUNTING.section("What is never stored") for status in POLICY_STATUSES)
-    assert f"more than {MAX_TAGS} tags" in MOUNTING.section("What is never stored")
+    assert f"more than {MAX_TAGS} tags, more than {MAX_HEADER_BYTES} bytes of header fields" in MOUNTING.section(
+        "What is never stored"
+    )
 
 
 def test_the_metrics_table_has_every_exported_metric_with_its_labels_and_no_other(tmp_path: Any) -> None:
@@ -125,9 +133,37 @@ def test_every_limit_and_every_component_that_fails_is_named() -> None:
     assert len(limits) > 8
     assert len(components) > 8
     text = MOUNTING.section("Metrics").rpartition("|\n")[2]
-    told_components, _, told_limits = text.partition("Limits:")
+    told_components = text.partition("Limits stand")[0]
     assert set(words(told_components)) - {"tidegate_errors_total"} == components
-    assert set(words(told_limits)) == limits
+    assert {words(row[0])[0] for row in MOUNTING.table("Limits")} == limits
+
+
+def test_the_limits_table_tells_the_defaults_of_the_code() -> None:
+    def default(of: Any, name: str) -> str:
+        return shown(inspect.signature(of).parameters[name].default)
+
+    told = {words(row[0])[0]: row[1] for row in MOUNTING.table("Limits") if row[1] != "none"}
+    assert told == {
+        "body": default(CacheLayer, "max_body"),
+        "headers": str(MAX_HEADER_BYTES),
+        "tags": str(MAX_TAGS),
+        "variants": str(MAX_VARIANTS),
+        "memory-evicted": default(MemoryStore, "max_bytes"),
+        "memory-stamps": default(MemoryStore, "max_stamps"),
+        "redis-entry-bytes": default(RedisStore, "max_entry_bytes"),
+        "store-writes": default(GuardedStore, "max_writes"),
+        "store-pending-purges": default(GuardedStore, "max_pending"),
+        "cache-refreshes": str(MAX_REFRESHES),
+        "coalesce-followers": default(CoalesceLayer, "max_followers"),
+        "coalesce-wait": default(CoalesceLayer, "max_wait"),
+        "coalesce-body": default(CoalesceLayer, "max_body"),
+        "breaker-circuits": default(BreakerLayer, "max_circuits"),
+        "shadow-keys": default(ShadowNotes, "max_keys"),
+        "shadow-waiting": default(ShadowNotes, "max_waiting"),
+        "shadow-findings": default(ShadowNotes, "max_findings"),
+    }
+    text = MOUNTING.section("Limits")
+    assert f"{inspect.signature(MemoryStore).parameters['max_entries'].default:,}, `MemoryStore(max_entries=)`" in text
 
 
 def test_the_layers_stand_in_their_order_and_every_credential_is_named() -> None:
