@@ -1,5 +1,7 @@
 """`tidegate cache explain`: through an application in this process, and of a server's answer."""
 
+import asyncio
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -112,8 +114,6 @@ def test_an_unsafe_method_never_runs_the_app_and_says_what_it_purges(module: str
 
 
 def test_a_layer_that_is_mounted_alone_is_asked_too_and_acts_again_afterwards(module: str, capsys: Any) -> None:
-    import asyncio
-
     told = explained(capsys, "GET", "http://app.test/x", "--app", f"{module}:alone")
     assert told["stored"] is False
     assert told["cache_status"] == 'Tidegate; fwd=miss; detail="no freshness given"'
@@ -121,6 +121,20 @@ def test_a_layer_that_is_mounted_alone_is_asked_too_and_acts_again_afterwards(mo
     assert type(layer) is CacheLayer is Layer
     answer = asyncio.run(call(layer, "/x"))
     assert (answer.status, answer.body) == (200, b"hello")
+
+
+def test_what_is_stored_is_found_and_served_and_stays_as_it_is(module: str, capsys: Any) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    app = importlib.import_module(module).app
+    asyncio.run(call(app, "/clients", headers=[("x-tenant", "acme")]))
+    capsys.readouterr()  # what the app printed there
+    ran = len(sys.modules[module].ran)
+    told = explained(capsys, "GET", "http://example.test/clients", "--app", f"{module}:app", "--as", "acme/bob")
+    assert told["served"] is True
+    assert told["found"]["serving"] == "fresh"
+    assert 50 <= told["found"]["ttl"] <= 60
+    assert (told["cache_status"] or "").startswith("Tidegate; hit; ttl=")
+    assert [line for line in sys.modules[module].ran[ran:] if "lifespan" not in line] == []
 
 
 def test_an_app_without_a_cache_says_so(module: str, capsys: Any) -> None:
