@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "Credentials", "Identity", "parameter_names"]
+__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "REWRITING", "Credentials", "Identity", "parameter_names"]
 
 CREDENTIAL_HEADERS: frozenset[bytes] = frozenset(
     {b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key", b"x-auth-token"}
@@ -13,6 +14,26 @@ CREDENTIAL_HEADERS: frozenset[bytes] = frozenset(
 
 CREDENTIAL_QUERY: frozenset[bytes] = frozenset({b"access_token", b"api_key", b"apikey", b"token", b"key", b"sig"})
 """Query parameter names that do the same."""
+
+
+REWRITING: Final = frozenset(
+    {
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-forwarded-scheme",
+        b"x-forwarded-server",
+        b"x-host",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-original-url",
+        b"x-rewrite-url",
+    }
+)
+"""Request fields that many apps and frameworks take for a part of the URL or for the method, and that any client can
+send. What was answered to one of them is kept from requests without it, or with another value, whatever Vary says."""
 
 
 @dataclass(frozen=True, slots=True)

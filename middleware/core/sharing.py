@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final
 
-from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.identity import REWRITING, Identity
 from tidegate.middleware.core.message import directives, field_values, list_members
 from tidegate.middleware.core.storing import Pairs
 
@@ -78,6 +78,8 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
             control.append(value)
         elif name == b"vary":
             vary += [member.lower() for member in list_members([value])]
+        elif name == b"access-control-allow-origin" and value.strip() != b"*":
+            vary.append(b"origin")
         elif name == b"set-cookie":
             refused = refused or "set-cookie"
         elif name == b"content-type" and value.partition(b";")[0].strip().lower() == b"text/event-stream":
@@ -95,5 +97,7 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
 
 
 def told_apart(vary: Iterable[bytes], one: Pairs, other: Pairs) -> bool:
-    """Whether two requests differ in a field that Vary names (RFC 9111 4.1)."""
+    """Whether two requests differ in a field that Vary names (RFC 9111 4.1), or in one that passes for the URL."""
+    if [pair for pair in one if pair[0] in REWRITING] != [pair for pair in other if pair[0] in REWRITING]:
+        return True
     return any(field_values(one, name) != field_values(other, name) for name in vary)

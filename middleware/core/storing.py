@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tidegate.middleware.core.freshness import lifetime_of, window_of
-from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.identity import REWRITING, Identity
 from tidegate.middleware.core.message import delta_seconds, directives, field_values, list_members, seconds_of
 from tidegate.middleware.core.policy import RoutePolicy, Share
 from tidegate.middleware.core.targeted import control_of
@@ -191,12 +191,13 @@ def judge_response(
             return Refused(rule)
         lifetime, rule = 0.0, "no-cache"
     strict = no_cache or b"must-revalidate" in said or b"proxy-revalidate" in said or b"s-maxage" in said
+    named = [name.lower().encode() for name in (policy.vary if policy else ())]
     kept = Kept(
         lifetime=lifetime,
         stale_while_revalidate=0.0 if strict else window_of(control, b"stale-while-revalidate", policy),
         stale_if_error=0.0 if strict else window_of(control, b"stale-if-error", policy),
         must_revalidate=strict,
-        vary=tuple(dict.fromkeys([*vary, *(name.lower().encode() for name in (policy.vary if policy else ()))])),
+        vary=tuple(dict.fromkeys([*vary, *named, *sorted(name for name, _ in request if name in REWRITING)])),
         rule=rule,
         no_cache=no_cache,
         dropped=_dropped(said, share),

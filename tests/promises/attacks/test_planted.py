@@ -8,6 +8,29 @@ from tests.promises.attacks.planting import ATTACKS, Attack, Fault, planted
 MODULES = (test_identity, test_keys, test_poisoning, test_store, test_whole)
 
 
+ADVISORIES = {
+    "CVE-2026-6907", "CVE-2026-48587", "CVE-2026-8404", "CVE-2026-48588", "CVE-2026-113593", "CVE-2026-25480",
+    "CVE-2026-39972", "CVE-2026-35039", "CVE-2026-24472", "CVE-2025-49826", "CVE-2024-46982", "CVE-2025-49005",
+    "CVE-2025-57752", "CVE-2021-33026", "CVE-2025-69872", "CVE-2026-2970",
+}  # fmt: skip
+
+ELSEWHERE = {
+    "25": "key rotation: entries are not sealed yet",
+    "28": "a flood by one tenant: the tests of limits",
+    "29": "coalescing as denial of service: tests/middleware/layers/test_coalesce*.py",
+    "30": "unbounded variants and tags: the tests of limits",
+    "31": "there is no warmer yet",
+    "32": "there is no administration over HTTP yet; the shadow report is an app of its own, mounted by the operator",
+}
+"""Of the attacks 1 to 32, those that are no test here, and why."""
+
+
+def test_every_attack_has_a_test_or_a_reason() -> None:
+    tested = {number for attack in ATTACKS for number in attack.ids}
+    assert tested | ELSEWHERE.keys() == ADVISORIES | {str(number) for number in range(1, 33)}
+    assert not tested & ELSEWHERE.keys()
+
+
 def _name(fault: Fault) -> str:
     return " + ".join(plant.name for plant in fault) if isinstance(fault, tuple) else fault.name
 

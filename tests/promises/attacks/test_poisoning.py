@@ -26,6 +26,54 @@ def test_a_page_made_for_another_host_is_not_served(case: tuple[str, ...]) -> No
     assert hits(answers) == [False, False, True, True]
 
 
+NO_REWRITING = Plant(
+    name="no field passes for the URL",
+    target="middleware.core.identity:REWRITING",
+    by=lambda _original: frozenset({b"x-none"}),
+)
+REWRITES = ["x-forwarded-host", "x-forwarded-scheme", "x-forwarded-proto", "x-forwarded-prefix", "x-original-url",
+            "x-rewrite-url", "x-http-method-override", "x-forwarded-port", "x-host"]  # fmt: skip
+
+
+@attack("11", "16", "CVE-2024-46982", "CVE-2025-49005", "CVE-2025-57752", without=[NO_REWRITING], cases=REWRITES)
+def test_what_passes_for_the_url_poisons_no_page_though_the_app_names_no_vary(case: str) -> None:
+    evil, proxied, plain = {"headers": [(case, "evil")]}, {"headers": [(case, "good")]}, {}
+    app = stack(Echo())
+    answers = asked(app, evil, proxied, proxied, evil)
+    assert [fields_of(answer, case) for answer in answers] == [["evil"], ["good"], ["good"], ["evil"]]
+    assert hits(answers)[2:] == [True, True]
+    answers = asked(app, plain, plain)
+    assert [fields_of(answer, case) for answer in answers] == [[], []]
+    assert hits(answers) == [False, True]
+
+
+@attack("11", without=[NO_REWRITING], cases=REWRITES)
+def test_what_passes_for_the_url_is_no_leader_of_others(case: str) -> None:
+    app = App()
+    evil, plain = {"headers": [(case, "evil")], "user": ANN}, {"user": BOB}
+    assert [answer.body for answer in two_at_once(app, evil, plain)] == [b"run 1", b"run 2"]
+    assert [answer.body for answer in two_at_once(App(), plain, plain)] == [b"run 1", b"run 1"]
+
+
+def reflecting() -> Any:
+    """An app that allows whichever origin asks, and names no Vary."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        origin = [(b"access-control-allow-origin", value) for name, value in scope["headers"] if name == b"origin"]
+        await Echo(*origin)(scope, receive, send)
+
+    return app
+
+
+@attack("14", without=[blind_answer(b"access-control-allow-origin")])
+def test_one_origin_that_is_allowed_is_not_told_to_another_though_the_app_names_no_vary() -> None:
+    one, other = ({"headers": [("origin", f"https://{name}.test")]} for name in ("evil", "good"))
+    answers = asked(stack(reflecting()), one, other, one, other)
+    allowed = [answer.header("access-control-allow-origin") for answer in answers]
+    assert allowed == ["https://evil.test", "https://good.test"] * 2
+    assert hits(answers)[2:] == [True, True]
+
+
 @attack("12", without=[blind_request(b"content-length", b"transfer-encoding")],
         cases=[("content-length", "4"), ("transfer-encoding", "chunked"), ("content-length", "+4")])  # fmt: skip
 def test_a_get_with_a_body_poisons_nothing(case: tuple[str, str]) -> None:
