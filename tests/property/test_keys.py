@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.keys import counted_query, digest, encode_parts, primary_parts, variant_values
+from tidegate.middleware.layers.naming import Named, Names, Uri
 
 PARTS = st.lists(
     st.none() | st.binary(max_size=6) | st.sampled_from([b"", b":", b"\x00", b"1:a", b"\x011:"]), max_size=5
@@ -66,3 +67,63 @@ def test_a_name_hidden_behind_a_semicolon_stays_part_of_the_value() -> None:
 
 def test_the_naming_key_changes_every_name() -> None:
     assert digest((b"x",), b"one") != digest((b"x",), b"two")
+
+
+FULL: dict[str, Any] = {
+    "namespace": b"v1",
+    "share": "user",
+    "identity": Identity("acme", "ann", "admin"),
+    "scheme": "http",
+    "host": b"a",
+    "raw_path": b"/a",
+    "query": b"q=1",
+}
+"""One request; each of the others differs from it in one part, or in how two neighbours are cut."""
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "share": {"share": "tenant"},
+    "public share": {"share": "public"},
+    "tenant": {"identity": Identity("acm", "ann", "admin")},
+    "user": {"identity": Identity("acme", "ben", "admin")},
+    "grants": {"identity": Identity("acme", "ann", "")},
+    "tenant and user cut elsewhere": {"identity": Identity("acmea", "nn", "admin")},
+    "user and grants cut elsewhere": {"identity": Identity("acme", "annad", "min")},
+    "case of a tenant": {"identity": Identity("Acme", "ann", "admin")},
+    "namespace": {"namespace": b"v2"},
+    "scheme": {"scheme": "https"},
+    "host": {"host": b"b"},
+    "host and path cut elsewhere": {"host": b"a/", "raw_path": b"a"},
+    "path": {"raw_path": b"/b"},
+    "path, encoded": {"raw_path": b"/%61"},
+    "query": {"query": b"q=2"},
+    "no query": {"query": b""},
+    "path and query cut elsewhere": {"raw_path": b"/aq", "query": b"=1"},
+}
+
+
+def test_every_part_alone_makes_another_key() -> None:
+    keys = {name: digest(primary_parts(**FULL | other), b"k") for name, other in {"itself": {}, **OTHERS}.items()}
+    assert len(set(keys.values())) == len(keys)
+
+
+VALUES = st.lists(
+    st.tuples(st.sampled_from([b"a", b"b", b"vary"]), st.none() | st.sampled_from([b"", b"a", b"b", b"\x00"])),
+    max_size=3,
+    unique_by=lambda pair: pair[0],
+).map(tuple)
+
+
+@given(requests(), VALUES, requests(), VALUES)
+def test_variants_meet_exactly_where_request_and_varied_fields_are_equal(
+    one: dict[str, Any], values: Any, other: dict[str, Any], others: Any
+) -> None:
+    names = Names(namespace=b"", naming_key=b"k")
+    keys = []
+    for request, varied in ((one, values), (other, others)):
+        parts = primary_parts(**request)
+        keys.append(names.variant(Named(None, Uri("http", b"", b"", b""), parts, digest(parts, b"k")), varied))
+    assert (keys[0] == keys[1]) == ((selecting(one), values) == (selecting(other), others))
+    assert digest(primary_parts(**one), b"k") not in keys
+    assert names.variant(Named(None, Uri("http", b"", b"", b""), primary_parts(**one), b"p"), ((b"a", None),)) != (
+        names.variant(Named(None, Uri("http", b"", b"", b""), primary_parts(**one), b"p"), ((b"a", b""),))
+    )
