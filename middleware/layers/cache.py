@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from os import urandom
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final, cast, get_args
 from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
@@ -40,7 +40,7 @@ from tidegate.middleware.layers.asgi import (
 from tidegate.middleware.layers.exchange import Exchange
 from tidegate.middleware.layers.explaining import Collected, Unsafe, explain_request, without_effect
 from tidegate.middleware.layers.filling import CacheConfig
-from tidegate.middleware.layers.fused import FusedHits, Hits
+from tidegate.middleware.layers.fused import DECISIVE, FusedHits, Hits
 from tidegate.middleware.layers.naming import Named, Names, Uri, host_of, uri_of
 from tidegate.middleware.layers.posting import Posted, as_get
 from tidegate.middleware.layers.refresh import Refreshes
@@ -52,6 +52,8 @@ from tidegate.middleware.stores.base import PUBLIC_SCOPE, Peeks, ScopedTag, Stor
 __all__ = ["CacheLayer"]
 
 _COOKIE: Final = b"cookie"
+_NOTHING_SPECIAL: Final = RequestDirectives()
+_USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -173,8 +175,12 @@ class CacheLayer:
                 await self._refreshes.aclose()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
-        wanted = request_directives(scope["headers"])
-        verdict = self._judge(scope, context, wanted)
+        plain = context.identity is not None and scope["method"] in ("GET", "HEAD")
+        if plain and DECISIVE.isdisjoint([name for name, _ in scope["headers"]]):
+            wanted, verdict = _NOTHING_SPECIAL, self._judge_plain(context)
+        else:
+            wanted = request_directives(scope["headers"])
+            verdict = self._judge(scope, context, wanted)
         shadowed = _is_shadowed(context)
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
@@ -193,6 +199,14 @@ class CacheLayer:
             await exchange.run(self.app, receive, send)
             span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
             span.set_attribute("tidegate.cache.share", verdict.share)
+
+    def _judge_plain(self, context: RequestContext) -> Usable | Bypass:
+        """As `_judge`, of a GET or HEAD of somebody known without any field that could decide."""
+        policy, identity = context.match.policy, context.identity
+        share = self._share if policy is None else policy.share
+        if policy is not None and policy.mode == "off":
+            return Bypass("policy-off")
+        return Bypass("no-user") if share == "user" and (identity is None or identity.user is None) else _USABLE[share]
 
     def _judge(self, scope: Scope, context: RequestContext, wanted: RequestDirectives) -> Usable | Bypass:
         credential = context.identity is None and self._has_credential(scope)

@@ -23,7 +23,7 @@ from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, has_cli
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.stores.base import Entry, Record, Variants
 
-__all__ = ["FusedHits", "Hits"]
+__all__ = ["DECISIVE", "FusedHits", "Hits"]
 
 Pair = tuple[bytes, bytes]
 
@@ -33,20 +33,19 @@ Answer = tuple[dict[str, Any], dict[str, Any]]
 Hits = Callable[[Scope, RequestContext], Answer | None]
 """The messages that answer a request from the store, or None: the general layers are to decide."""
 
-_MATTERS: Final = frozenset(
+DECISIVE: Final = frozenset(
     {
         b"cache-control",
         b"content-length",
-        b"host",
         b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
         b"if-unmodified-since",
         b"pragma",
-        b"range",
         b"transfer-encoding",
     }
 )
+"""Request fields that decide whether a request may use the cache, and what it wants of it; no other does."""
+
+_MATTERS: Final = DECISIVE | {b"host", b"if-modified-since", b"if-none-match", b"range"}
 """Request fields that decide whether and how a stored response answers; all others do nothing but select variants."""
 
 _NOTES: Final = 4096

@@ -68,7 +68,7 @@ class Names:
     def of(self, scope: Scope, host: bytes, match: Match, share: Share, identity: Identity | None) -> Named:
         """The names of a request's responses, for one share.
 
-        host: as `host_of` has it, or the one Host line as it was sent.
+        host: as `host_of` has it.
 
         Raises:
             ValueError: if the share is `tenant` or `user` and the identity does not name one.
@@ -79,9 +79,8 @@ class Names:
             if share == "user":
                 user = identity.user
         get = scope.get
-        # The route stands for policy and share: no two policies of one application have the same.
         sent = (
-            match.route, tenant, user, grants, get("scheme", "http"), host,
+            share, tenant, user, grants, get("scheme", "http"), host,
             scope["path"], get("raw_path"), get("root_path"), get("query_string", b""),
         )  # fmt: skip
         named = self._seen.get(sent)
@@ -96,7 +95,7 @@ class Names:
     def _make(
         self, scope: Scope, host: bytes, policy: RoutePolicy | None, share: Share, identity: Identity | None
     ) -> Named:
-        uri = uri_of(scope, policy, host.strip().lower())
+        uri = uri_of(scope, policy, host)
         parts = primary_parts(
             namespace=self._namespace,
             share=share,
@@ -131,12 +130,13 @@ class Names:
 
 def host_of(scope: Scope) -> bytes:
     """The Host line. A request with two of them is some attack or other: joined, it meets nobody else's key."""
-    return b"\x00".join(value.strip().lower() for name, value in scope["headers"] if name == b"host")
+    lines = [value for name, value in scope["headers"] if name == b"host"]
+    return lines[0] if len(lines) == 1 else b"\x00".join(value.strip().lower() for value in lines)
 
 
 def uri_of(scope: Scope, policy: RoutePolicy | None, host: bytes | None = None) -> Uri:
     """What of a request names the resource. host: as `host_of` has it, where that is known."""
-    host = host_of(scope) if host is None else host
+    host = (host_of(scope) if host is None else host).strip().lower()
     query = counted_query(scope.get("query_string", b""), policy.query if policy is not None else None)
     path = path_part(scope["path"], scope.get("raw_path"), scope.get("root_path") or "")
     return Uri(scope.get("scheme", "http"), host, path, query)

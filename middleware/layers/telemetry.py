@@ -22,7 +22,7 @@ from tidegate.middleware.layers.asgi import (
     always,
     route_label,
 )
-from tidegate.middleware.layers.fused import Answer, Hits
+from tidegate.middleware.layers.fused import Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
 
@@ -87,7 +87,17 @@ class TelemetryLayer:
                 started = self.clock()
                 answer = self._hits(scope, context)
                 if answer is not None:
-                    await self._give(scope, context, send, answer, started, opened)
+                    start, body = answer
+                    if opened and self.debug_headers:
+                        start["headers"] += _debug(hit=True)
+                    try:
+                        await send(start)
+                    except BaseException as error:
+                        self._count_hit(scope, context, start["status"], started, opened, error)
+                        raise
+                    # Before the last message leaves, as `_Watch` does.
+                    self._count_hit(scope, context, start["status"], started, opened)
+                    await send(body)
                     return
             app = self.app
         watch = _Watch(self, scope, context, receive, send, opened)
@@ -106,21 +116,6 @@ class TelemetryLayer:
         finally:
             if not watch.counted:
                 watch.finish()
-
-    async def _give(
-        self, scope: Scope, context: RequestContext, send: Send, answer: Answer, started: float, opened: bool
-    ) -> None:
-        """Send a plain hit, and count it as `_Watch` does: before its last message leaves."""
-        start, body = answer
-        if opened and self.debug_headers:
-            start["headers"] += _debug(hit=True)
-        try:
-            await send(start)
-        except BaseException as error:
-            self._count_hit(scope, context, start["status"], started, opened, error)
-            raise
-        self._count_hit(scope, context, start["status"], started, opened)
-        await send(body)
 
     def _span(self, scope: Scope, context: RequestContext) -> AbstractContextManager[Any]:
         assert self.tracer is not None
