@@ -15,7 +15,7 @@ import xxhash
 from tidegate.middleware.core.message import field_values, list_members, single_value
 from tidegate.middleware.core.validators import strong_match
 
-__all__ = ["MAX_RANGES", "Span", "allows_range", "partial", "spans_of"]
+__all__ = ["MAX_RANGES", "Partial", "Span", "allows_range", "partial", "spans_of"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 Span = tuple[int, int]

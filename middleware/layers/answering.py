@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from tidegate.middleware.core.ranges import partial
+from tidegate.middleware.core.ranges import Partial, partial
 from tidegate.middleware.core.reuse import Reuse
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers
 from tidegate.middleware.layers.asgi import Scope, Send
 from tidegate.middleware.stores.base import Entry
 
-__all__ = ["gateway_timeout", "send_stored"]
+__all__ = ["gateway_timeout", "send_part", "send_stored"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -37,6 +37,13 @@ async def send_stored(
             status, headers, body = part.status, part.headers, part.body
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_part(send: Send, answer: Partial, reuse: Reuse, *, note: bytes) -> None:
+    """Answer a GET with a Range from a part that is stored. note: what Cache-Status says after the cache's name."""
+    headers = [*answer.headers, (b"age", b"%d" % reuse.age), (b"cache-status", b"Tidegate; " + note)]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
 async def gateway_timeout(send: Send) -> None:

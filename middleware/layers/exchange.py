@@ -4,13 +4,14 @@ import asyncio
 from functools import partial
 from typing import Final
 
+from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse
 from tidegate.middleware.core.storing import Kept, client_cache_control
 from tidegate.middleware.core.updating import conditions, is_about, updated, without_conditions
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
-from tidegate.middleware.layers.answering import gateway_timeout, send_stored
+from tidegate.middleware.layers.answering import gateway_timeout, send_part, send_stored
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Scope, Send
-from tidegate.middleware.layers.explaining import Explained
+from tidegate.middleware.layers.parted import Parted
 from tidegate.middleware.layers.tee import FAILURES, UNREACHABLE, Pairs, Tee
 from tidegate.middleware.stores.base import Entry
 
@@ -28,7 +29,7 @@ _UNSTORABLE: Final = Kept(
 """Of a renewed response that may be served once more, and not be stored."""
 
 
-class Exchange(Explained):
+class Exchange(Parted):
     """One request that may use the cache."""
 
     _entry: Entry | None = None
@@ -49,6 +50,11 @@ class Exchange(Explained):
         if entry is not None and reuse is not None and reuse.while_revalidating and self._refreshes(app, entry):
             await self._stand_in(send, entry, reuse, b"stale-while-revalidate")
             return
+        if entry is None and self._is_ranged:
+            found = await self._from_part()
+            if found is not None:
+                await self._answer_part(send, *found)
+                return
         context.outcome = "miss"
         if self._wanted.only_if_cached:
             context.reason = "only-if-cached"
@@ -90,10 +96,6 @@ class Exchange(Explained):
         if self._head is not None and self._entry is not None:
             await self._freshen(self._entry, self._head)
 
-    @property
-    def _is_ranged(self) -> bool:
-        return self._scope["method"] == "GET" and any(name == b"range" for name, _ in self._request)
-
     def _conditions(self, entry: Entry) -> Pairs:
         # The app does not know our ETags; and a part that is missing is not asked for by asking about the whole.
         return conditions(entry.headers, own_etag=entry.own_etag)
@@ -129,6 +131,11 @@ class Exchange(Explained):
         if self._config.show_key:
             note += self._key_note(self._key)
         await send_stored(send, self._scope, entry, reuse, note=note, own_etags=own_etags, extra=extra)
+
+    async def _answer_part(self, send: Send, answer: Partial, reuse: Reuse) -> None:
+        self._context.storable, self._context.outcome = True, "hit"
+        note = b"hit; ttl=%d" % reuse.ttl + (self._key_note(self._part_key()) if self._config.show_key else b"")
+        await send_part(send, answer, reuse, note=note)
 
     async def _stand_in(self, send: Send, entry: Entry, reuse: Reuse, detail: bytes) -> None:
         """Answer with what is stale (RFC 5861, RFC 9111 4.2.4)."""

@@ -246,22 +246,25 @@ class Filling:
             own_etag=own_etag,
         )
 
-    async def _put(self, entry: Entry, vary: tuple[bytes, ...], *, known: Sequence[ScopedTag] = ()) -> None:
-        """Store an entry with its tags, and with the positions that were read before the app was asked.
-
-        known: tags that it carried before.
+    def _ready(self, entry: Entry, *, tags: Sequence[ScopedTag]) -> tuple[Entry, float] | None:
+        """An entry with its tags, and with the positions that were read before the app was asked; and for how many
+        seconds it can be of use. None: it is not to be stored.
         """
         positions = self._lookup.positions
         if positions is None:
-            return
-        tags = tuple(dict.fromkeys((*self._tags(entry.headers), *known)))
+            return None
         if len(tags) > MAX_TAGS:
             self._config.metrics.limits.labels("tags").inc()
-            return
+            return None
         retain = _kept_until(entry) - self._config.clock()
-        if retain <= 0:
+        return (replace(entry, tags=tuple(tags), positions=tuple(positions.items())), retain) if retain > 0 else None
+
+    async def _put(self, entry: Entry, vary: tuple[bytes, ...], *, known: Sequence[ScopedTag] = ()) -> None:
+        """Store an entry, and the names of its variants. known: tags that it carried before."""
+        ready = self._ready(entry, tags=tuple(dict.fromkeys((*self._tags(entry.headers), *known))))
+        if ready is None:
             return
-        entry = replace(entry, tags=tags, positions=tuple(positions.items()))
+        entry, retain = ready
         store = self._config.store
         if not vary:
             await store.put(self._primary, entry, retain=retain)

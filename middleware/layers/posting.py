@@ -4,9 +4,10 @@ It says so with a status 200, a Content-Location that is the target URI, and a l
 a guess from Last-Modified makes one. All else is as for a GET by the same client: share, credentials, what a response
 may forbid. A POST itself is never answered from the store.
 
-The request purges its own URI, and the answer is stored after that; so nobody can tell by a position alone whether
-another write came between. It is stored only if nothing in its scopes was purged while the app ran, which is known for
-certain only where the store is this process's own memory (`Store.local`): elsewhere it is not stored.
+The request purges its own URI, and the answer is stored after that; so nobody can tell by the stored position alone
+whether another write came between. It is stored only if none of its tags was purged while the app ran: a mark with the
+positions from before must still be valid just before the request's own purge. That is certain only where nothing can
+come between the two, in this process's own memory (`Store.local`): elsewhere it is not stored.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from tidegate.middleware.core.storing import Kept, Refused
 from tidegate.middleware.layers.asgi import Message, Scope, Send
 from tidegate.middleware.layers.filling import Filling
 from tidegate.middleware.layers.tee import Pairs, Tee
-from tidegate.middleware.stores.base import PUBLIC_SCOPE
+from tidegate.middleware.stores.base import Entry, ScopedTag
 
 __all__ = ["Posted", "as_get"]
 
@@ -35,11 +36,12 @@ def as_get(scope: Scope) -> Scope:
 class Posted(Filling):
     """One POST of which the answer may be kept. Its scope is that of `as_get`."""
 
-    _forward = b"method"
+    _tagged: tuple[ScopedTag, ...] = ()
     _target: SplitResult | None = None
 
     async def watch(self) -> None:
         """Note what was purged so far, and the target, before the app runs (a router may change the scope)."""
+        self._forward = b"method"
         self._asked = self._config.clock()
         self._lookup = await self._look_up()
         scope = self._scope
@@ -52,7 +54,7 @@ class Posted(Filling):
     async def start(self, message: Message, send: Send, purge: Callable[[], Awaitable[None]]) -> Send:
         """Purge, send the start of a successful answer, and give the `send` for the rest of it."""
         headers = lowered(message.get("headers", ()))
-        keeps = self._is_what_get_gets(message["status"], headers) and await self._nothing_was_purged()
+        keeps = self._is_what_get_gets(message["status"], headers) and await self._nothing_was_purged(headers)
         await purge()
         if keeps:
             self._lookup = await self._look_up()
@@ -77,17 +79,28 @@ class Posted(Filling):
             self._judged(status, headers, own_etag=False), Kept
         )
 
-    async def _nothing_was_purged(self) -> bool:
-        """Whether the scopes stand where they stood before the app ran."""
-        before = self._lookup.positions
-        if before is None:
+    async def _nothing_was_purged(self, headers: Pairs) -> bool:
+        """Whether an entry with this answer's tags, filled before the app ran, would still be valid."""
+        now = self._config.clock()
+        mark = Entry(status=200, headers=(), body=b"", born=now, lifetime=1.0)
+        self._tagged = self._tags(headers)
+        ready = self._ready(mark, tags=self._tagged)
+        if ready is None:
             return False
+        store, key = self._config.store, self._config.names.apart(self._named, b"posted").primary
         try:
-            now = await self._config.store.get(self._primary, tuple(dict.fromkeys((self._own_scope, PUBLIC_SCOPE))))
+            await store.put(key, ready[0], retain=1.0)
+            valid = (await store.get(key)).record is not None
+            await store.delete(key)
         except StoreError as error:
             self._config.metrics.fail("store", error)
             return False
-        return now.positions == before
+        return valid
+
+    async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
+        # Of a tag that came with the body nobody knows whether it was purged meanwhile.
+        if set(self._tags(headers)) <= set(self._tagged):
+            await super()._commit(status, headers, body)
 
     def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
         verdict = super()._judged(status, headers, own_etag=own_etag)

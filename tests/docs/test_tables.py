@@ -250,6 +250,7 @@ def test_the_values_of_cache_status_are_those_of_the_page() -> None:
     seen = [
         re.sub(r"ttl=\d+", "ttl=59", cache_status(headers=[FRESH], times=2) or ""),
         cache_status(headers=[FRESH]),
+        cache_status(headers=[FRESH, ("content-location", "/")], method="POST"),
         cache_status(headers=[FRESH], asked=insisting, times=2),
         (cache_status(headers=[("cache-control", "no-store")]) or "").replace("no-store", "…"),
         cache_status(headers=[FRESH], method="HEAD"),

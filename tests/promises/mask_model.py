@@ -6,7 +6,8 @@ cache's ("plain"). The rules, in the order in which the functions below have the
 
 1. Without a unit every gate is shut.
 2. The cache may answer GET and HEAD for somebody known, a Range from the whole that it has; where its gate is shut it
-   does nothing at all. A part that it has not is the app's to give, and is not stored.
+   does nothing at all. A part that it has not is the app's to give; it is stored as a part, and never
+   given to who asks for the whole.
 3. The breaker answers for an app that kept failing, where its gate is open.
 4. The app's ETag is everybody's. Ours is made for whole answers to GET where the etag gate is open, and sent from the
    cache only where it is open for who asks.
@@ -216,8 +217,6 @@ def _cache_status(kind: Kind, source: str, by_cache: bool) -> tuple[str, ...]:
         return (forward, 'detail="no-store"')
     if kind.failing:
         return (forward, 'detail="no freshness given"')
-    if kind.ranged:
-        return (forward, 'detail="status 206"')
     return (forward, "stored") if kind.method == "GET" else (forward,)
 
 

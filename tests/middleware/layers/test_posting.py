@@ -96,6 +96,21 @@ def test_it_is_kept_for_those_who_share_a_get_with_the_sender_and_for_nobody_els
     asyncio.run(story())
 
 
+def test_writes_to_other_resources_meanwhile_do_not_matter() -> None:
+    async def story() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] == "/a" and scope["method"] == "POST":
+                assert (await call(layer, "/b", method="POST")).status == 200
+            await Origin(headers=FRESH if scope["path"] == "/a" else ())(scope, receive, send)
+
+        layer = layer_on(app)
+        answer = await call(layer, "/a", method="POST")
+        assert answer.header("cache-status") == "Tidegate; fwd=method; stored"
+        assert (await call(layer, "/a")).hit
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_write_that_ended_while_the_app_ran_wins(slow: bool) -> None:
     """The slow POST read what it answers before the other write changed it."""

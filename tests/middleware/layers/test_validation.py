@@ -300,7 +300,7 @@ def test_a_range_is_answered_from_the_stored_whole(asked: list[tuple[str, str]],
     assert len(app.asked) == 1
 
 
-def test_a_range_that_is_not_there_is_the_apps_to_give_and_is_not_stored() -> None:
+def test_a_range_with_a_condition_that_no_stored_part_meets_is_the_apps_to_give() -> None:
     seen: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

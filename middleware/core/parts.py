@@ -1,0 +1,100 @@
+"""Parts of a response that came as 206: what may be answered with one, and which two make one longer part.
+
+RFC 9111 3.3 (a part answers a request for what lies wholly in it) and 3.4, RFC 9110 15.3.7.3 (two are joined only if
+both carry the same strong ETag). Only single parts in bytes of a known complete length.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from tidegate.middleware.core.message import field_values, single_value
+from tidegate.middleware.core.ranges import Partial, allows_range, spans_of
+from tidegate.middleware.core.validators import CONDITIONAL_HEADERS, strong_match
+
+__all__ = ["Place", "cut", "joined", "place_of", "whole_headers"]
+
+Pairs = Sequence[tuple[bytes, bytes]]
+
+_CONTENT_RANGE: Final = re.compile(rb"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})\Z", re.IGNORECASE)
+_PLACED: Final = frozenset({b"content-length", b"content-range"})
+_SAME: Final = (b"content-encoding", b"content-type")
+
+
+class Place(NamedTuple):
+    """Where a part lies: its first byte, the one after its last, and how long the whole is."""
+
+    first: int
+    end: int
+    total: int
+
+
+def place_of(headers: Pairs, length: int | None = None) -> Place | None:
+    """What Content-Range says; None if it says nothing that can be relied on.
+
+    length: bytes that came. Where they are fewer than was said, the others are not there.
+    """
+    found = _CONTENT_RANGE.match(single_value(headers, b"content-range") or b"")
+    if found is None:
+        return None
+    first, last, total = (int(number) for number in found.groups())
+    if last < first or last >= total or (length is not None and not 0 < length <= last + 1 - first):
+        return None
+    return Place(first, last + 1 if length is None else first + length, total)
+
+
+def cut(request: Pairs, headers: Pairs, body: bytes, *, came_for: bytes | None) -> Partial | None:
+    """The answer to a GET with a Range, from a stored part; None: only the app can answer.
+
+    came_for: the Range that the part was the answer to. To the same Range it is the answer again, as it came.
+    """
+    asked, place = single_value(request, b"range"), place_of(headers, len(body))
+    conditional = any(name in CONDITIONAL_HEADERS and name != b"if-range" for name, _ in request)
+    if asked is None or place is None or conditional or not allows_range(request, headers):
+        return None
+    if asked == came_for:
+        return Partial(status=206, headers=list(headers), body=body)
+    spans = spans_of(asked, place.total)
+    if spans is None or len(spans) != 1:
+        return None
+    ((first, end),) = spans
+    if first < place.first or end > place.end:
+        return None
+    part = body[first - place.first : end - place.first]
+    return Partial(status=206, headers=_placed(headers, Place(first, end, place.total)), body=part)
+
+
+def joined(old: Pairs, old_body: bytes, new: Pairs, new_body: bytes) -> tuple[Pairs, bytes] | None:
+    """Two parts of one representation as one, with the fields of the newer; None: they are not, or there is a gap.
+
+    Where both have a byte it must be the same: an app whose strong ETag stays while its bytes change is not believed.
+    """
+    one, other = place_of(old, len(old_body)), place_of(new, len(new_body))
+    tags = single_value(old, b"etag"), single_value(new, b"etag")
+    if one is None or other is None or one.total != other.total or one.first > other.end or other.first > one.end:
+        return None
+    if tags[0] is None or tags[1] is None or not strong_match(tags[0], tags[1]):
+        return None
+    if any(field_values(old, name) != field_values(new, name) for name in _SAME):
+        return None
+    common = max(one.first, other.first), min(one.end, other.end)
+    if (
+        old_body[common[0] - one.first : common[1] - one.first]
+        != new_body[common[0] - other.first : common[1] - other.first]
+    ):
+        return None
+    before, after = old_body[: max(0, other.first - one.first)], old_body[max(0, other.end - one.first) :]
+    place = Place(min(one.first, other.first), max(one.end, other.end), one.total)
+    return _placed(new, place), before + new_body + (after if one.end > other.end else b"")
+
+
+def whole_headers(headers: Pairs, total: int) -> Pairs:
+    """The fields of the 200 that a part is which lacks nothing (RFC 9111 3.4)."""
+    return [*(pair for pair in headers if pair[0] not in _PLACED), (b"content-length", b"%d" % total)]
+
+
+def _placed(headers: Pairs, place: Place) -> list[tuple[bytes, bytes]]:
+    kept = [pair for pair in headers if pair[0] not in _PLACED]
+    kept.append((b"content-range", b"bytes %d-%d/%d" % (place.first, place.end - 1, place.total)))
+    kept.append((b"content-length", b"%d" % (place.end - place.first)))
+    return kept

@@ -1,0 +1,92 @@
+"""Parts that an app answered a Range with: kept, joined, and served to who asks for what lies in them.
+
+One part a URL and share is kept, beside the whole and under a key of its own, so that nothing that looks for a whole
+response ever finds a part. It needs a lifetime of its own, and is served only while it is fresh.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.keys import variant_values
+from tidegate.middleware.core.message import single_value, storable_headers
+from tidegate.middleware.core.parts import cut, joined, place_of, whole_headers
+from tidegate.middleware.core.ranges import Partial
+from tidegate.middleware.core.reuse import Reuse, judge_reuse
+from tidegate.middleware.core.storing import Kept, Refused
+from tidegate.middleware.layers.explaining import Explained
+from tidegate.middleware.layers.tee import Pairs
+from tidegate.middleware.stores.base import Entry, ScopedTag
+
+__all__ = ["Parted"]
+
+_EXPLICIT: Final = frozenset({"s-maxage", "max-age", "expires"})
+
+
+class Parted(Explained):
+    """One request's dealings with the store, parts among them."""
+
+    _part: Entry | None = None
+
+    @property
+    def _is_ranged(self) -> bool:
+        return self._scope["method"] == "GET" and any(name == b"range" for name, _ in self._request)
+
+    def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
+        if status != 206 or own_etag or not self._is_ranged or place_of(headers) is None:
+            return super()._judged(status, headers, own_etag=own_etag)
+        if single_value(self._request, b"range") is None:
+            return Refused("status 206")
+        verdict = super()._judged(200, headers, own_etag=False)
+        if isinstance(verdict, Kept) and not (verdict.reusable and verdict.rule in _EXPLICIT):
+            return Refused("status 206")
+        return verdict
+
+    def _part_key(self) -> bytes:
+        return self._config.names.apart(self._named, b"part").primary
+
+    async def _from_part(self) -> tuple[Partial, Reuse] | None:
+        """The answer to this Range from the part that is stored, if it has it."""
+        if self._lookup.positions is None:
+            return None
+        try:
+            record = (await self._config.store.get(self._part_key())).record
+        except StoreError as error:
+            self._config.metrics.fail("store", error)
+            return None
+        if not isinstance(record, Entry) or record.status != 206 or not record.vary:
+            return None
+        *vary, (_, came_for) = record.vary
+        if variant_values(self._request, tuple(name for name, _ in vary)) != tuple(vary):
+            return None
+        self._part = record
+        reuse = judge_reuse(record, self._wanted, self._config.clock())
+        answer = cut(self._request, record.headers, record.body, came_for=came_for) if reuse.fresh else None
+        return (answer, reuse) if answer is not None else None
+
+    async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
+        if status != 206 or self._kept is None:
+            await super()._commit(status, headers, body)
+            return
+        entry = self._entry_of(206, storable_headers(headers), body, kept=self._kept, sent=headers, own_etag=False)
+        old = self._part
+        both = joined(old.headers, old.body, entry.headers, body) if old is not None else None
+        room = self._room((), trailers=False) or 0
+        tags: tuple[ScopedTag, ...] = ()
+        if both is not None and len(both[1]) <= room and old is not None:
+            entry, tags = replace(entry, headers=tuple(both[0]), body=both[1]), old.tags
+        place = place_of(entry.headers, len(entry.body))
+        if place is None:
+            return
+        if (place.first, place.end) == (0, place.total):
+            whole = replace(entry, status=200, headers=tuple(whole_headers(entry.headers, place.total)))
+            await self._put(whole, self._kept.vary, known=tags)
+            return
+        came_for = single_value(self._request, b"range")
+        ready = self._ready(
+            replace(entry, vary=(*entry.vary, (b"range", came_for))),
+            tags=tuple(dict.fromkeys((*self._tags(entry.headers), *tags))),
+        )
+        left = entry.born + entry.lifetime - self._config.clock()
+        if ready is not None and left > 0:
+            await self._config.store.put(self._part_key(), ready[0], retain=left)
