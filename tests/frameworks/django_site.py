@@ -235,4 +235,6 @@ DJANGO = Framework(
     state=None,
     background=False,
     pieces=False,
+    cookies=True,
+    etags=False,
 )

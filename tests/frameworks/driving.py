@@ -30,10 +30,13 @@ class Server:
 
     def begin(self, path: str, *pieces: bytes, **of: Any) -> "Exchange":
         """A request that goes on; its body is sent in these pieces, at once."""
+        *first, last = pieces or (b"",)
+        return self.upload(path, [*({"body": piece, "more_body": True} for piece in first), {"body": last}], **of)
+
+    def upload(self, path: str, body: Sequence[dict[str, Any]] = (), **of: Any) -> "Exchange":
+        """A request whose body the test gives, after this beginning."""
         scope = scope_of(path, **of)
         scope["state"] = dict(self.state)
-        *first, last = pieces or (b"",)
-        body = [*({"body": piece, "more_body": True} for piece in first), {"body": last}]
         return Exchange(self.app, scope, body)
 
     @asynccontextmanager
@@ -53,7 +56,7 @@ class Server:
 class Exchange(Answer):
     """One request: what was sent so far, and what came of it."""
 
-    def __init__(self, app: App, scope: dict[str, Any], body: list[dict[str, Any]]) -> None:
+    def __init__(self, app: App, scope: dict[str, Any], body: Sequence[dict[str, Any]]) -> None:
         super().__init__()
         self.error: BaseException | None = None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()

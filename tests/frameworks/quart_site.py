@@ -148,8 +148,7 @@ def writings(app: Quart, world: World) -> None:
 
     @app.post("/stream")
     async def stream() -> Any:
-        world.pieces = [len(piece) async for piece in request.body if piece]
-        return {"bytes": sum(world.pieces)}
+        return await world.read(request.body)
 
     @app.post("/allow")
     async def allow() -> Any:
@@ -185,4 +184,4 @@ def build(world: World, tide: Tidegate | None, how: How) -> App:
     return tide(both) if tide is not None and how == "around" else both
 
 
-QUART = Framework(name="quart", build=build, identify=lambda _how: identify, headers=headers)
+QUART = Framework(name="quart", build=build, identify=lambda _how: identify, headers=headers, etags=False)

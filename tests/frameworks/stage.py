@@ -30,21 +30,18 @@ FORM: Final = (
 FORM_TYPE: Final = ("content-type", f"multipart/form-data; boundary={BOUNDARY}")
 
 
-class Everybody:
-    """A flag provider whose every flag is open, or shut, for everybody."""
+class Nobody:
+    """A flag provider whose every flag is shut for everybody."""
 
     version = 1
 
-    def __init__(self, is_open: bool) -> None:
-        self._is_open = is_open
-
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
-        """The same for all."""
-        return self._is_open
+        """Never."""
+        return False
 
     def reach(self, flag: str) -> Reach:
-        """The same for all."""
-        return "everybody" if self._is_open else "nobody"
+        """None."""
+        return "nobody"
 
     def health(self) -> ProviderHealth:
         """Well."""
@@ -126,7 +123,7 @@ def layers(framework: Framework, how: How, *, is_open: bool = True) -> Tidegate:
     return Tidegate(
         identify=framework.identify(how),
         policies=SUB_POLICIES if how == "sub" and framework is not DJANGO else POLICIES,
-        provider=Everybody(is_open),
+        provider=None if is_open else Nobody(),  # without flags every layer is open, for who has no unit too
         registry=CollectorRegistry(),
     )
 

@@ -119,8 +119,7 @@ def writings(world: World) -> list[Any]:
             )
 
     async def stream(request: Request) -> Response:
-        world.pieces = [len(piece) async for piece in request.stream() if piece]
-        return JSONResponse({"bytes": sum(world.pieces)})
+        return JSONResponse(await world.read(request.stream()))
 
     async def allow(_request: Request) -> Response:
         world.allow()

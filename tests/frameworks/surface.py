@@ -20,7 +20,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -151,6 +151,14 @@ class World:
         await self.release.wait()
         self.done.append("report")
 
+    async def read(self, stream: AsyncIterable[bytes]) -> dict[str, int]:
+        """POST /stream, piece by piece."""
+        self.pieces = []
+        async for piece in stream:
+            if piece:
+                self.pieces.append(len(piece))
+        return {"bytes": sum(self.pieces)}
+
     async def events(self) -> AsyncIterator[str]:
         """The data of the events, each once it is allowed."""
         self.runs["events"] += 1
@@ -186,6 +194,8 @@ class Framework:
     state: what the handlers find of what the lifespan made; None where the framework has no lifespan.
     background: whether it runs tasks after the response.
     pieces: whether a handler reads a body as it comes.
+    etags: whether it sends a plain response in one message with its length, as the etag layer asks.
+    cookies: whether answers that depend on the user say `Vary: Cookie`; then a tenant's copy serves one user of it.
     """
 
     name: str
@@ -195,3 +205,5 @@ class Framework:
     state: str | None = "made"
     background: bool = True
     pieces: bool = True
+    cookies: bool = False
+    etags: bool = True
