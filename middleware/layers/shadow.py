@@ -258,11 +258,12 @@ class _Watching:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message = repeatable(message)
+        sent = {**message, "headers": list(message.get("headers", ()))}  # who is further out may write into its own
         await self._send(message)
         if self._over:
             return
         try:
-            finished = self._note(message)
+            finished = self._note(sent)
         except Exception as error:  # noqa: BLE001 - P5: the answer goes on, whatever is in it; counted
             self._over = True
             self._rehearsal.failed(error)

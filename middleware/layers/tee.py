@@ -77,11 +77,13 @@ class Tee:
             self.started = True
             await self._begin(message)
             return
+        # Read before it is sent: compression further out writes its bytes into the same message.
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         if not self._silent:
             await self._send(message)
         if kind == "http.response.body":
             if self._copy is not None:
-                await self._keep(self._copy, message)
+                await self._keep(self._copy, chunk, more)
         elif kind in _UNREPEATABLE:
             self._copy = None
 
@@ -120,15 +122,14 @@ class Tee:
             return
         await self._send({**message, "headers": list(headers)})
 
-    async def _keep(self, copy: list[bytes], message: Message) -> None:
-        chunk: bytes = message.get("body", b"")
+    async def _keep(self, copy: list[bytes], chunk: bytes, more: bool) -> None:
         self._room -= len(chunk)
         if self._room < 0:
             self._copy = None
             return
         if chunk:
             copy.append(bytes(chunk))  # a buffer may be filled anew for the next message
-        if message.get("more_body", False):
+        if more:
             return
         self._copy = None
         body = b"".join(copy)

@@ -313,6 +313,33 @@ def test_a_websocket_that_is_refused_with_a_response_passes_as_the_same_objects(
     assert list(map(id, got)) == list(map(id, sent))
 
 
+@EVERY_MASK
+def test_what_is_further_out_may_write_into_its_messages_and_the_apps_bytes_are_stored(mask: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-app", b"1")]})
+        for piece in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": piece, "more_body": piece == b"one"})
+
+    async def outside(scope: Any, receive: Any, send: Any) -> None:
+        async def shouting(message: Any) -> None:
+            # As compression does, which knows no better way to change a message than to change it.
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-outside", b"1"))
+            elif mangled:
+                message["body"] = message["body"].upper()
+            await send(message)
+
+        await layers(scope, receive, shouting)
+
+    layers, mangled = stack(app, mask), True
+    first = asyncio.run(call(outside, "/stored", user=ANN))
+    mangled = False
+    again = asyncio.run(call(outside, "/stored", user=ANN))
+    assert (first.body, again.body) == (b"ONETWO", b"onetwo")
+    assert again.hit is ("cache" in mask)
+    assert [name for name, _ in again.headers].count(b"x-outside") == 1
+
+
 # --- extensions that stand in the way of storing ------------------------------------
 
 OFFERED: dict[str, dict[str, Any]] = {
