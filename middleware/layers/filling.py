@@ -146,6 +146,8 @@ class Filling:
     def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
         if not self._usable.stores:
             return Refused("credential")
+        if getattr(self._scope.get("session"), "modified", False):
+            return Refused("Set-Cookie")  # which a session middleware further out is going to add
         return judge_response(
             status=status,
             headers=headers,

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -17,7 +18,7 @@ from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalF
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
-from tidegate.middleware.core.policy import Policies, RoutePolicy
+from tidegate.middleware.core.policy import Policies, RoutePolicy, Share
 from tidegate.middleware.exposition import MetricsApp, ShadowApp
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -43,6 +44,7 @@ from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
 from tidegate.openings import Openings
+from tidegate.ordering import warn_of_order
 from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.stopping import follow_stops
@@ -144,10 +146,18 @@ class Tidegate:
             self._metrics,
             look_every=min(flags.poll_interval, LOOK_EVERY),
         )
+        drawn = self.gates is not None and flags.unit != "session" and properties is None
+        self._needs_identity = identify is starlette_user and (
+            drawn or _is_for_some(self._resolver.policies, self.settings.cache.share)
+        )
+        self._said: set[str] = set()
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Mount the layers on an app."""
-        return Mounted(self._stack(app), self._runtime)
+        look = partial(
+            warn_of_order, app=app, layers=self._layers, needs_identity=self._needs_identity, said=self._said
+        )
+        return Mounted(self._stack(app), self._runtime, look)
 
     async def start(self) -> None:
         """Follow the flags and reach for the store. The application's lifespan does it where it passes the layers; else
@@ -265,6 +275,12 @@ def _gate(layer: Layer) -> Gate:
     return is_open
 
 
+def _is_for_some(policies: Policies, share: Share) -> bool:
+    """Whether anything is to be stored for a tenant or a user alone."""
+    shares = [policy.share for policy in policies.all if policy.mode != "off"] if policies.all else [share]
+    return any(each != "public" for each in shares)
+
+
 def _with_ttl(policy: RoutePolicy, ttl: float | None) -> RoutePolicy:
     """A policy without a ttl of its own gets the settings' one."""
     return replace(policy, ttl=ttl) if policy.ttl is None and ttl is not None else policy
@@ -350,8 +366,8 @@ class TidegateMiddleware:
             )
         self.tide = tide if tide is not None else Tidegate(**arguments)
         self._mounted = self.tide(app)
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         passes = getattr(scope.get("route_handler"), "is_mount", False)
-        await (self._app if passes else self._mounted)(scope, receive, send)
+        await (self.app if passes else self._mounted)(scope, receive, send)

@@ -103,18 +103,21 @@ class Mounted:
     """The outermost callable: lives with the application's lifespan, or starts at the first request without one.
 
     The lifespan waits for the start as long as that takes; a request waits `FIRST_REQUEST_WAITS`.
+    look: called with the scope in which the start is noticed.
     """
 
     made: ClassVar["WeakSet[Mounted]"] = WeakSet()
     """Every one in this process, for whoever wants to ask them."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime, look: Callable[[Scope], None]) -> None:
         self.made.add(self)
         self.app = app
         self._runtime = runtime
+        self._look = look
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self._look(scope)
             await self._runtime.start()
 
             async def send_after_the_end(message: Message) -> None:
@@ -129,5 +132,6 @@ class Mounted:
                 await self._runtime.stop()
             return
         if self._runtime.loop is not asyncio.get_running_loop():
+            self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
         await self.app(scope, receive, send)
