@@ -5,6 +5,7 @@ hides a leak. Mark the few that mean it: `@pytest.mark.leaves_tasks("why")`, `@p
 """
 
 import asyncio
+import gc
 import logging
 import resource
 import time
@@ -20,8 +21,32 @@ from tests.services.server import Server
 LONGEST_CALLBACK_SECONDS = 0.5
 
 
+class Collecting:
+    """Seconds that garbage collection took, as pairs of wall and computing time.
+
+    A full collection goes through what all earlier tests have left in memory, and comes in the middle of whichever
+    callback happens to run then: late in a long run it alone may take longer than any callback should.
+    """
+
+    wall = 0.0
+    computing = 0.0
+    _began = (0.0, 0.0)
+
+    @classmethod
+    def note(cls, phase: str, _info: dict[str, int]) -> None:
+        """For `gc.callbacks`; both phases of a collection run in the thread that it interrupts."""
+        now = (time.perf_counter(), time.thread_time())
+        if phase == "start":
+            cls._began = now
+        else:
+            cls.wall += now[0] - cls._began[0]
+            cls.computing += now[1] - cls._began[1]
+
+
 class Spent(NamedTuple):
-    """What this thread has used so far, in seconds; `yielded` counts how often it gave up its processor by itself."""
+    """What this thread has used so far, in seconds, but for garbage collection; `yielded` counts how often it gave up
+    its processor by itself.
+    """
 
     wall: float
     computing: float
@@ -32,7 +57,8 @@ class Spent(NamedTuple):
     def now(cls) -> Self:
         """A reading."""
         yielded = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        return cls(time.perf_counter(), time.thread_time(), Server.seconds_waited, yielded)
+        wall, computing = time.perf_counter() - Collecting.wall, time.thread_time() - Collecting.computing
+        return cls(wall, computing, Server.seconds_waited, yielded)
 
     def blocked_since(self, before: "Spent") -> float:
         """The longer of computing and of waiting in a blocking call.
@@ -83,7 +109,9 @@ class LoggedErrors(logging.Handler):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marks known."""
+    """Make the marks known, and begin to note collections."""
+    if Collecting.note not in gc.callbacks:
+        gc.callbacks.append(Collecting.note)
     config.addinivalue_line("markers", "leaves_tasks(why): the test may end with running tasks")
     config.addinivalue_line("markers", "blocks_the_loop(why): the test may block its event loop")
 

@@ -54,6 +54,24 @@ def test_on_purpose():
     assert "3 passed, 2 errors" in output
 
 
+def test_a_collection_of_what_other_tests_left_is_not_the_callbacks_time(tmp_path: Path) -> None:
+    status, output = run_pytest(
+        tmp_path,
+        """
+import gc
+
+async def collects():
+    begun = time.thread_time()
+    while time.thread_time() - begun < 0.8:
+        gc.collect()
+
+def test_it():
+    asyncio.run(collects())
+""",
+    )
+    assert status == 0, output
+
+
 def test_a_test_that_leaves_a_task_behind_fails(tmp_path: Path) -> None:
     status, output = run_pytest(
         tmp_path,
