@@ -244,31 +244,34 @@ def test_with_authentication_inside_nobody_is_known_and_a_metric_says_so() -> No
         assert (anonymous, credential) == (2.0, counted)
 
 
-def test_with_proxy_headers_inside_a_stored_redirect_to_https_is_served_to_https() -> None:
-    async def asked(place: str) -> list[int]:
-        proxy, redirect = OTHERS["ProxyHeadersMiddleware"], Middleware(_Moved)
+def test_with_proxy_headers_inside_the_location_of_a_write_purges_nothing() -> None:
+    async def hits(place: str) -> list[bool]:
+        proxy, writing = OTHERS["ProxyHeadersMiddleware"], Middleware(_Writing)
         own = tidegate(identify=BY_HEADERS)
-        app = application(*([proxy, own, redirect] if place == "outside" else [own, proxy, redirect]))
-        forwarded = [[("x-forwarded-proto", scheme)] for scheme in ("http", "https")]
-        return [(await call(app, scope=_scope("/open", scheme="http", headers=each))).status for each in forwarded]
+        app = application(*([proxy, own, writing] if place == "outside" else [own, proxy, writing]))
+        found: list[bool] = []
+        for method, path in (("GET", "/open"), ("GET", "/open"), ("POST", "/elsewhere"), ("GET", "/open")):
+            scope = _scope(path, method=method, scheme="http", headers=[("x-forwarded-proto", "https")])
+            found.append((await call(app, scope=scope)).hit)
+        return found
 
-    assert asyncio.run(asked("outside")) == [301, 200]
-    assert asyncio.run(asked("inside")) == [301, 301]
+    assert asyncio.run(hits("outside")) == [False, True, False, False]
+    assert asyncio.run(hits("inside")) == [False, True, False, True]
 
 
-class _Moved:
-    """Redirects to https for good, as sites do."""
+class _Writing:
+    """Answers every POST with the place of what it has changed."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        app = self.app if scope["type"] != "http" or scope["scheme"] == "https" else _moved
-        await app(scope, receive, send)
-
-
-async def _moved(scope: Any, receive: Any, send: Any) -> None:
-    await Response(status_code=301, headers={"location": "https://example.test/open"})(scope, receive, send)
+        if scope.get("method") != "POST":
+            await self.app(scope, receive, send)
+            return
+        place = f"{scope['scheme']}://example.test/open".encode()
+        await send({"type": "http.response.start", "status": 201, "headers": [(b"location", place)]})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def test_one_tidegate_inside_another_takes_over_its_decisions(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,8 +66,8 @@ RULES: Final = (
         kind=re.compile(r"(?:^|\.)\w*ProxyHeadersMiddleware$"),
         place="inside",
         layers=frozenset({"cache"}),
-        harm="the cache's key has the scheme of the connection to the proxy: what was stored for http (a redirect to"
-        " https, say) is served to https",
+        harm="the cache's key has the scheme of the connection to the proxy, so that a write's Location with https"
+        " names another site, and what is stored for it is not purged (RFC 9111 4.4)",
         fix="put it outside of everything, or leave it to the server: uvicorn --proxy-headers",
     ),
     *(
