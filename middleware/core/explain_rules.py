@@ -50,6 +50,11 @@ BYPASSED: Final[Mapping[str, Rule]] = {
         "P2",
         "let identify() name the user, or give the route a policy with share tenant",
     ),
+    "path": Rule(
+        "the path has dot segments, and the app may take it for a page of the one who asks",
+        "P2, RFC 3986 5.2.4",
+        "ask for the path without them, or give the route a policy with share user",
+    ),
     "no-store": Rule("the client says no-store", "RFC 9111 5.2.1.5", "ask without Cache-Control: no-store"),
 }
 

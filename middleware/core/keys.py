@@ -15,6 +15,7 @@ from tidegate.middleware.core.policy import Share
 
 __all__ = [
     "SCHEMA",
+    "climbs",
     "counted_query",
     "encode_parts",
     "path_part",
@@ -87,6 +88,11 @@ def path_part(path: str, raw_path: bytes | None, root_path: str) -> bytes:
     if not raw_path or (mounted and (whole.endswith(seen) or path.endswith(whole))):
         return sent
     return encode_parts((sent, path.encode("utf-8", "surrogatepass"), root_path.encode("utf-8", "surrogatepass")))
+
+
+def climbs(path: str) -> bool:
+    """Whether a decoded path has segments `.` or `..`, which clients take out before they ask (RFC 3986 5.2.4)."""
+    return "/." in path and not {".", ".."}.isdisjoint(path.split("/"))
 
 
 def _text(name: str) -> bytes:

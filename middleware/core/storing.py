@@ -53,7 +53,9 @@ class Usable:
 class Bypass:
     """The request goes to the app, and its response is not stored. `reason` is a metric label."""
 
-    reason: Literal["method", "policy-off", "body", "conditional", "credential", "no-identity", "no-user", "no-store"]
+    reason: Literal[
+        "method", "policy-off", "body", "conditional", "credential", "no-identity", "no-user", "no-store", "path"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +128,15 @@ def judge_request(
     identity: Identity | None,
     has_credential: bool,
     only_cookies: bool = False,
+    climbs: bool = False,
 ) -> Usable | Bypass:
     """Whether a request may use the cache at all, and for whom its response would be kept (P2).
 
     only_cookies: the credential is a cookie, which browsers send to everything. Where the mount is public and no policy
         speaks, only the responses' own fields count (RFC mode): what is stored for everybody may be served, and the
         answer to this request is not stored.
+    climbs: the path has dot segments, see `climbs` in core.keys. What the app makes of it may be another route than the
+        one whose policy says that somebody known shares the answer with others.
     """
     if method not in ("GET", "HEAD"):
         return Bypass("method")
@@ -153,6 +158,8 @@ def judge_request(
             return Bypass("no-identity")
     elif share == "user" and identity.user is None:
         return Bypass("no-user")
+    elif climbs and share != "user":
+        return Bypass("path")
     return Usable(share)
 
 

@@ -19,7 +19,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.keys import counted_query, scope_of
+from tidegate.middleware.core.keys import climbs, counted_query, scope_of
 from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY, Authorization, Share
 from tidegate.middleware.core.storing import Bypass, Pairs, RequestDirectives, Usable, judge_request, request_directives
@@ -177,7 +177,7 @@ class CacheLayer:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         plain = context.identity is not None and scope["method"] in ("GET", "HEAD")
         if plain and DECISIVE.isdisjoint([name for name, _ in scope["headers"]]):
-            wanted, verdict = _NOTHING_SPECIAL, self._judge_plain(context)
+            wanted, verdict = _NOTHING_SPECIAL, self._judge_plain(scope, context)
         else:
             wanted = request_directives(scope["headers"])
             verdict = self._judge(scope, context, wanted)
@@ -200,13 +200,15 @@ class CacheLayer:
             span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
             span.set_attribute("tidegate.cache.share", verdict.share)
 
-    def _judge_plain(self, context: RequestContext) -> Usable | Bypass:
+    def _judge_plain(self, scope: Scope, context: RequestContext) -> Usable | Bypass:
         """As `_judge`, of a GET or HEAD of somebody known without any field that could decide."""
         policy, identity = context.match.policy, context.identity
         share = self._share if policy is None else policy.share
         if policy is not None and policy.mode == "off":
             return Bypass("policy-off")
-        return Bypass("no-user") if share == "user" and (identity is None or identity.user is None) else _USABLE[share]
+        if share == "user":
+            return Bypass("no-user") if identity is None or identity.user is None else _USABLE[share]
+        return Bypass("path") if climbs(scope["path"]) else _USABLE[share]
 
     def _judge(self, scope: Scope, context: RequestContext, wanted: RequestDirectives) -> Usable | Bypass:
         credential = context.identity is None and self._has_credential(scope)
@@ -219,6 +221,7 @@ class CacheLayer:
             identity=context.identity,
             has_credential=credential,
             only_cookies=credential and not self._has_credential(scope, but=_COOKIE),
+            climbs=climbs(scope["path"]),
         )
 
     def _named(self, scope: Scope, context: RequestContext, verdict: Usable) -> Named:

@@ -199,6 +199,7 @@ ASKED = {
     "body": {"asked": [("content-length", "3")]},
     "method": {"method": "OPTIONS"},
     "policy-off": {"mode": "off"},
+    "path": {"share": "tenant", "path": "/static/../me"},
 }
 
 
@@ -211,6 +212,7 @@ def cache_status(
     asked: Any = (),
     method: str = "GET",
     mode: Any = None,
+    path: str = "/",
     times: int = 1,
 ) -> str | None:
     """What a cache says about the last of some identical requests."""
@@ -222,8 +224,8 @@ def cache_status(
 
     async def drive() -> str | None:
         for _ in range(times - 1):
-            await call(layer, headers=asked, method=method)
-        return (await call(layer, headers=asked, method=method)).header("cache-status")
+            await call(layer, path, headers=asked, method=method)
+        return (await call(layer, path, headers=asked, method=method)).header("cache-status")
 
     return asyncio.run(drive())
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from tests.driver import Origin, call, scope_of
 from tests.promises.attacks.faults import ONE_TENANT, key_without, narrowing
 from tests.promises.attacks.planting import Plant, attack
-from tests.promises.attacks.stage import ANN, BEA, Echo, asked, hits, said, stack, tide
+from tests.promises.attacks.stage import ANN, BEA, BOB, Echo, asked, hits, said, stack, tide
 from tests.promises.attacks.test_identity import NAIVE_JOIN
 from tests.property import test_keys as laws
 from tidegate import RoutePolicy
@@ -47,6 +47,22 @@ def kept_apart(paths: list[str]) -> None:
 @attack("19", without=[ONE_PATH, DECODED])
 def test_every_spelling_of_a_path_has_an_answer_of_its_own() -> None:
     kept_apart([path for path in PATHS if path != "/me?"])
+
+
+CLIMBING = Plant(
+    name="paths that climb", target="middleware.core.keys:climbs", by=lambda _original: lambda _path: False
+)
+
+
+@attack("19", without=[CLIMBING], cases=["public", "tenant"])
+def test_a_users_page_under_a_path_that_climbs_out_of_a_shared_folder_is_nobody_elses(case: Any) -> None:
+    """The app takes out dot segments, as some frameworks and file servers do; the folder's policy shares its files."""
+    shared = tide(RoutePolicy(route="/static/{rest:path}", ttl=600, share=case))(Echo())
+    for path in ("/static/..%2fme", "/static/../me", "/static/%2e%2e/me", "/static/x/./../../me"):
+        bob = asked(shared, *({"scope": at(path)["scope"] | {"user": user}} for user in (ANN, BOB)))[1]
+        assert said(bob)["who"][1] == "bob"
+    logos = asked(shared, *({"scope": at("/static/..logo.png")["scope"] | {"user": user}} for user in (ANN, BOB)))
+    assert hits(logos) == [False, True], "what only looks like it is shared"
 
 
 @attack("19", without=[ONE_TENANT], cases=["/me/x.css", "/me;x.css", "/me.css", "/static/..%2fme", "/logo.png"])

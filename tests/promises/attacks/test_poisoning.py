@@ -8,6 +8,7 @@ from tests.promises.attacks.faults import ANY_STATUS, blind_answer, blind_reques
 from tests.promises.attacks.planting import Plant, attack
 from tests.promises.attacks.stage import ANN, BOB, Echo, asked, fields_of, hits, said, stack
 from tests.promises.attacks.test_identity import two_at_once
+from tidegate.middleware.core.parts import Place
 from tidegate.middleware.core.storing import UNSTORABLE_STATUSES
 
 ONE_HOST = key_without("host", b"example.test")
@@ -191,12 +192,22 @@ def of_any_method(_original: Any) -> Any:
 ANY_METHOD = Plant(name="all methods are as GET", target="middleware.core.storing:judge_request", by=of_any_method)
 
 
-@attack("15", without=[ANY_STATUS])
+def taken_for_all(_headers: Any, length: int | None = None) -> Place:
+    return Place(0, length or 1, length or 1)
+
+
+PART_FOR_WHOLE = Plant(
+    name="a part is taken for all there is", target="middleware.core.parts:place_of", by=lambda _original: taken_for_all
+)
+
+
+@attack("15", without=[PART_FOR_WHOLE])
 def test_a_part_is_not_stored_as_the_whole() -> None:
-    app = stack(Methods())
-    answers = asked(app, {"headers": [("range", "bytes=0-3")]}, {}, {})
-    assert [answer.status for answer in answers] == [206, 200, 200]
-    assert hits(answers) == [False, False, True]
+    app = stack(Methods((b"cache-control", b"max-age=600"), (b"content-range", b"bytes 0-9998/9999")))
+    ranged = {"headers": [("range", "bytes=0-9998")]}
+    answers = asked(app, ranged, ranged, {}, {})
+    assert [answer.status for answer in answers] == [206, 206, 200, 200]
+    assert hits(answers) == [False, True, False, True], "the part is stored, and serves as a part only"
 
 
 @attack("15", without=[ANY_METHOD])
