@@ -163,7 +163,9 @@ async def compared(bare: Any, layers: Any) -> tuple[list[str], int]:
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "tidegate"]
+    """What was said of an order; threads that other tests have left may log other things."""
+    said = [record.getMessage() for record in caplog.records if record.name == "tidegate"]
+    return [message for message in said if message.startswith("order of middleware: ")]
 
 
 # --- the table -----------------------------------------------------------------------

@@ -177,7 +177,8 @@ async def _rounds(demo: Demo) -> Result:
     await demo.start("second")
     shut_after = await _second_round(demo, faults)
     if demo.load.failures:
-        faults.append(f"{demo.load.failures} requests got no answer at all")
+        why = ", ".join(sorted(set(demo.load.failures)))
+        faults.append(f"{len(demo.load.failures)} requests got no answer at all: {why}")
     return Result(
         before=before,
         after=after,

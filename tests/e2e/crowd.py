@@ -17,6 +17,8 @@ from tidegate.flags.evaluate import normalized
 __all__ = ["Crowd", "Sample", "batch", "hit_ratio", "is_canary"]
 
 FLAG = "tidegate.cache"
+LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=2)
+"""An idle connection is let go before uvicorn closes it, after 5 s: a request that meets the closing gets no answer."""
 USERS = 200
 """Enough for 1 in 10 to be a score, and few enough to be seen again within a second or two."""
 
@@ -91,7 +93,7 @@ class Crowd:
     async def _run(self) -> None:
         chance = random.Random(self.seed)
         began, sent = time.monotonic(), 0
-        limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100)
+        limits = LIMITS
         async with (
             httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=8, limits=limits) as client,
             asyncio.TaskGroup() as group,
@@ -147,7 +149,7 @@ def batch(port: int, count: int, *, seed: int = 1, at_once: int = 32, by_nobody:
     async def send() -> list[Sample]:
         chance = random.Random(seed)
         turn = asyncio.Semaphore(at_once)
-        limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        limits = LIMITS
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=8, limits=limits) as client:
 
             async def one(user: str, wanted: str) -> Sample:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -42,14 +43,20 @@ def test_hits_before_and_after_a_servers_fault_and_no_error_during_it(start_serv
     metrics = new_metrics()
 
     async def fill(guard: GuardedStore) -> None:
-        read = await positions(guard)
-        for number in range(50):
-            await guard.put(b"%d" % number, entry(tags=((ACME, f"client:{number}"),), positions=read), retain=60)
-
         async def whole() -> bool:
             return await hit_ratio(guard, 1) == 1.0
 
-        await eventually(whole, "all fifty are hits")
+        # Several goes: on a crowded machine a write may miss its deadline, and is then lost.
+        for _ in range(10):
+            with suppress(AssertionError):
+                read = await positions(guard)
+                for number in range(50):
+                    await guard.put(
+                        b"%d" % number, entry(tags=((ACME, f"client:{number}"),), positions=read), retain=60
+                    )
+                await eventually(whole, "all fifty are hits")
+                return
+        pytest.fail("fifty writes are never all made")
 
     async def story(guard: GuardedStore) -> None:
         await fill(guard)
@@ -67,7 +74,7 @@ def test_hits_before_and_after_a_servers_fault_and_no_error_during_it(start_serv
             await hit_ratio(guard, 1)
             return not guard.stats().extra["purges_pending"] and guard.breaker.state == "closed"
 
-        await eventually(purged, "the purge is made and the breaker closed", seconds=3.0)
+        await eventually(purged, "the purge is made and the breaker closed", seconds=20.0)
         if how == "suspended":
             assert await hit_ratio(guard) == 49 / 50, "all but the purged one are still there"
         await fill(guard)
