@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tidegate.middleware.core.identity import Credentials
-from tidegate.middleware.core.keys import variant_values
+from tidegate.middleware.core.keys import climbs, variant_values
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers, weak_match
 from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, has_client_certificate
@@ -98,7 +98,10 @@ class FusedHits:
             if share != "public" or self._is_somebodys(scope):
                 return None
             matters = self._anonymous
-        elif share == "user" and identity.user is None:
+        elif share == "user":
+            if identity.user is None:
+                return None
+        elif climbs(scope["path"]):
             return None
         host = tag = None
         conditional = False

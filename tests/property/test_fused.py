@@ -42,10 +42,12 @@ ANSWERS: dict[str, list[tuple[str, str]]] = {
     "/off": [("cache-control", "max-age=60")],
     "/rehearsed": [],
     "/missing": [("cache-control", "max-age=60")],
+    "/open/../shut": [],
 }
 POLICIES = (
     RoutePolicy(route="/tenant", ttl=30, share="tenant", query=("page",), tags=("list",)),
     RoutePolicy(route="/public", ttl=30, share="public", client_ttl=5),
+    RoutePolicy(route="/open/{rest:path}", ttl=30, share="public"),
     RoutePolicy(route="/off", mode="off"),
     RoutePolicy(route="/rehearsed", ttl=30, mode="shadow"),
 )
@@ -234,6 +236,10 @@ def lives(draw: st.DrawFn) -> list[Step]:
 
 ANYBODY = Step(path="/public", user=None)
 LIVES = {
+    "a path that climbs, for nobody and then for somebody": [
+        Step(path="/open/../shut", user=None),
+        Step(path="/open/../shut"),
+    ],
     "our own ETag, with its gate shut": [
         Step(path="/ours"),
         Step(path="/ours", shut=frozenset({"etag"})),

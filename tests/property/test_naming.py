@@ -70,3 +70,12 @@ def test_no_more_is_remembered_than_was_said_and_nothing_long() -> None:
     assert names.of(first, b"", match, "user", ann) is not remembered
     long = scope_of("/" + "a" * 1200)
     assert names.of(long, b"", match, "user", ann) is not names.of(long, b"", match, "user", ann)
+
+
+def test_one_path_under_two_roots_has_two_names() -> None:
+    names = Names(namespace=b"v1", naming_key=b"secret")
+    asked = dict.fromkeys(FIELDS) | {"path": "/b", "raw": b"/b", "query": "", "scheme": "http", "hosts": []}
+    asked |= {"share": "public", "values": ()}
+    one, other = named(names, asked | {"root": ""}), named(names, asked | {"root": "/a"})
+    assert other == named(Names(namespace=b"v1", naming_key=b"secret"), asked | {"root": "/a"})
+    assert one != other
