@@ -76,13 +76,15 @@ def test_an_end_that_is_cut_off_before_it_began_leaves_nothing_unawaited() -> No
         await receive()
 
     async def serve() -> None:
-        layers = Tidegate(provider=provider, registry=CollectorRegistry())(app)
-        life = asyncio.create_task(layers({"type": "lifespan"}, asyncio.Event().wait, None))  # type: ignore[arg-type]
+        tide = Tidegate(provider=provider, registry=CollectorRegistry())
+        life = asyncio.create_task(tide(app)({"type": "lifespan"}, asyncio.Event().wait, None))  # type: ignore[arg-type]
         await until(lambda: provider.started, 20, "the start")
         for _ in range(3):
             life.cancel()
             await asyncio.sleep(0)
         await asyncio.gather(life, return_exceptions=True)
+        assert tide.stops is not None
+        await tide.stops.aclose()  # which the end would have done
 
     asyncio.run(serve())
 

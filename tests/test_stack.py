@@ -237,12 +237,15 @@ def test_with_the_etag_gate_shut_our_etags_are_neither_sent_nor_matched_and_the_
     origin = Origin(b"body", headers=[] if own else [("etag", '"app"')])
     settings = Settings.of({"flags": {"unit": "user"}})
     provider = Users(ann="cache etag", ben="cache")
-    layers = mounted(origin, settings=settings, provider=provider)
+    tide = Tidegate(settings, policies=[POLICY], provider=provider, registry=CollectorRegistry())
+    layers = tide(origin)
 
     async def run() -> list[Answer]:
         first = await call(layers, user=ANN)
         condition = [("if-none-match", first.header("etag") or "")]
-        return [first, await call(layers, user=BEN), await call(layers, user=BEN, headers=condition)]
+        answers = [first, await call(layers, user=BEN), await call(layers, user=BEN, headers=condition)]
+        await tide.aclose()
+        return answers
 
     first, plain, conditional = asyncio.run(run())
     assert first.header("etag") is not None
@@ -259,7 +262,9 @@ def test_flags_that_cannot_be_decided_shut_every_layer() -> None:
     layers = tide(origin)
 
     async def run() -> list[Answer]:
-        return [await call(layers, user=ANN) for _ in range(2)]
+        answers = [await call(layers, user=ANN) for _ in range(2)]
+        await tide.aclose()
+        return answers
 
     answers = asyncio.run(run())
     assert [(answer.status, answer.header("cache-status"), answer.header("etag")) for answer in answers] == [

@@ -81,8 +81,7 @@ async def stop(app: Any) -> None:
     middleware = app.middleware_stack
     while not hasattr(middleware, "tide"):
         middleware = middleware.app
-    await middleware.tide.store.aclose()
-    await middleware.tide.provider.aclose()
+    await middleware.tide.aclose()
 
 
 def test_the_spec_of_the_whole_gate_fits_its_flags() -> None:
