@@ -62,12 +62,12 @@ check: environment
 
 bench: environment
 	@[ -d .cache/bench ] || $(VENV)/python -m pip install --quiet --target .cache/bench httptools uvloop
-	@PYTHONPATH=.cache/bench $(VENV)/python -m tests.bench $(BENCH)
+	@PYTHONPATH=$(CURDIR)/.cache/bench $(VENV)/python -m tests.bench $(BENCH)
 
 conformance: environment
 	@[ -n "$(SUITE)" ] || { echo "conformance: say where the suite is: make conformance SUITE=folder" >&2; exit 2; }
 	@[ -d .cache/conformance/httptools ] || $(VENV)/python -m pip install --quiet --target .cache/conformance httptools
-	@PYTHONPATH=.cache/conformance $(VENV)/python -m tests.conformance "$(SUITE)" $(CONFORMANCE)
+	@PYTHONPATH=$(CURDIR)/.cache/conformance $(VENV)/python -m tests.conformance "$(SUITE)" $(CONFORMANCE)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

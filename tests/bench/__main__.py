@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no bench is called {', '.join(unknown)}; there are {', '.join(known)}")
     with Bench() as bench:
         cases = {case.title: case for name in chosen.names or known for case in known[name](bench)}
-        figures = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds)
+        figures = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds, progress=_progress)
     before = load(RECORDED)["figures"] if RECORDED.exists() else {}
     print("\n".join(table(figures, before)))
     if chosen.record is not None:
@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in failed:
         print(f"missed: {line}")
     return 1 if failed else 0
+
+
+def _progress(told: str) -> None:
+    print(f"bench: {told}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def miss(bench: Bench) -> list[Case]:
     cases = references(bench)
     for size, length in SIZES.items():
         body = b"x" * length
-        limit = Target(microseconds=15, above_bare=True) if size == SMALL else None
+        limit = Target(microseconds=15, above=BARE) if size == SMALL else None
         app = five(bench, bare(body), POLICY)
         cases.append(bench.requests("miss, five layers", app, new_pages(), _stores(body), size=size, target=limit))
     return cases
@@ -161,7 +161,7 @@ def passed(bench: Bench) -> list[Case]:
             "pass, nothing storable": (five(bench, bare(body, **{"cache-control": "no-store"})), 10.0),
         }
         for name, (app, target) in stacks.items():
-            limit = Target(microseconds=target, above_bare=True) if size == SMALL else None
+            limit = Target(microseconds=target, above=BARE) if size == SMALL else None
             cases.append(bench.requests(name, app, same_page(), _answers(body), size=size, target=limit))
     return cases
 

@@ -2,18 +2,19 @@
 
 Interleaved: every case runs once in every round, so that what slows the machine for a while strikes all of them.
 Ratios and differences are taken within a round and the median over rounds is reported; they say more than microseconds,
-which are those of one machine.
+which are those of one machine. Requests are made a few at a time, outside of the time that is measured: as a server
+has just made them, they are at hand, and the garbage collector does not meet thousands of them.
 """
 
 import asyncio
 import gc
 import time
 import timeit
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Self
+from typing import Any, Final, NamedTuple, Self
 
 from tests.driver import Answer, App, call
 
@@ -27,12 +28,12 @@ BARE = "bare handler"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a case may cost: `microseconds` of CPU, or that much more than the bare handler; or how many times as many
-    requests it serves as the raw function, at least.
+    """What a case may cost: `microseconds` of CPU, or that much more than the case of the same size that is named in
+    `above`; or how many times as many requests it serves with one core as the raw function, at least.
     """
 
     microseconds: float = 0.0
-    above_bare: bool = False
+    above: str = ""
     of_raw: float | None = None
 
 
@@ -44,6 +45,8 @@ class Case:
     verify: raises unless the operation does what the name says; asked before the first round and after the last.
     size: cases of one size are compared with the raw function and the bare handler of that size.
     longer: times as long as other cases it is to be measured.
+    most: operations in a round at most, however quick.
+    elapsed: seconds by the clock on the wall that the last call of `seconds` took; for servers, whose rate it is.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Case:
     size: str = ""
     target: Target | None = None
     longer: float = 1.0
+    most: int = 10_000_000
+    elapsed: Callable[[], float] | None = None
 
     @property
     def title(self) -> str:
@@ -63,14 +68,18 @@ class Case:
 class Figure:
     """What a case cost: medians over the rounds.
 
-    times_raw: its cost over that of the raw function. above_bare: microseconds more than the bare handler. None where
-    there is nothing to compare with, or it is that itself.
+    times_raw: its cost over that of the raw function. above_bare: microseconds more than the bare handler.
+    above_other: microseconds more than the case that its target names. per_second, of_raw: of a server, its requests a
+    second, and over those of the raw function. None where there is nothing to compare with, or it is that itself.
     """
 
     case: Case
     microseconds: float
-    times_raw: float | None
-    above_bare: float | None
+    times_raw: float | None = None
+    above_bare: float | None = None
+    above_other: float | None = None
+    per_second: float | None = None
+    of_raw: float | None = None
 
     @property
     def missed(self) -> str:
@@ -82,11 +91,16 @@ class Figure:
             reached = 1 / self.times_raw if self.times_raw else target.of_raw
             told = f"{self.case.title}: {reached:.2f} x raw, target {target.of_raw:g}"
             return told if reached < target.of_raw else ""
-        spent = self.above_bare if target.above_bare else self.microseconds
+        spent = self.above_other if target.above else self.microseconds
         if spent is None or spent <= target.microseconds:
             return ""
-        terms = " above the bare handler" if target.above_bare else ""
+        terms = f" above {target.above}" if target.above else ""
         return f"{self.case.title}: {spent:.3f} µs{terms}, target {target.microseconds:g}"
+
+
+_AT_A_TIME: Final = 100
+_MOST: Final = 20_000
+"""Requests in a round: of the raw function more would say nothing that these do not."""
 
 
 class Bench:
@@ -126,11 +140,14 @@ class Bench:
         """
 
         async def drive(driven: App, count: int) -> float:
-            made = scopes(count)
-            began = time.thread_time()
-            for scope in made:
-                await driven(scope, _receive, _send)
-            return time.thread_time() - began
+            spent = 0.0
+            for done in range(0, count, _AT_A_TIME):
+                made = scopes(min(_AT_A_TIME, count - done))
+                began = time.thread_time()
+                for scope in made:
+                    await driven(scope, _receive, _send)
+                spent += time.thread_time() - began
+            return spent
 
         def verify() -> None:
             answer = self._runner.run(call(app, scope=scopes(1)[0]))
@@ -140,7 +157,7 @@ class Bench:
         def seconds(count: int) -> float:
             return self._runner.run(drive(app, count)) - self._runner.run(drive(_nothing, count))
 
-        return Case(name=name, seconds=seconds, verify=verify, **of)
+        return Case(name=name, seconds=seconds, verify=verify, most=_MOST, **of)
 
     def warm(self, app: App, scopes: Iterable[dict[str, Any]]) -> None:
         """Send these requests once, so that what they ask for is stored."""
@@ -164,39 +181,65 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     pass
 
 
-def measure(cases: Sequence[Case], *, rounds: int, seconds: float) -> list[Figure]:
-    """Measure the cases in interleaved rounds, each for about `seconds` a round."""
+def measure(
+    cases: Sequence[Case], *, rounds: int, seconds: float, progress: Callable[[str], None] = lambda _: None
+) -> list[Figure]:
+    """Measure the cases in interleaved rounds, each for about `seconds` a round. progress: hears how far it is."""
+    progress(f"warming up {len(cases)} cases")
     for case in cases:
         case.verify()
     counts = [_count_for(case, seconds * case.longer) for case in cases]
-    taken: list[list[float]] = [[] for _ in cases]
-    for _ in range(rounds):
+    taken = _Taken({}, {})
+    began = time.monotonic()
+    for done in range(rounds):
         gc.collect()
-        for case, count, into in zip(cases, counts, taken, strict=True):
-            into.append(case.seconds(count) / count * 1e6)
+        for case, count in zip(cases, counts, strict=True):
+            taken.cpu.setdefault(case.title, []).append(case.seconds(count) / count * 1e6)
+            if case.elapsed is not None:
+                taken.rate.setdefault(case.title, []).append(count / case.elapsed())
+        left = (time.monotonic() - began) / (done + 1) * (rounds - done - 1)
+        progress(f"round {done + 1} of {rounds}, {left:.0f} s left")
     for case in cases:
         case.verify()
-    by_title = {case.title: rows for case, rows in zip(cases, taken, strict=True)}
-    return list(_figures(cases, by_title))
+    return [_figure(case, taken) for case in cases]
 
 
 def _count_for(case: Case, seconds: float) -> int:
     """How many operations take about this long; also warms them up."""
     count = 10
-    while (took := case.seconds(count)) < seconds / 10 and count < 10_000_000:
+    while (took := case.seconds(count)) < seconds / 10 and count < case.most:
         count *= 4
-    return max(10, min(10_000_000, int(count * seconds / max(took, 1e-9))))
+    return max(10, min(case.most, int(count * seconds / max(took, 1e-9))))
 
 
-def _figures(cases: Sequence[Case], taken: Mapping[str, Sequence[float]]) -> Iterator[Figure]:
-    for case in cases:
-        own = taken[case.title]
-        raw, bare = taken.get(f"{RAW}, {case.size}"), taken.get(f"{BARE}, {case.size}")
-        compared = raw is not None and case.name != RAW
-        above = bare is not None and case.name not in (RAW, BARE)
-        yield Figure(
-            case=case,
-            microseconds=median(own),
-            times_raw=median(a / b for a, b in zip(own, raw, strict=True)) if compared else None,
-            above_bare=median(a - b for a, b in zip(own, bare, strict=True)) if above else None,
-        )
+class _Taken(NamedTuple):
+    """What was measured, by title, a value for each round: microseconds of CPU, and requests a second."""
+
+    cpu: dict[str, list[float]]
+    rate: dict[str, list[float]]
+
+
+def _figure(case: Case, taken: _Taken) -> Figure:
+    own, rate = taken.cpu[case.title], taken.rate.get(case.title)
+    is_raw = case.name == RAW
+
+    def above(name: str) -> float | None:
+        other = taken.cpu.get(f"{name}, {case.size}")
+        return median(a - b for a, b in zip(own, other, strict=True)) if other is not None else None
+
+    def of_raw(values: Mapping[str, Sequence[float]]) -> float | None:
+        raw = values.get(f"{RAW}, {case.size}")
+        mine = values.get(case.title)
+        if raw is None or mine is None or is_raw:
+            return None
+        return median(a / b for a, b in zip(mine, raw, strict=True))
+
+    return Figure(
+        case=case,
+        microseconds=median(own),
+        times_raw=of_raw(taken.cpu),
+        above_bare=above(BARE) if case.name not in (RAW, BARE) else None,
+        above_other=above(case.target.above) if case.target is not None and case.target.above else None,
+        per_second=median(rate) if rate is not None else None,
+        of_raw=of_raw(taken.rate),
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.frame import Figure
+from tests.bench.frame import BARE, Figure
 
 __all__ = ["RECORDED", "load", "markdown", "record", "table"]
 
@@ -45,7 +45,8 @@ def markdown(document: Mapping[str, Any], size: str) -> list[tuple[str, ...]]:
                 continue
             name = title
         target = figure.get("target")
-        in_terms = "above" if figure.get("target_above_bare") else "in all"
+        above = figure.get("target_above")
+        in_terms = "in all" if above is None else "above" if above == BARE else f"above *{above}*"
         rows.append(
             (
                 name,
@@ -57,43 +58,65 @@ def markdown(document: Mapping[str, Any], size: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _figure(figure: Figure) -> dict[str, float | bool]:
+def _figure(figure: Figure) -> dict[str, float | str]:
     target = figure.case.target
     values = {
         "us": figure.microseconds,
         "times_raw": figure.times_raw,
         "above_bare": figure.above_bare,
+        "per_second": figure.per_second,
+        "of_raw": figure.of_raw,
         "target": target.microseconds if target is not None and target.of_raw is None else None,
         "target_of_raw": target.of_raw if target is not None else None,
     }
-    kept: dict[str, float | bool] = {name: round(value, 3) for name, value in values.items() if value is not None}
-    return kept | {"target_above_bare": True} if target is not None and target.above_bare else kept
+    kept: dict[str, float | str] = {name: round(value, 3) for name, value in values.items() if value is not None}
+    return kept | {"target_above": target.above} if target is not None and target.above else kept
 
 
 def table(figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The lines of the table; `before` are the figures that were recorded last."""
-    lines = [f"{'':38}{'µs':>9}{'x raw':>9}{'above bare':>12}{'target':>10}{'':8}{'recorded':>10}{'change':>9}"]
-    for figure in figures:
-        was = before.get(figure.case.title, {}).get("us")
-        lines.append(
-            f"{figure.case.title:38}{figure.microseconds:9.3f}{_number(figure.times_raw, '9.2f')}"
-            f"{_number(figure.above_bare, '+12.2f')}{_target(figure)}{_verdict(figure)}{_number(was, '10.3f')}"
-            f"{_number(figure.microseconds / was * 100 - 100 if was else None, '+8.0f', '%')}".rstrip()
-        )
+    """The lines of the table, servers last; `before` are the figures that were recorded last."""
+    inside = [figure for figure in figures if figure.per_second is None]
+    served = [figure for figure in figures if figure.per_second is not None]
+    lines: list[str] = []
+    if inside:
+        lines.append(f"{'':44}{'µs':>9}{'x raw':>9}{'above bare':>12}{'recorded':>10}{'change':>9}  target")
+        lines += [_line(figure, before.get(figure.case.title, {}).get("us")) for figure in inside]
+    if served:
+        lines.append(f"{'':44}{'req/s':>9}{'x raw':>9}{'by CPU':>12}{'recorded':>10}{'change':>9}  target")
+        lines += [_served(figure, before.get(figure.case.title, {}).get("of_raw")) for figure in served]
     return lines
 
 
+def _line(figure: Figure, was: float | None) -> str:
+    return (
+        f"{figure.case.title:44}{figure.microseconds:9.3f}{_number(figure.times_raw, '9.2f')}"
+        f"{_number(figure.above_bare, '+12.2f')}{_number(was, '10.3f')}{_change(figure.microseconds, was)}"
+        f"{_verdict(figure)}"
+    ).rstrip()
+
+
+def _served(figure: Figure, was: float | None) -> str:
+    by_cpu = 1 / figure.times_raw if figure.times_raw else None
+    return (
+        f"{figure.case.title:44}{_number(figure.per_second, '9.0f')}{_number(figure.of_raw, '9.2f')}"
+        f"{_number(by_cpu, '12.2f')}{_number(was, '10.2f')}{_change(figure.of_raw, was)}{_verdict(figure)}"
+    ).rstrip()
+
+
+def _change(now: float | None, was: float | None) -> str:
+    return _number(now / was * 100 - 100 if was and now else None, "+8.0f", "%")
+
+
 def _verdict(figure: Figure) -> str:
-    if figure.case.target is None:
-        return " " * 8
-    return "  missed" if figure.missed else "  met   "
-
-
-def _target(figure: Figure) -> str:
     target = figure.case.target
-    if target is not None and target.of_raw is not None:
-        return f"<{1 / target.of_raw:.2f} raw".rjust(10)
-    return f"{target.microseconds:{'+' if target.above_bare else ''}.2f}".rjust(10) if target is not None else " " * 10
+    if target is None:
+        return ""
+    word = "missed" if figure.missed else "met"
+    if target.of_raw is not None:
+        return f"  {word}, at least {target.of_raw:.2f} x raw by CPU"
+    spent = f"{figure.above_other:+.2f}, " if figure.above_other is not None and target.above != BARE else ""
+    terms = f" above {target.above}" if target.above else ""
+    return f"  {word}, {spent}at most {target.microseconds:{'+' if target.above else ''}g}{terms}"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
