@@ -43,8 +43,8 @@ def lifetime_of(
         if seconds is not None:
             return float(seconds), name.decode()
     if control.targeted is None and any(name == b"expires" for name, _ in headers):
-        expires = parse_date(single_value(headers, b"expires"))
-        date = parse_date(single_value(headers, b"date"))
+        expires = parse_date(single_value(headers, b"expires"), now=now)
+        date = parse_date(single_value(headers, b"date"), now=now)
         return (0.0 if expires is None else max(0.0, expires - (now if date is None else date))), "expires"
     if policy is not None:
         ttl = policy.ttl if policy.ttl is not None else default_ttl

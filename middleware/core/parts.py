@@ -10,15 +10,16 @@ from typing import Final, NamedTuple
 
 from tidegate.middleware.core.message import field_values, single_value
 from tidegate.middleware.core.ranges import Partial, allows_range, spans_of
-from tidegate.middleware.core.validators import CONDITIONAL_HEADERS, strong_match
+from tidegate.middleware.core.validators import CONDITIONAL_HEADERS, strong_match, weak_match
 
-__all__ = ["Place", "cut", "joined", "place_of", "whole_headers"]
+__all__ = ["Place", "cut", "is_another", "joined", "place_of", "whole_headers"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
 _CONTENT_RANGE: Final = re.compile(rb"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})\Z", re.IGNORECASE)
 _PLACED: Final = frozenset({b"content-length", b"content-range"})
-_SAME: Final = (b"content-encoding", b"content-type")
+_TYPE: Final = b"content-type"
+_SAME: Final = (b"content-encoding", _TYPE)
 
 
 class Place(NamedTuple):
@@ -35,7 +36,9 @@ def place_of(headers: Pairs, length: int | None = None) -> Place | None:
     length: bytes that came. Where they are fewer than was said, the others are not there.
     """
     found = _CONTENT_RANGE.match(single_value(headers, b"content-range") or b"")
-    if found is None:
+    # Several parts have a frame of their own round each, and say where they lie in there (RFC 9110 15.3.7.2).
+    framed = any(value.strip().lower().startswith(b"multipart/byteranges") for value in field_values(headers, _TYPE))
+    if found is None or framed:
         return None
     first, last, total = (int(number) for number in found.groups())
     if last < first or last >= total or (length is not None and not 0 < length <= last + 1 - first):
@@ -43,14 +46,16 @@ def place_of(headers: Pairs, length: int | None = None) -> Place | None:
     return Place(first, last + 1 if length is None else first + length, total)
 
 
-def cut(request: Pairs, headers: Pairs, body: bytes, *, came_for: bytes | None) -> Partial | None:
+def cut(request: Pairs, headers: Pairs, body: bytes, *, came_for: bytes | None, born: float) -> Partial | None:
     """The answer to a GET with a Range, from a stored part; None: only the app can answer.
 
-    came_for: the Range that the part was the answer to. To the same Range it is the answer again, as it came.
+    came_for: the Range that the part was the answer to; None: it was joined. To the same Range it is the answer again,
+        as it came.
+    born: as `allows_range`.
     """
     asked, place = single_value(request, b"range"), place_of(headers, len(body))
     conditional = any(name in CONDITIONAL_HEADERS and name != b"if-range" for name, _ in request)
-    if asked is None or place is None or conditional or not allows_range(request, headers):
+    if asked is None or place is None or conditional or not allows_range(request, headers, born=born):
         return None
     if asked == came_for:
         return Partial(status=206, headers=list(headers), body=body)
@@ -86,6 +91,16 @@ def joined(old: Pairs, old_body: bytes, new: Pairs, new_body: bytes) -> tuple[Pa
     before, after = old_body[: max(0, other.first - one.first)], old_body[max(0, other.end - one.first) :]
     place = Place(min(one.first, other.first), max(one.end, other.end), one.total)
     return _placed(new, place), before + new_body + (after if one.end > other.end else b"")
+
+
+def is_another(part: Pairs, whole: Pairs, length: int) -> bool:
+    """Whether a part is certainly not of the whole response with these fields and this many bytes."""
+    place = place_of(part)
+    for name in (b"etag", b"last-modified"):
+        one, other = single_value(part, name), single_value(whole, name)
+        if one is not None and other is not None:
+            return not weak_match(one, other)
+    return place is not None and place.total != length
 
 
 def whole_headers(headers: Pairs, total: int) -> Pairs:

@@ -12,7 +12,8 @@ from typing import Final
 
 import xxhash
 
-from tidegate.middleware.core.message import field_values, list_members, single_value
+from tidegate.middleware.core.message import field_values, list_members, parse_date, single_value
+from tidegate.middleware.core.targeted import TARGETED
 from tidegate.middleware.core.validators import strong_match
 
 __all__ = ["MAX_RANGES", "Partial", "Span", "allows_range", "partial", "spans_of"]
@@ -26,6 +27,7 @@ MAX_RANGES: Final = 16
 
 _ONE: Final = re.compile(rb"([0-9]{0,18})-([0-9]{0,18})\Z")
 _WHOLE_ONLY: Final = frozenset({b"content-length", b"content-range", b"content-type"})
+_FRESHNESS: Final = frozenset({b"cache-control", b"expires", *TARGETED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ def spans_of(value: bytes, length: int) -> list[Span] | None:
             return None
         first, last = found.groups()
         if not first:
+            if not length and int(last):
+                return None  # satisfied by nothing at all, which no 206 can say
             span = (max(0, length - int(last)), length)
         else:
             if last and int(last) < int(first):
@@ -68,8 +72,12 @@ def spans_of(value: bytes, length: int) -> list[Span] | None:
     return spans
 
 
-def allows_range(request: Pairs, headers: Pairs) -> bool:
-    """Whether the response with these fields is the one that If-Range names, if it names any (RFC 9110 13.1.5)."""
+def allows_range(request: Pairs, headers: Pairs, *, born: float) -> bool:
+    """Whether the response with these fields is the one that If-Range names, if it names any (RFC 9110 13.1.5).
+
+    born: seconds at which the response had age 0, for one without a Date. A date names it only if it was made a second
+    or more after its Last-Modified: else another may have been made in that same second (RFC 9110 8.8.2.2).
+    """
     if not any(name == b"if-range" for name, _ in request):
         return True
     named = single_value(request, b"if-range")
@@ -78,13 +86,15 @@ def allows_range(request: Pairs, headers: Pairs) -> bool:
     if named.startswith((b'"', b"W/")):
         etag = single_value(headers, b"etag")
         return etag is not None and strong_match(named, etag)
-    return named == single_value(headers, b"last-modified")
+    modified = single_value(headers, b"last-modified")
+    since, made = parse_date(modified), parse_date(single_value(headers, b"date"))
+    return named == modified and since is not None and (born if made is None else made) >= since + 1
 
 
-def partial(request: Pairs, headers: Pairs, body: bytes) -> Partial | None:
-    """The answer to a GET with a Range, from a whole 200; None: the whole is the answer."""
+def partial(request: Pairs, headers: Pairs, body: bytes, *, born: float) -> Partial | None:
+    """The answer to a GET with a Range, from a whole 200; None: the whole is the answer. born: as `allows_range`."""
     asked = single_value(request, b"range")
-    if asked is None or not allows_range(request, headers):
+    if asked is None or not allows_range(request, headers, born=born):
         return None
     if any(value.strip().lower() == b"none" for value in field_values(headers, b"accept-ranges")):
         return None
@@ -92,7 +102,8 @@ def partial(request: Pairs, headers: Pairs, body: bytes) -> Partial | None:
     if spans is None:
         return None
     if not spans:
-        kept = [pair for pair in headers if pair[0] not in _WHOLE_ONLY and not pair[0].startswith(b"content-")]
+        # Nor for how long: that was said of the whole, and a cache further out would answer with this for as long.
+        kept = [pair for pair in headers if pair[0] not in _FRESHNESS and not pair[0].startswith(b"content-")]
         total = [(b"content-range", b"bytes */%d" % len(body)), (b"content-length", b"0")]
         return Partial(status=416, headers=[*kept, *total], body=b"")
     kept = [pair for pair in headers if pair[0] not in _WHOLE_ONLY]

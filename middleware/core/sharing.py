@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Final
 
 from tidegate.middleware.core.identity import REWRITING, Identity
-from tidegate.middleware.core.message import directives, field_values, list_members
+from tidegate.middleware.core.message import directives, field_values, vary_names
 from tidegate.middleware.core.storing import Pairs
 
 __all__ = ["TRACE_HEADERS", "Answer", "judge_answer", "request_key", "told_apart"]
@@ -69,6 +69,7 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
     refused = "error" if status >= 500 else None
     control: list[bytes] = []
     vary: list[bytes] = []
+    varies = False
     lengths: list[bytes] = []
     for cased, value in headers:
         name = cased.lower()
@@ -77,7 +78,7 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
         elif name == b"cache-control":
             control.append(value)
         elif name == b"vary":
-            vary += [member.lower() for member in list_members([value])]
+            varies = True
         elif name == b"access-control-allow-origin" and value.strip() != b"*":
             vary.append(b"origin")
         elif name == b"set-cookie":
@@ -90,8 +91,9 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
             refused = refused or "no-store"
         elif b"private" in found and not same_user:
             refused = refused or "private"
-    if b"*" in vary:
-        refused = refused or "vary"
+    if varies:
+        names = vary_names([(name.lower(), value) for name, value in headers])
+        refused, vary = refused if names is not None else refused or "vary", [*(names or ()), *vary]
     length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
     return Answer(refused, length, tuple(vary))
 

@@ -11,7 +11,14 @@ from typing import Final, Literal
 
 from tidegate.middleware.core.freshness import lifetime_of, window_of
 from tidegate.middleware.core.identity import REWRITING, Identity
-from tidegate.middleware.core.message import delta_seconds, directives, field_values, list_members, seconds_of
+from tidegate.middleware.core.message import (
+    delta_seconds,
+    directives,
+    field_values,
+    list_members,
+    seconds_of,
+    vary_names,
+)
 from tidegate.middleware.core.policy import RoutePolicy, Share
 from tidegate.middleware.core.targeted import control_of
 
@@ -32,7 +39,11 @@ Pairs = Sequence[tuple[bytes, bytes]]
 _BYPASSING_FIELDS: Final = frozenset({b"if-match", b"if-unmodified-since"})
 """Only the app can answer these from here (RFC 9110 13.1)."""
 
-UNSTORABLE_STATUSES: Final = frozenset({206, 304})
+UNSTORABLE_STATUSES: Final = frozenset({206, 304, 416})
+"""About a Range or a condition of one request: under the URL they would answer everybody's (RFC 9110 15.5.17)."""
+
+_ESSENTIAL: Final = frozenset({b"cache-control", b"content-encoding", b"content-range", b"content-type", b"vary"})
+"""Fields without which the content, or for whom it is, cannot be told."""
 
 _BREAK: Final = re.compile(rb"[\r\n\x00]")
 """What ends a field on the wire: a stored one would begin a response of its own in every hit (RFC 9110 5.5)."""
@@ -188,7 +199,7 @@ def judge_response(
         return Refused(refusal)
     if _shares_authorized(request, said, share, policy, known=known):
         return Refused("authorization (RFC 9111 3.5)")
-    no_cache = b"no-cache" in said and not said[b"no-cache"]
+    no_cache = _is_about_all(said, b"no-cache")
     if no_cache and not validator:
         return Refused("no-cache")
     lifetime, rule = lifetime_of(status, headers, control, policy, default_ttl, now)
@@ -224,10 +235,10 @@ def _forbidden(
             return [], "must-understand"
     elif b"no-store" in said:
         return [], "no-store"
-    if share != "user" and b"private" in said and not said[b"private"]:
+    if share != "user" and _is_about_all(said, b"private"):
         return [], "private"
-    vary = [member.lower() for member in list_members(field_values(headers, b"vary"))]
-    if any(b"*" in member for member in vary):
+    vary = vary_names(headers)
+    if vary is None:
         return [], "Vary: *"
     lengths = 0
     for name, value in headers:
@@ -243,8 +254,18 @@ def _forbidden(
 
 def _dropped(said: Mapping[bytes, bytes | None], share: Share) -> frozenset[bytes]:
     """Fields that no-cache="..." and private="..." name: left out of what is stored (RFC 9111 5.2.2.4, 5.2.2.7)."""
-    named = [said.get(b"no-cache"), said.get(b"private") if share != "user" else None]
-    return frozenset(member.lower() for value in named if value for member in list_members([value]))
+    kinds = (b"no-cache",) if share == "user" else (b"no-cache", b"private")
+    return frozenset(name for kind in kinds if not _is_about_all(said, kind) for name in _named(said, kind))
+
+
+def _named(said: Mapping[bytes, bytes | None], kind: bytes) -> frozenset[bytes]:
+    value = said.get(kind)
+    return frozenset(member.lower() for member in list_members([value])) if value else frozenset()
+
+
+def _is_about_all(said: Mapping[bytes, bytes | None], kind: bytes) -> bool:
+    """Whether no-cache or private is there and names no fields, or ones without which the rest is of no use."""
+    return kind in said and (not said[kind] or not _ESSENTIAL.isdisjoint(_named(said, kind)))
 
 
 def _shares_authorized(

@@ -6,7 +6,7 @@ RFC 9111 3.2 (updating stored fields), 4.3.1 (asking), 4.3.3 and 4.3.4 (a 304), 
 from collections.abc import Sequence
 from typing import Final
 
-from tidegate.middleware.core.message import field_values, single_value, storable_headers
+from tidegate.middleware.core.message import field_values, list_members, single_value, storable_headers
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS, weak_match
 
 __all__ = ["conditions", "has_validator", "is_about", "updated", "without_conditions"]
@@ -54,13 +54,21 @@ def is_about(headers: Pairs, stored: Pairs, *, own_etag: bool, head: bool = Fals
 
 
 def updated(stored: Pairs, news: Pairs) -> tuple[tuple[bytes, bytes], ...]:
-    """The stored fields with those of the answer in their place; what is about the connection never counts."""
-    fresh = [pair for pair in storable_headers(news) if pair[0] not in _KEPT]
+    """The stored fields with those of the answer in their place; what is about the connection never counts.
+
+    What Vary names grows and never shrinks: the stored response was selected by the fields that it named then.
+    """
+    told = storable_headers(news)
+    fresh = [pair for pair in told if pair[0] not in _KEPT]
+    varying = {name.lower() for name in list_members(field_values(stored, b"vary"))}
+    more = [name for name in list_members(field_values(told, b"vary")) if name.lower() not in varying]
+    if more:
+        fresh.append((b"vary", b", ".join(more)))
     # Of a stored ETag that is weakly the same, the stored one names the stored bytes.
     if field_values(stored, b"etag"):
         fresh = [pair for pair in fresh if pair[0] != b"etag"]
     # The stored Date is that of the stored message; without a new one the renewed response begins now.
-    names = {name for name, _ in fresh} | _RENEWED
+    names = {name for name, _ in fresh if name != b"vary"} | _RENEWED
     return (*(pair for pair in stored if pair[0] not in names), *fresh)
 
 

@@ -32,7 +32,7 @@ async def send_stored(
     elif scope["method"] == "HEAD":
         body = b""
     elif status == 200 and any(name == b"range" for name, _ in request):
-        part = partial(request, headers, body)
+        part = partial(request, headers, body, born=entry.born)
         if part is not None:
             status, headers, body = part.status, part.headers, part.body
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,6 +1,7 @@
 """One GET or HEAD on its way through the cache: look up, answer, or ask the app and keep what it says."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -34,6 +35,7 @@ class Exchange(Parted):
 
     _entry: Entry | None = None
     _again = False
+    _in_background = False
     _head: Pairs | None = None
 
     async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
@@ -175,6 +177,8 @@ class Exchange(Parted):
         if not isinstance(verdict, Kept):
             verdict, kept = _UNSTORABLE, None
         else:
+            # What selected it selects it still, whatever the answer names, and whether it may be stored with it.
+            verdict = replace(verdict, vary=tuple(dict.fromkeys([*(name for name, _ in entry.vary), *verdict.vary])))
             kept, merged = verdict, self._for_client(merged, verdict)
         return (
             self._entry_of(entry.status, merged, entry.body, kept=verdict, sent=news, own_etag=entry.own_etag),
@@ -195,6 +199,8 @@ class Exchange(Parted):
 
     def begin(self, status: int, headers: Pairs, *, trailers: bool) -> tuple[Pairs, int | None]:
         """As Filling does; and takes note of the answer to a HEAD (RFC 9111 4.3.5)."""
+        if self._in_background and status in FAILURES:
+            return headers, None  # until its window ends the stale response is better than that (RFC 5861 3)
         if self._scope["method"] == "HEAD" and self._entry is not None and status == 200 and self._usable.stores:
             self._head = headers
         return super().begin(status, headers, trailers=trailers)
@@ -216,6 +222,7 @@ class Exchange(Parted):
         exchange._key, exchange._variants = self._key, self._variants
         exchange._forward = b"stale"
         context.positions, context.coalesce_key = self._lookup.positions, self._context.coalesce_key
+        exchange._in_background = True
         tee = Tee(_nowhere, request=headers, keeper=exchange, renew=partial(exchange._renew, _nowhere, entry))
         over = asyncio.Event()
 

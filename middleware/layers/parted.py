@@ -10,7 +10,7 @@ from typing import Final
 from tidegate.errors import StoreError
 from tidegate.middleware.core.keys import variant_values
 from tidegate.middleware.core.message import single_value, storable_headers
-from tidegate.middleware.core.parts import cut, joined, place_of, whole_headers
+from tidegate.middleware.core.parts import cut, is_another, joined, place_of, whole_headers
 from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse
 from tidegate.middleware.core.storing import Kept, Refused
@@ -61,7 +61,9 @@ class Parted(Explained):
             return None
         self._part = record
         reuse = judge_reuse(record, self._wanted, self._config.clock())
-        answer = cut(self._request, record.headers, record.body, came_for=came_for) if reuse.fresh else None
+        if not reuse.fresh:
+            return None
+        answer = cut(self._request, record.headers, record.body, came_for=came_for, born=record.born)
         return (answer, reuse) if answer is not None else None
 
     async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
@@ -71,10 +73,11 @@ class Parted(Explained):
         entry = self._entry_of(206, storable_headers(headers), body, kept=self._kept, sent=headers, own_etag=False)
         old = self._part
         both = joined(old.headers, old.body, entry.headers, body) if old is not None else None
+        came_for = single_value(self._request, b"range")
         room = self._room((), trailers=False) or 0
         tags: tuple[ScopedTag, ...] = ()
         if both is not None and len(both[1]) <= room and old is not None:
-            entry, tags = replace(entry, headers=tuple(both[0]), body=both[1]), old.tags
+            entry, tags, came_for = replace(entry, headers=tuple(both[0]), body=both[1]), old.tags, None
         place = place_of(entry.headers, len(entry.body))
         if place is None:
             return
@@ -82,11 +85,13 @@ class Parted(Explained):
             whole = replace(entry, status=200, headers=tuple(whole_headers(entry.headers, place.total)))
             await self._put(whole, self._kept.vary, known=tags)
             return
-        came_for = single_value(self._request, b"range")
         ready = self._ready(
             replace(entry, vary=(*entry.vary, (b"range", came_for))),
             tags=tuple(dict.fromkeys((*self._tags(entry.headers), *tags))),
         )
         left = entry.born + entry.lifetime - self._config.clock()
         if ready is not None and left > 0:
+            found = self._lookup.record
+            if isinstance(found, Entry) and is_another(entry.headers, found.headers, len(found.body)):
+                await self._config.store.delete(self._key)  # the newer one counts (RFC 9111 4)
             await self._config.store.put(self._part_key(), ready[0], retain=left)

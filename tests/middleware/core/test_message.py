@@ -21,7 +21,7 @@ from tidegate.middleware.core.message import (
         ([b" ,a,, \t", b"b"], [b"a", b"b"]),
         ([b'private="x, y", max-age=1'], [b'private="x, y"', b"max-age=1"]),
         ([b'a="\\",b", c'], [b'a="\\",b"', b"c"]),
-        ([b'a="unclosed, b'], [b'a="unclosed, b']),
+        ([b'a="unclosed, b', b'c="d, e"'], [b'a="unclosed', b"b", b'c="d, e"']),
         ([], []),
     ],
 )
