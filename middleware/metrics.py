@@ -71,6 +71,12 @@ class Metrics:
             ["store", "operation", "result"],
             registry=registry,
         )
+        self.seal_refusals = Counter(
+            "tidegate_seal_refusals",
+            "Records in the shared store that did not open, by reason; each was a miss.",
+            ["reason"],
+            registry=registry,
+        )
         self.coalesced = Counter(
             "tidegate_coalesce_requests",
             "Requests by their part in coalescing: leader, follower, alone.",

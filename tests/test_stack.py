@@ -19,6 +19,7 @@ from tests.services import wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import StoreError
 from tidegate.flags import FlagContext, ProviderHealth, Reach
+from tidegate.keyfile import fresh_items
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
 
 ANN, BEN = User("acme", "ann"), User("acme", "ben")
@@ -309,9 +310,19 @@ def test_a_worker_that_shares_neither_responses_nor_counts_warns_of_both(
         (False, True),
     ]
     caplog.clear()
-    settings = Settings.of({"telemetry": {"metrics_dir": str(tmp_path)}, "store": {"url": "redis://127.0.0.1:1"}})
+    store = {"url": "redis://127.0.0.1:1", "keys": fresh_items()}
+    settings = Settings.of({"telemetry": {"metrics_dir": str(tmp_path)}, "store": store})
     Tidegate(settings, provider=Users(ann=""), registry=CollectorRegistry())
     assert not caplog.messages
+
+
+def test_responses_that_can_be_read_in_redis_are_told_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    for keys in (fresh_items(), []):
+        settings = Settings.of({"store": {"url": "redis://127.0.0.1:1", "keys": keys}})
+        Tidegate(settings, registry=CollectorRegistry())
+        assert [("can be read" in line, "tidegate keys new" in line) for line in caplog.messages] == (
+            [] if keys else [(True, True)]
+        )
 
 
 class Turned(Users):

@@ -19,7 +19,7 @@ import msgpack  # type: ignore[import-untyped]
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import Entry, Record, Variants
 
-__all__ = ["VERSION", "CodecError", "decode", "encode"]
+__all__ = ["VERSION", "CodecError", "decode", "encode", "encoded"]
 
 VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BI")
@@ -35,6 +35,11 @@ class CodecError(StoreError, ValueError):
 
 def encode(record: Record) -> bytes:
     """The record as bytes."""
+    return b"".join(encoded(record))
+
+
+def encoded(record: Record) -> tuple[bytes, ...]:
+    """The same in pieces, for who copies them together anyway: a body may be large."""
     if isinstance(record, Variants):
         return _framed(["v", record.names, record.keys, record.scope], b"")
     e = record
@@ -57,9 +62,9 @@ def encode(record: Record) -> bytes:
     return _framed(meta, e.body)
 
 
-def _framed(meta: list[object], body: bytes) -> bytes:
+def _framed(meta: list[object], body: bytes) -> tuple[bytes, ...]:
     packed: bytes = _msgpack.packb(meta, unicode_errors="surrogatepass")
-    return b"".join((_HEAD.pack(VERSION, len(packed)), packed, body))
+    return _HEAD.pack(VERSION, len(packed)), packed, body
 
 
 def decode(data: bytes) -> Record:

@@ -12,7 +12,7 @@ Not guaranteed: that a record which was put can be got (stores evict).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from tidegate.middleware.core.records import (
     PUBLIC_SCOPE,
@@ -25,6 +25,7 @@ from tidegate.middleware.core.records import (
 )
 
 __all__ = [
+    "MAX_RETAIN",
     "PUBLIC_SCOPE",
     "WHOLE_SCOPE",
     "Entry",
@@ -38,6 +39,9 @@ __all__ = [
     "StoreStats",
     "Variants",
 ]
+
+MAX_RETAIN: Final = 7 * 24 * 3600.0
+"""Seconds that a shared store keeps a record at most, if nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

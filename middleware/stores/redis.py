@@ -8,7 +8,8 @@ Keys, all under `namespace`:
     <ns>:g:{<scope>}:*        the scope's floor: the stamp that every tag has at least
     <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
 
-Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis.
+Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis. Records are sealed if the store
+is given `seals`; else whoever may read Redis can read them.
 
 A purge is one script per scope: stamp = max(server time in microseconds, last stamp + 1). An entry carries the
 positions that were read together with the look-up that missed, before the app was asked; it is served iff neither the
@@ -40,7 +41,8 @@ from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
 
@@ -82,7 +84,6 @@ return text
 SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"})
 """Values of `maxmemory-policy` that leave keys without expiry alone."""
 
-DAY: Final = 24 * 3600.0
 _CHECK_EVERY: Final = 5.0
 
 
@@ -100,6 +101,7 @@ class RedisStore:
     max_entry_bytes: a larger record is refused, so that it does not hold up the others on its connection.
     max_stamps: purged tags remembered in one scope; above it the scope's floor rises.
     max_connections: commands in flight; more wait within their caller's deadline.
+    seals: seals and opens the records; None: they lie there as they are.
 
     Raises:
         ConfigError: with every option that cannot be used.
@@ -113,10 +115,11 @@ class RedisStore:
         *,
         namespace: str = "tidegate",
         naming_key: bytes = b"",
-        max_retain: float = 7 * DAY,
+        max_retain: float = MAX_RETAIN,
         max_entry_bytes: int = 8 * 1024 * 1024,
         max_stamps: int = 100_000,
         max_connections: int = 50,
+        seals: Seals | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         problems = Problems("redis store")
@@ -151,6 +154,7 @@ class RedisStore:
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
         self._max_stamps = max_stamps
+        self._seals = seals
         self._metrics = metrics if metrics is not None else Metrics.of()
         limits = self._metrics.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
@@ -165,11 +169,15 @@ class RedisStore:
 
     async def start(self) -> None:
         """Look in the background whether the server may evict stamps; connections are made when they are needed."""
+        if self._seals is not None:
+            self._seals.start()
         if self._check is None:
             self._check = asyncio.get_running_loop().create_task(self._check_policy(), name="tidegate-redis-check")
 
     async def aclose(self) -> None:
         """Close all connections."""
+        if self._seals is not None:
+            await self._seals.aclose()
         if self._check is not None:
             self._check.cancel()
             await asyncio.wait([self._check])
@@ -186,14 +194,21 @@ class RedisStore:
         positions = {scope: _stamp(value) for scope, value in zip(scopes, stamps, strict=True)}
         if found is None:
             return Lookup(None, positions)
-        try:
-            record = decode(found)
-        except CodecError as error:
-            self._metrics.fail("redis-codec", error)
+        record = self._opened(key, found)
+        if record is None:
             return Lookup(None, positions)
         if isinstance(record, Entry) and not await self._valid(record):
             return Lookup(None, positions)
         return Lookup(record, positions)
+
+    def _opened(self, key: bytes, data: bytes) -> Record | None:
+        if self._seals is not None:
+            return self._seals.opened(key, data)
+        try:
+            return decode(data)
+        except CodecError as error:
+            self._metrics.fail("redis-codec", error)
+            return None
 
     async def _valid(self, entry: Entry) -> bool:
         held = dict(entry.positions)
@@ -218,7 +233,7 @@ class RedisStore:
             StoreError: if Redis cannot be reached, or refuses for another reason.
         """
         milliseconds = int(min(retain, self._max_retain) * 1000)
-        data = encode(record)
+        data = encode(record) if self._seals is None else self._seals.sealed(key, record, milliseconds / 1000)
         if len(data) > self._max_entry_bytes:
             self._limit_entry()
             self._rejected += 1

@@ -9,12 +9,13 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tidegate.errors import ConfigError, Problem
 from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalFlags, PollsNow, Stops
+from tidegate.keyfile import ring_reader
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
@@ -49,6 +50,9 @@ from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.stopping import follow_stops
 from tidegate.vocabulary import FLAGS, LAYERS, Layer, Unit
+
+if TYPE_CHECKING:  # its cryptography comes with the extra `redis`
+    from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
@@ -91,8 +95,10 @@ class Tidegate:
         self._layers = tuple(layers)
         self._metrics = Metrics.of(registry)
         self.provider = provider if provider is not None else _provider(self.settings, self._metrics)
+        seals = _seals(self.settings, self._metrics) if store is None else None
+        self._naming_key = seals.ring.naming_key if seals is not None else b""
         self.store = GuardedStore(
-            store if store is not None else _store(self.settings, self._metrics),
+            store if store is not None else _store(self.settings, self._metrics, seals),
             budget=self.settings.store.budget,
             metrics=self._metrics,
         )
@@ -236,6 +242,7 @@ class Tidegate:
             authorization=settings.authorization,
             max_body=settings.max_body,
             namespace=settings.version,
+            naming_key=self._naming_key,
             show_key=settings.show_key,
             shadow=self._shadow,
             metrics=self._metrics,
@@ -315,7 +322,20 @@ def _stops(settings: Settings, provider: FlagProvider | None, metrics: Metrics) 
     return follow_stops(settings, flags=FLAGS.values(), on_nudge=hurry, on_error=metrics.fail)
 
 
-def _store(settings: Settings, metrics: Metrics) -> Store:
+def _seals(settings: Settings, metrics: Metrics) -> "Seals | None":
+    """What seals the records of a shared store, if keys are given and there is one."""
+    store = settings.store
+    read = ring_reader(store) if store.url is not None and store.enabled else None
+    if read is None:
+        return None
+    try:
+        from tidegate.middleware.stores.seals import Seals
+    except ImportError as error:
+        raise _missing_extra("store.url", str(store.url), "redis") from error
+    return Seals(read, metrics=metrics)
+
+
+def _store(settings: Settings, metrics: Metrics, seals: "Seals | None") -> Store:
     store = settings.store
     if store.url is None or not store.enabled:
         _warn_worker(
@@ -327,7 +347,13 @@ def _store(settings: Settings, metrics: Metrics) -> Store:
         from tidegate.middleware.stores.redis import RedisStore
     except ImportError as error:
         raise _missing_extra("store.url", store.url, "redis") from error
-    return RedisStore(store.url, metrics=metrics)
+    if seals is None:
+        _log.warning(
+            "the responses in Redis can be read by whoever may read it: give store.key_file or store.keys"
+            " (tidegate keys new)"
+        )
+        return RedisStore(store.url, metrics=metrics)
+    return RedisStore(store.url, naming_key=seals.ring.naming_key, seals=seals, metrics=metrics)
 
 
 def _warn_worker(told: str) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tidegate.commands import cache, controller, doctor, flags, kill, rollout
+from tidegate.commands import cache, controller, doctor, flags, keys, kill, rollout
 from tidegate.commands.shared import common_options
 from tidegate.errors import ConfigError, TidegateError
 
@@ -25,6 +25,7 @@ examples:
   tidegate kill tidegate.cache                   shut a flag now, with nothing else running
   tidegate lift tidegate.cache                   take that back
   tidegate doctor                                see whether everything is there that the settings ask for
+  tidegate keys new keys.txt                     make a key that seals what lies in Redis, or the next one
   tidegate cache explain GET http://host/a       see what was cached of it, and why
   (with --app app:app --as acme/ann: key, tags, policy, and what would change it)
 
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     families = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = common_options()
-    for family in (flags, rollout, controller, kill, doctor, cache):
+    for family in (flags, rollout, controller, kill, doctor, cache, keys):
         family.register(families, common)
     return parser
 

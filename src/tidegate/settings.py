@@ -56,12 +56,18 @@ class StoreSettings:
 
     url: `redis://host:port/0`, `rediss://`, `unix:///path`; None: this process's memory (`REDIS_URL`).
     enabled: False keeps to memory although `url` is set (`REDIS_ENABLED`).
+    keys: what seals the records in Redis, each as `tidegate keys new --print` gives it. For secrets that come in the
+        environment.
+    key_file: the same in a file, a line each, which running processes read again when it changes. Not both. Neither:
+        whoever may read Redis can read the responses.
     max_bytes: bytes of the memory store. 64 MiB holds about 30,000 responses of 2 KiB.
     budget: seconds that a request waits for the store at most, before it goes on as a miss (P5).
     """
 
     url: str | None = None
     enabled: bool = True
+    keys: tuple[str, ...] = ()
+    key_file: str | None = None
     max_bytes: int = 64 * 1024 * 1024
     budget: float = 0.05
 
@@ -188,7 +194,13 @@ def _read_toml(file: Path, problems: Problems) -> Mapping[str, Any]:
     return {}
 
 
-_PATHS: Final = (("flags", "file"), ("flags", "stops"), ("telemetry", "metrics_dir"), ("rollout", "journal"))
+_PATHS: Final = (
+    ("store", "key_file"),
+    ("flags", "file"),
+    ("flags", "stops"),
+    ("telemetry", "metrics_dir"),
+    ("rollout", "journal"),
+)
 
 
 def _seen_from(folder: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -309,7 +321,7 @@ def _check(path: str, name: str, raw: Any, values: dict[str, Any], problems: Pro
         items = items_of(raw)
         values[name] = raw if items is None else tuple(items)
     else:
-        problems.add(path, "***" if name.endswith("token") else _without_passwords(raw), problem, fix)
+        problems.add(path, "***" if name.endswith("token") or name == "keys" else _without_passwords(raw), problem, fix)
 
 
 def _without_passwords(raw: Any) -> Any:

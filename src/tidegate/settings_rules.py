@@ -54,6 +54,11 @@ def _urls(value: Any) -> bool:
     return urls is not None and all(_HTTP(url) for url in urls)
 
 
+def _texts(value: Any) -> bool:
+    texts = items_of(value)
+    return texts is not None and all(_text(text) for text in texts)
+
+
 def _number(low: float, high: float = float("inf"), *, whole: bool = False) -> Callable[[Any], bool]:
     kinds = int if whole else (int, float)
     return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
@@ -84,6 +89,8 @@ RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
         "write redis://host:6379/0, rediss:// or unix:///path",
     ),
     "enabled": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
+    "keys": (_texts, "is not a list of keys", 'write ["tgk1_..."], as tidegate keys new --print gives it'),
+    "key_file": (_text, "is not a path", "give the path of the key file; tidegate keys new makes one"),
     "max_bytes": (_number(1024, whole=True), "is not a size", "give a whole number of bytes >= 1024"),
     "budget": (_number(0.001, 10), "is not a time budget", "give seconds from 0.001 to 10 (0.05 is usual)"),
     "provider": (lambda v: v in get_args(FlagProviderName), "is not a flag provider", "use none, local or unleash"),

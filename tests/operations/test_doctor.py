@@ -88,7 +88,9 @@ def test_a_whole_installation_that_is_well_is_called_so(
     url = app_metrics(f'{COHORT_REQUESTS}{{flag="tidegate.cache"}} 0\ntidegate_flags_staleness_seconds 1.5\n')
     folder = shell.folder / "metrics"
     folder.mkdir()
-    more = f'metrics_urls = ["{url}"]\n[store]\nurl = "{valkey.url}"\n[telemetry]\nmetrics_dir = "{folder}"'
+    assert shell.run("keys", "new", "keys.txt")[0] == 0
+    store = f'url = "{valkey.url}"\nkey_file = "keys.txt"'
+    more = f'metrics_urls = ["{url}"]\n[store]\n{store}\n[telemetry]\nmetrics_dir = "{folder}"'
     shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"', rest=more)
     assert shell.run("flags", "init")[0] == 0
     until_clients_know(unleash, "tidegate.etag")
@@ -97,7 +99,7 @@ def test_a_whole_installation_that_is_well_is_called_so(
     assert found["tidegate.cache"][0][1].startswith("off, 0 % by tenantId; open for nobody")
     assert found["admin token"][0][1].startswith("Unleash knows it as admin")
     assert "flags 2 s old" in found["app"][0][1]
-    parts = {"settings", "extras", "flags", "clock", "stops", "store", "metrics_dir", "controller"}
+    parts = {"settings", "extras", "flags", "clock", "stops", "store", "keys", "metrics_dir", "controller"}
     assert set(found) == {*parts, "admin token", "app", *FLAGS.values()}
 
 
@@ -247,6 +249,25 @@ def test_a_policy_that_may_evict_stamps_fails(start_redis: Callable[..., Redis],
     redis.suspend()
     assert examined(shell)[1]["store"][0][0] == "FAIL"
     redis.resume()
+
+
+def test_keys_that_are_missing_open_to_others_or_without_names_are_told(valkey: Valkey, shell: Shell) -> None:
+    told = "whoever may read Redis can read the responses"
+    shell.settings(f'[store]\nurl = "{valkey.url}"\n')
+    assert [(level, told in text) for level, text in examined(shell)[1]["keys"]] == [("warn", True)]
+    shell.run("keys", "new", "keys.txt")
+    shell.settings(f'[store]\nurl = "{valkey.url}"\nkey_file = "keys.txt"\n')
+    assert [level for level, _ in examined(shell)[1]["keys"]] == ["ok"]
+    path = shell.folder / "keys.txt"
+    path.chmod(0o640)
+    assert [(level, "chmod 600" in text) for level, text in examined(shell)[1]["keys"]] == [("FAIL", True)]
+    path.chmod(0o600)
+    items = path.read_text().splitlines()
+    path.write_text(items[-1])
+    assert [(level, "naming key" in text) for level, text in examined(shell)[1]["keys"]] == [("warn", True)]
+    path.write_text(items[-1][:-1])
+    (finding,) = examined(shell)[1]["keys"]
+    assert (finding[0], "is no key" in finding[1], items[-1][5:20] in finding[1]) == ("FAIL", True, False)
 
 
 def test_a_prometheus_that_never_saw_the_app_is_told(prometheus: Callable[..., Prometheus], shell: Shell) -> None:

@@ -37,6 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 "clock": probes_flags.clock,
                 "stops": probes_flags.stop_records,
                 "store": probes_services.store,
+                "keys": probes_services.keys,
                 "Prometheus": probes_services.prometheus,
                 "app": probes_services.app_metrics,
                 "metrics_dir": probes_services.metrics_folder,

@@ -41,7 +41,7 @@ def _secrets(value: Any, name: str = "") -> Iterator[str]:
         for item in value:  # pyright: ignore[reportUnknownVariableType]
             yield from _secrets(item, name)
     elif isinstance(value, str):
-        if name.endswith("token"):
+        if name.endswith("token") or name == "keys":
             yield value
         elif "://" in value:
             yield from _in_address(value)

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from tidegate.errors import MetricsError, StoreError
+from tidegate.keyfile import is_readable_by_others, ring_reader
 from tidegate.operations.doctor import Finding
 from tidegate.operations.probes_flags import resolved
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread
 from tidegate.vocabulary import COHORT_REQUESTS
 
-__all__ = ["app_metrics", "controller", "extras", "metrics_folder", "prometheus", "store", "variables"]
+__all__ = ["app_metrics", "controller", "extras", "keys", "metrics_folder", "prometheus", "store", "variables"]
 
 _ANSWER_SECONDS: Final = 2.5
 _STALENESS: Final = "tidegate_flags_staleness_seconds"
 _MAX_BYTES: Final = 16 * 1024 * 1024
 
 _EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
-    "redis": ("redis", "msgpack"),
+    "redis": ("redis", "msgpack", "cryptography"),
     "unleash": ("UnleashClient",),
     "rollout": ("httpx2", "yaml", "rich", "uvicorn"),
     "otel": ("opentelemetry",),
@@ -70,6 +71,28 @@ async def store(settings: Settings) -> list[Finding]:
         told = f"{url} answers, but maxmemory-policy {policy} may evict purge stamps"
         return [Finding(level="FAIL", about="store", text=told, fix="set noeviction or one of volatile-*")]
     return [Finding(level="ok", about="store", text=f"{url} answers, maxmemory-policy {policy}")]
+
+
+async def keys(settings: Settings) -> list[Finding]:
+    """Whether what lies in Redis is sealed, and whether the keys are kept as keys are."""
+    given = settings.store
+    if given.url is None or not given.enabled:
+        return []
+    read = ring_reader(given)
+    if read is None:
+        told = "none: whoever may read Redis can read the responses"
+        return [Finding(level="warn", about="keys", text=told, fix="tidegate keys new FILE, and store.key_file")]
+    ring = await in_thread(read, _ANSWER_SECONDS, "the keys")
+    found: list[Finding] = []
+    if not ring.naming_key:
+        told = "no naming key: names of tenants can be guessed by whoever may read Redis"
+        found.append(Finding(level="warn", about="keys", text=told, fix="tidegate keys new --print shows one"))
+    if given.key_file is not None and is_readable_by_others(Path(given.key_file)):
+        told = f"{given.key_file} may be read by others"
+        found.append(Finding(level="FAIL", about="keys", text=told, fix=f"chmod 600 {given.key_file}"))
+    sealing = ring.sealing(time.time()).id.hex()
+    told = f"{len(ring.keys)}, of which {sealing} seals; see tidegate keys check"
+    return found or [Finding(level="ok", about="keys", text=told)]
 
 
 def _redis_memory(url: str) -> Mapping[str, Any]:
