@@ -2,7 +2,8 @@
 
 Keys, all under `namespace`:
 
-    <ns>:e:<hex key>          a record (core.codec), expires
+    <ns>:e:<hex key>          a record (core.codec), expires; of a large one only a token
+    <ns>:b:{<ns>:e:<hex key>} the token and the large record, expires; in the same slot
     <ns>:s:{<scope>}          the scope's position: its last stamp; never expires
     <ns>:g:{<scope>}:<tag>    the tag's last purge; never expires
     <ns>:g:{<scope>}:*        the scope's floor: the stamp that every tag has at least
@@ -21,27 +22,25 @@ Guaranteed: a purge that returned done is honoured by every `get` that begins la
 Not guaranteed, and said: a failover may lose what was not replicated; a server whose policy may evict keys without
 expiry (`allkeys-*`) may lose stamps, which is reported at start. A scope that lost its position alone misses on the
 tags purged before until it is purged again.
-Deadlines are the caller's (`GuardedStore`): redis-py's own `socket_timeout` swallows cancellations on Python 3.11.
+A call waits for as long as its caller lets it (`GuardedStore`); see `redis_link` for what becomes of connections.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from hashlib import blake2b
-from typing import Any, Final
+import os
+import re
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b, sha1
+from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.redis_servers import Servers, connect_to
 from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
@@ -84,11 +83,16 @@ return text
 SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"})
 """Values of `maxmemory-policy` that leave keys without expiry alone."""
 
+LARGE: Final = 64 * 1024
+"""Bytes of a record above which it travels on a connection of its own kind, so that smaller ones overtake it."""
+
 _CHECK_EVERY: Final = 5.0
+_PURGE_SHA: Final = sha1(PURGE.encode()).hexdigest()
+_TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
+_POLICY: Final = re.compile(r"^maxmemory_policy:(\S+)", re.MULTILINE)
+_NAMES: Final = 16_384
 
-
-# redis-py's annotations leave parameters open; what comes from it is annotated where it is taken.
-_redis: Any = Redis
+T = TypeVar("T")
 
 
 class RedisStore:
@@ -100,7 +104,7 @@ class RedisStore:
     max_retain: seconds; no record is kept longer. Stamps older than this are let go.
     max_entry_bytes: a larger record is refused, so that it does not hold up the others on its connection.
     max_stamps: purged tags remembered in one scope; above it the scope's floor rises.
-    max_connections: commands in flight; more wait within their caller's deadline.
+    max_waiting: calls that may wait for each connection; more are refused.
     seals: seals and opens the records; None: they lie there as they are.
 
     Raises:
@@ -118,22 +122,16 @@ class RedisStore:
         max_retain: float = MAX_RETAIN,
         max_entry_bytes: int = 8 * 1024 * 1024,
         max_stamps: int = 100_000,
-        max_connections: int = 50,
+        max_waiting: int = 10_000,
         seals: Seals | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         problems = Problems("redis store")
-        client: Any = None
+        servers: Servers | None = None
+        made = metrics if metrics is not None else Metrics.of()
         try:
-            client = _redis.from_url(
-                url,
-                retry=Retry(NoBackoff(), 0),
-                socket_timeout=None,
-                socket_connect_timeout=None,
-                socket_keepalive=True,
-                max_connections=max_connections,
-            )
-        except (ValueError, TypeError) as error:
+            servers = connect_to(url, max_waiting=max_waiting, crowded=made.limits.labels("redis-waiting").inc)
+        except ValueError as error:
             problems.add("url", url, f"cannot be used ({error})", "write redis://host:6379/0, rediss:// or unix://")
         if not namespace or any(c in namespace for c in "{}: \n"):
             problems.add("namespace", namespace, "is not a name", "use letters, digits, - and _")
@@ -142,25 +140,27 @@ class RedisStore:
         for name, value in (("max_retain", max_retain), ("max_entry_bytes", max_entry_bytes)):
             if value <= 0:
                 problems.add(name, value, "is not a limit", "give a number above 0")
-        for name, value in (("max_stamps", max_stamps), ("max_connections", max_connections)):
+        for name, value in (("max_stamps", max_stamps), ("max_waiting", max_waiting)):
             if value < 1:
                 problems.add(name, value, "is not a limit", "give a whole number above 0")
         problems.raise_if_any()
-        self._redis = client
-        self._turn = asyncio.Semaphore(max_connections)
-        self._script = client.register_script(PURGE)
+        assert servers is not None
+        self._servers = servers
         self._prefix = namespace.encode()
         self._naming_key = naming_key
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
         self._max_stamps = max_stamps
         self._seals = seals
-        self._metrics = metrics if metrics is not None else Metrics.of()
+        self._metrics = made
         limits = self._metrics.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
         self._limit_memory = limits.labels("redis-memory").inc
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
+        # Hashing a name costs more than looking it up; few tenants and tags are asked for often.
+        self._scope = lru_cache(_NAMES)(self._hash_scope)
+        self._stamp_key = lru_cache(_NAMES)(self._hash_tag)
 
     @property
     def checked(self) -> bool:
@@ -171,7 +171,8 @@ class RedisStore:
         """Look in the background whether the server may evict stamps; connections are made when they are needed."""
         if self._seals is not None:
             self._seals.start()
-        if self._check is None:
+        self._servers.open()
+        if self._check is None or self._check.cancelled():
             self._check = asyncio.get_running_loop().create_task(self._check_policy(), name="tidegate-redis-check")
 
     async def aclose(self) -> None:
@@ -181,17 +182,21 @@ class RedisStore:
         if self._check is not None:
             self._check.cancel()
             await asyncio.wait([self._check])
-        await self._redis.aclose()
+        await self._servers.aclose()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
-        """Record and positions in one round trip; on a hit the stamps of the entry's tags in a second one.
+        """Record and positions in one round trip; on a hit the stamps of the entry's tags in a second one, after a
+        large record's own.
 
         Raises:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
         names = [self._scope(scope) for scope in scopes]
-        found, *stamps = await self._mget([self._key(key), *[self._name(b"s", name) for name in names]])
+        name = self._key(key)
+        found, *stamps = await self._run(self._servers.read([name, *[self._name(b"s", scope) for scope in names]]))
         positions = {scope: _stamp(value) for scope, value in zip(scopes, stamps, strict=True)}
+        if found is not None and _TOKEN.fullmatch(found):
+            found = await self._large(name, found)
         if found is None:
             return Lookup(None, positions)
         record = self._opened(key, found)
@@ -210,18 +215,24 @@ class RedisStore:
             self._metrics.fail("redis-codec", error)
             return None
 
+    async def _large(self, name: bytes, token: bytes) -> bytes | None:
+        """The large record that was written together with this token; None if another has taken its place."""
+        (found,) = await self._run(self._servers.read([self._body(name)], large=True))
+        return found[len(token) :] if found is not None and found.startswith(token) else None
+
     async def _valid(self, entry: Entry) -> bool:
         held = dict(entry.positions)
-        keys = [self._stamp_key(self._scope(scope), WHOLE_SCOPE) for scope in held]
+        keys = [self._stamp_key(scope, WHOLE_SCOPE) for scope in held]
         limits = list(held.values())
         for scope, tag in entry.tags:
             if scope not in held:
                 return False
-            keys.append(self._stamp_key(self._scope(scope), tag))
+            keys.append(self._stamp_key(scope, tag))
             limits.append(held[scope])
         if not keys:
             return True
-        return all(_stamp(value) <= limit for value, limit in zip(await self._mget(keys), limits, strict=True))
+        stamps = await self._run(self._servers.read(keys))
+        return all(_stamp(value) <= limit for value, limit in zip(stamps, limits, strict=True))
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.
@@ -241,12 +252,29 @@ class RedisStore:
         if milliseconds <= 0 or (isinstance(record, Entry) and not _anchored(record)):
             return False
         try:
-            await self._run(lambda: self._redis.set(self._key(key), data, px=milliseconds))
+            await self._run(self._write(self._key(key), data, milliseconds))
         except _Full:
             self._limit_memory()
             self._rejected += 1
             return False
         return True
+
+    async def _write(self, name: bytes, data: bytes | memoryview, milliseconds: int) -> None:
+        call = self._servers.call
+        if len(data) <= LARGE:
+            await call(name, b"SET", name, data, b"PX", milliseconds)
+            return
+        token = b"\0" + os.urandom(16)
+        body = self._body(name)
+        # Both at once. If only one is made, or another writer's come between, the tokens differ: a miss.
+        written = await asyncio.gather(
+            call(body, b"SET", body, b"".join((token, data)), b"PX", milliseconds, large=True),
+            call(name, b"SET", name, token, b"PX", milliseconds, large=True),
+            return_exceptions=True,
+        )
+        for reply in written:
+            if isinstance(reply, BaseException):
+                raise reply
 
     async def delete(self, key: bytes) -> None:
         """Forget a record.
@@ -254,7 +282,8 @@ class RedisStore:
         Raises:
             StoreError: if Redis cannot be reached, or refuses.
         """
-        await self._run(lambda: self._redis.unlink(self._key(key)))
+        name = self._key(key)
+        await self._run(self._servers.call(name, b"UNLINK", name, self._body(name)))
 
     async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
         """One script per scope. If one of several fails the others may have been made; purging again is harmless.
@@ -267,11 +296,11 @@ class RedisStore:
             if not purged:
                 continue
             name = self._scope(scope)
-            named = [] if WHOLE_SCOPE in purged else [self._tag(name, tag) for tag in dict.fromkeys(purged)]
-            floor = self._stamp_key(name, WHOLE_SCOPE)
-            keys = [self._name(b"s", name), self._name(b"i", name), floor, *[floor[:-1] + tag for tag in named]]
-            arguments: list[Any] = [retention, self._max_stamps, *named]
-            await self._run(partial(self._script, keys=keys, args=arguments))
+            floor = self._stamp_key(scope, WHOLE_SCOPE)
+            stamps = [] if WHOLE_SCOPE in purged else [self._stamp_key(scope, tag) for tag in dict.fromkeys(purged)]
+            keys = [self._name(b"s", name), self._name(b"i", name), floor, *stamps]
+            named = [key[len(floor) - 1 :] for key in stamps]
+            await self._run(self._script(keys, [retention, self._max_stamps, *named]))
         return Purge("done", sum(map(len, tags.values())))
 
     def stats(self) -> StoreStats:
@@ -281,45 +310,50 @@ class RedisStore:
     def _key(self, key: bytes) -> bytes:
         return b"%b:e:%b" % (self._prefix, key.hex().encode())
 
+    @staticmethod
+    def _body(name: bytes) -> bytes:
+        # What stands in braces decides the slot in a cluster: that of the record's own key.
+        return b"%b:b:{%b}" % (name.partition(b":e:")[0], name)
+
     def _name(self, kind: bytes, scope: bytes) -> bytes:
         return b"%b:%b:{%b}" % (self._prefix, kind, scope)
 
-    def _stamp_key(self, scope: bytes, tag: str) -> bytes:
-        return b"%b:%b" % (self._name(b"g", scope), b"*" if tag == WHOLE_SCOPE else self._tag(scope, tag))
-
-    def _scope(self, scope: str) -> bytes:
+    def _hash_scope(self, scope: str) -> bytes:
         return self._hash(b"scope", scope.encode("utf-8", "surrogatepass"))
 
-    def _tag(self, scope: bytes, tag: str) -> bytes:
+    def _hash_tag(self, scope: str, tag: str) -> bytes:
+        """The key of a tag's stamp."""
+        name = self._scope(scope)
         # With its scope, so that nobody can see two tenants use the same tag.
-        return self._hash(b"tag", scope + tag.encode("utf-8", "surrogatepass"))
+        told = b"*" if tag == WHOLE_SCOPE else self._hash(b"tag", name + tag.encode("utf-8", "surrogatepass"))
+        return b"%b:%b" % (self._name(b"g", name), told)
 
     def _hash(self, kind: bytes, name: bytes) -> bytes:
         return blake2b(name, digest_size=16, key=self._naming_key, person=kind).hexdigest().encode()
 
-    async def _mget(self, keys: list[bytes]) -> list[bytes | None]:
-        values: list[bytes | None] = await self._run(lambda: self._redis.mget(keys))
-        return values
-
-    async def _run(self, call: Callable[[], Any]) -> Any:
+    async def _script(self, keys: list[bytes], arguments: list[Any]) -> None:
+        following = (len(keys), *keys, *arguments)
         try:
-            async with self._turn:
-                return await call()
+            await self._servers.call(keys[0], b"EVALSHA", _PURGE_SHA, *following)
+        except NoScriptError:
+            await self._servers.call(keys[0], b"EVAL", PURGE, *following)
+
+    async def _run(self, asked: Awaitable[T]) -> T:
+        try:
+            return await asked
         except OutOfMemoryError as error:
             raise _Full(str(error)) from error
-        except LostConnection as error:
-            # The server went away: idle connections are dead too, and each would cost a call to find out.
-            with suppress(RedisError, OSError):  # what it says about closing is not what went wrong
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+        except ReadOnlyError as error:
+            self._servers.renew(f"redis: {error}")
             raise StoreError(f"redis: {error}") from error
-        except (RedisError, OSError) as error:
+        except RedisError as error:
             raise StoreError(f"redis: {type(error).__name__}: {error}") from error
 
     async def _check_policy(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_CHECK_EVERY):
-                    memory: dict[str, Any] = await self._run(lambda: self._redis.info("memory"))
+                    told = await self._run(self._servers.on_each(b"INFO", b"memory"))
             except StoreError as error:
                 self._metrics.fail("redis-check", error)
             except TimeoutError:
@@ -327,8 +361,9 @@ class RedisStore:
             else:
                 break
             await asyncio.sleep(_CHECK_EVERY)
-        policy = str(memory.get("maxmemory_policy", "unknown"))
-        if policy not in SAFE_POLICIES:
+        for policy in {found[1] if (found := _POLICY.search(_text(each))) else "unknown" for each in told}:
+            if policy in SAFE_POLICIES:
+                continue
             problem = f"maxmemory-policy {policy} may evict purge stamps: set noeviction or one of volatile-*"
             self._metrics.fail("redis-policy", StoreError(problem))
 
@@ -340,6 +375,10 @@ class _Full(StoreError):
 def _anchored(entry: Entry) -> bool:
     held = {scope for scope, _ in entry.positions}
     return all(scope in held for scope, _ in entry.tags)
+
+
+def _text(reply: object) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 def _stamp(value: bytes | None) -> int:

@@ -29,12 +29,14 @@ BARE = "bare handler"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What a case may cost: `microseconds` of CPU, or that much more than the case of the same size that is named in
-    `above`; or how many times as many requests it serves with one core as the raw function, at least.
+    `above`; or how many times as many requests it serves with one core as the raw function, at least; or at most which
+    part of what another case costs.
     """
 
     microseconds: float = 0.0
     above: str = ""
     of_raw: float | None = None
+    of_other: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +71,9 @@ class Figure:
     """What a case cost: medians over the rounds.
 
     times_raw: its cost over that of the raw function. above_bare: microseconds more than the bare handler.
-    above_other: microseconds more than the case that its target names. per_second, of_raw: of a server, its requests a
-    second, and over those of the raw function. None where there is nothing to compare with, or it is that itself.
+    above_other, times_other: microseconds more than the case that its target names, and its cost over that case's.
+    per_second, of_raw: of a server, its requests a second, and over those of the raw function. None where there is
+    nothing to compare with, or it is that itself.
     """
 
     case: Case
@@ -78,6 +81,7 @@ class Figure:
     times_raw: float | None = None
     above_bare: float | None = None
     above_other: float | None = None
+    times_other: float | None = None
     per_second: float | None = None
     of_raw: float | None = None
 
@@ -87,6 +91,10 @@ class Figure:
         target = self.case.target
         if target is None:
             return ""
+        if target.of_other is not None:
+            other, part = target.of_other
+            told = f"{self.case.title}: {self.times_other or 0:.2f} of {other}, target {part:g}"
+            return told if self.times_other is not None and self.times_other > part else ""
         if target.of_raw is not None:
             reached = 1 / self.times_raw if self.times_raw else target.of_raw
             told = f"{self.case.title}: {reached:.2f} x raw, target {target.of_raw:g}"
@@ -227,6 +235,10 @@ def _figure(case: Case, taken: _Taken) -> Figure:
         other = taken.cpu.get(f"{name}, {case.size}")
         return median(a - b for a, b in zip(own, other, strict=True)) if other is not None else None
 
+    def times(title: str) -> float | None:
+        other = taken.cpu.get(title)
+        return median(a / b for a, b in zip(own, other, strict=True)) if other is not None else None
+
     def of_raw(values: Mapping[str, Sequence[float]]) -> float | None:
         raw = values.get(f"{RAW}, {case.size}")
         mine = values.get(case.title)
@@ -240,6 +252,7 @@ def _figure(case: Case, taken: _Taken) -> Figure:
         times_raw=of_raw(taken.cpu),
         above_bare=above(BARE) if case.name not in (RAW, BARE) else None,
         above_other=above(case.target.above) if case.target is not None and case.target.above else None,
+        times_other=times(case.target.of_other[0]) if case.target is not None and case.target.of_other else None,
         per_second=median(rate) if rate is not None else None,
         of_raw=of_raw(taken.rate),
     )

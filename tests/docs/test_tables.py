@@ -151,6 +151,7 @@ def test_the_limits_table_tells_the_defaults_of_the_code() -> None:
         "memory-evicted": default(MemoryStore, "max_bytes"),
         "memory-stamps": default(MemoryStore, "max_stamps"),
         "redis-entry-bytes": default(RedisStore, "max_entry_bytes"),
+        "redis-waiting": default(RedisStore, "max_waiting"),
         "store-writes": default(GuardedStore, "max_writes"),
         "store-pending-purges": default(GuardedStore, "max_pending"),
         "cache-refreshes": str(MAX_REFRESHES),

@@ -100,7 +100,7 @@ def test_cancelled_look_ups_leave_a_guarded_server_usable(server: RedisServer) -
     metrics = new_metrics()
 
     async def run() -> None:
-        guard = GuardedStore(RedisStore(server.url, metrics=metrics, max_connections=10), metrics=metrics, budget=2.0)
+        guard = GuardedStore(RedisStore(server.url, metrics=metrics), metrics=metrics, budget=2.0)
         await write(guard, b"key", TAGGED)
         for turn in range(100):
             tasks = [asyncio.create_task(guard.get(b"key", SCOPES)) for _ in range(20)]

@@ -1,0 +1,350 @@
+"""One connection to Redis for many callers: commands of one pass of the event loop leave together, replies come back in
+order, and look-ups of keys that wait to be sent are merged into one MGET.
+
+Guaranteed: a caller gets the reply to its own command, or StoreError; a cancelled caller shifts nobody's reply (its
+place stays until its reply has come). When a connection is lost, what was sent over it fails at once and nothing is
+sent twice; what was not sent yet goes over the next one. Connecting has a deadline, and so has silence: a connection
+that owes replies and sends none is given up. New ones are made in the background, later and later, at times that
+differ between processes; meanwhile calls fail at once. How many may wait is bounded.
+Not guaranteed: that a command whose caller has gone is not executed; that a command which failed was not executed.
+How long a caller waits is its own affair: redis-py's `socket_timeout` swallows cancellations on Python 3.11 and is off.
+"""
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
+
+import hiredis
+from redis.exceptions import RedisError, ResponseError
+
+from tidegate.errors import StoreError
+
+__all__ = ["CrowdedError", "Dial", "Link", "Word"]
+
+Word = bytes | memoryview | str | int
+"""One word of a command."""
+
+Dial = Callable[[], Awaitable[Any]]
+"""Makes a connected `redis.asyncio.Connection`. Cancelled when it takes too long."""
+
+_hiredis: Any = hiredis  # its annotations say that a command has one word
+_pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
+
+MERGED: Final = 64
+"""Keys in one MGET: with more, the first waits for the last's bytes."""
+
+LONGEST_PAUSE: Final = 0.5
+"""Seconds between two attempts to connect: one within each probe interval of the store's breaker."""
+
+
+class CrowdedError(StoreError):
+    """So many calls wait for Redis that one more is refused."""
+
+
+class _Call:
+    """One command of one caller."""
+
+    __slots__ = ("_future", "words")
+    callers = 1
+
+    def __init__(self, words: tuple[Word, ...], future: asyncio.Future[Any]) -> None:
+        self.words = words
+        self._future = future
+
+    @property
+    def awaited(self) -> bool:
+        return not self._future.done()
+
+    def resolve(self, reply: Any) -> None:
+        if self._future.done():
+            return
+        if isinstance(reply, Exception):
+            self._future.set_exception(reply)
+        else:
+            self._future.set_result(reply)
+
+    def fail(self, told: str) -> None:
+        if not self._future.done():
+            self._future.set_exception(StoreError(told))
+
+
+class _Reads:
+    """The keys that several callers want, each once."""
+
+    __slots__ = ("keys", "waiting")
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, int] = {}
+        self.waiting: list[tuple[asyncio.Future[list[Any]], list[int]]] = []
+
+    @property
+    def callers(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        return (b"MGET", *self.keys)
+
+    @property
+    def awaited(self) -> bool:
+        return any(not future.done() for future, _ in self.waiting)
+
+    def add(self, keys: Sequence[bytes], future: asyncio.Future[list[Any]]) -> None:
+        known = self.keys
+        self.waiting.append((future, [known.setdefault(key, len(known)) for key in keys]))
+
+    def resolve(self, reply: Any) -> None:
+        failed = isinstance(reply, Exception)
+        for future, places in self.waiting:
+            if future.done():
+                continue
+            if failed:
+                future.set_exception(reply)
+            else:
+                future.set_result([reply[place] for place in places])
+
+    def fail(self, told: str) -> None:
+        for future, _ in self.waiting:
+            if not future.done():
+                future.set_exception(StoreError(told))
+
+
+class Link:
+    """A connection that is made when it is first needed, and made anew whenever it is lost.
+
+    dial: makes a connection.
+    handshake: seconds that this may take.
+    silence: seconds without any reply, while one is owed, after which the connection is given up (up to half as much
+        again).
+    max_waiting: callers that may wait at once; more are refused with CrowdedError.
+    crowded: called for each that is refused.
+
+    One event loop at a time: from a second one calls fail, unless the first was closed.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        handshake: float = 2.0,
+        silence: float = 2.0,
+        max_waiting: int = 10_000,
+        crowded: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._dial = dial
+        self._handshake = handshake
+        self._silence = silence
+        self._max_waiting = max_waiting
+        self._crowded = crowded
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._refusal: str | None = None
+        self._closed = False
+        self._waiting = 0
+        self._out: list[_Call | _Reads] = []
+        self._reads: _Reads | None = None
+        self._sent: deque[_Call | _Reads] = deque()
+        self._idle: asyncio.Future[None] | None = None
+        self._given_up: asyncio.Future[str] | None = None
+        self._replies = 0
+        self.connections = 0
+        """How many were made so far."""
+
+    @property
+    def waiting(self) -> int:
+        """Callers that wait for a reply, cancelled ones included until it has come."""
+        return self._waiting
+
+    def open(self) -> None:
+        """Take calls again after `aclose`."""
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Fail what waits, close the connection, take no more calls. Waits for no reply."""
+        self._closed = True
+        if self._task is not None and self._loop is asyncio.get_running_loop():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def renew(self, why: str) -> None:
+        """Give the connection up and make another: it leads to a server that is no longer the right one."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(why)
+
+    def call(self, *words: Word) -> asyncio.Future[Any]:
+        """The reply to one command; a refusal is raised as the ResponseError that redis-py makes of it.
+
+        Raises:
+            StoreError: if there is no connection, here or when the reply is awaited.
+        """
+        future = self._admit().create_future()
+        self._out.append(_Call(words, future))
+        return future
+
+    def read(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
+        """The values under the keys, by one MGET with those of other callers.
+
+        Raises:
+            StoreError: as `call`.
+        """
+        future: asyncio.Future[list[bytes | None]] = self._admit().create_future()
+        reads = self._reads
+        if reads is None or len(reads.keys) + len(keys) > MERGED:
+            reads = self._reads = _Reads()
+            self._out.append(reads)
+        reads.add(keys, future)
+        return future
+
+    def _admit(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self._task is None:
+            self._begin(loop)
+        if self._refusal is not None:
+            raise StoreError(self._refusal)
+        if self._waiting >= self._max_waiting:
+            self._crowded()
+            raise CrowdedError(f"redis: {self._waiting} calls wait already")
+        self._waiting += 1
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        return loop
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._closed:
+            raise StoreError("redis: the store is closed")
+        if self._task is not None and self._loop is not None and not self._loop.is_closed():
+            raise StoreError("redis: the store is in use in another event loop: make one store for each")
+        self._loop = loop
+        self._refusal = None
+        self._forget()
+        # Without the context of whoever happens to come first: its trace would be that of every later reconnection.
+        self._task = loop.create_task(self._keep_connected(), name="tidegate-redis-link", context=Context())
+
+    async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        try:
+            while True:
+                try:
+                    connection = await self._connect()
+                except (RedisError, OSError, StoreError) as error:
+                    failures += 1
+                    self._refuse(error)
+                else:
+                    self._refusal = None
+                    self.connections += 1
+                    since = loop.time()
+                    lost = await self._serve(connection)
+                    failures = 1 if loop.time() - since > LONGEST_PAUSE else failures + 1
+                    if failures > 1:
+                        self._refuse(lost)
+                    self._fail(self._sent, lost)
+                # The first attempt comes soon, but not for all processes at the same moment.
+                await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** min(failures - 1, 10)) * random.uniform(0.2, 1.0))
+        finally:
+            self._task = None
+            self._forget()
+
+    async def _connect(self) -> Any:
+        try:
+            async with asyncio.timeout(self._handshake):
+                return await self._dial()
+        except TimeoutError as error:
+            raise StoreError(f"no connection within {self._handshake:g} s") from error
+
+    async def _serve(self, connection: Any) -> BaseException:
+        """Until the connection is lost: why it was."""
+        tasks = [
+            asyncio.ensure_future(work) for work in (self._receive(connection), self._send(connection), self._watch())
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(task.exception() for task in tasks if task in done) or StoreError("the connection was closed")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled():
+                    task.exception()  # seen: one reason is enough
+            await _hang_up(connection)
+
+    async def _receive(self, connection: Any) -> None:
+        while True:
+            try:
+                reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            except ResponseError as error:
+                reply = error
+            if not self._sent:
+                raise StoreError("the server sent a reply that nobody asked for")
+            answered = self._sent.popleft()
+            self._replies += 1
+            self._waiting -= answered.callers
+            answered.resolve(reply)
+
+    async def _send(self, connection: Any) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._out:
+                self._idle = loop.create_future()
+                await self._idle
+            self._idle = None
+            leaving, self._out, self._reads = self._out, [], None
+            packed: list[bytes] = []
+            for each in leaving:
+                if each.awaited:
+                    packed.append(_pack(each.words))
+                    self._sent.append(each)
+                else:
+                    self._waiting -= each.callers
+            if packed:
+                # Waits while the server does not take it; meanwhile more gathers, up to `max_waiting`.
+                await connection.send_packed_command(packed, check_health=False)
+
+    async def _watch(self) -> None:
+        """Ends when the connection is to be given up, so also when nothing comes although something is owed. That takes
+        two looks: a loop that was held up may look before it has read."""
+        seen, owed = self._replies, False
+        self._given_up = asyncio.get_running_loop().create_future()
+        while True:
+            if (await asyncio.wait([self._given_up], timeout=self._silence / 2))[0]:
+                raise StoreError(self._given_up.result())
+            if owed and self._sent and self._replies == seen:
+                raise StoreError(f"no reply for {self._silence:g} s")
+            seen, owed = self._replies, bool(self._sent)
+
+    def _refuse(self, error: BaseException) -> None:
+        """Nobody need wait: what is queued fails, and so do new calls until there is a connection."""
+        self._refusal = _told(error)
+        self._fail(self._out, error)
+        self._reads = None
+
+    def _fail(self, those: "deque[_Call | _Reads] | list[_Call | _Reads]", error: BaseException) -> None:
+        told = _told(error)
+        for each in those:
+            self._waiting -= each.callers
+            each.fail(told)
+        those.clear()
+
+    def _forget(self) -> None:
+        """Whatever still waits, waits for nothing."""
+        lost = StoreError("the store was closed")
+        if self._loop is not None and not self._loop.is_closed():
+            self._fail(self._sent, lost)
+            self._fail(self._out, lost)
+        self._sent, self._out, self._reads, self._idle = deque(), [], None, None
+        self._waiting = 0
+
+
+def _told(error: BaseException) -> str:
+    return f"redis: {error}" if str(error) else f"redis: {type(error).__name__}"
+
+
+async def _hang_up(connection: Any) -> None:
+    with suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)

@@ -1,0 +1,133 @@
+"""The servers behind an address, and what may be asked of them: look-ups and commands, on two lanes each.
+
+A lane is a connection of its own (`redis_link`): a reply of megabytes on the one holds up nothing on the other.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+from redis.asyncio.connection import Connection, parse_url
+from redis.exceptions import RedisError
+
+from tidegate.middleware.stores.redis_link import Dial, Link, Word
+
+__all__ = ["Lanes", "OneServer", "Servers", "connect_to", "dial"]
+
+# redis-py's annotations leave much open; what comes from it is annotated where it is taken.
+_parse: Any = parse_url
+_tcp: Any = Connection
+
+IGNORED: Final = frozenset(
+    {
+        "socket_timeout",
+        "socket_connect_timeout",
+        "timeout",
+        "max_connections",
+        "retry_on_timeout",
+        "health_check_interval",
+        "decode_responses",
+        "encoding",
+        "encoding_errors",
+        "legacy_responses",
+    }
+)
+"""What addresses written for other clients say about waiting, pools and text: here that is the store's affair."""
+
+
+class Servers(Protocol):
+    """One server or many, as the store sees them."""
+
+    def open(self) -> None:
+        """Take calls, again after `aclose`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections; what waits fails."""
+        ...
+
+    def read(self, keys: Sequence[bytes], *, large: bool = False) -> Awaitable[list[bytes | None]]:
+        """The values under the keys."""
+        ...
+
+    def call(self, key: bytes, *words: Word, large: bool = False) -> Awaitable[Any]:
+        """The reply to a command of the server that holds this key."""
+        ...
+
+    def on_each(self, *words: Word) -> Awaitable[list[Any]]:
+        """The replies to a command of every server that takes writes."""
+        ...
+
+    def renew(self, why: str) -> None:
+        """Look again which server takes writes: one that was asked to said that it does not."""
+        ...
+
+
+class Lanes:
+    """The two connections to one server."""
+
+    def __init__(self, dial: Dial, *, max_waiting: int, crowded: Callable[[], object]) -> None:
+        self.small = Link(dial, max_waiting=max_waiting, crowded=crowded)
+        # A large reply may be long on its way, and only whole ones are seen.
+        self.large = Link(dial, max_waiting=max_waiting, crowded=crowded, silence=5.0)
+
+    def open(self) -> None:
+        """Take calls, again after `aclose`."""
+        self.small.open()
+        self.large.open()
+
+    async def aclose(self) -> None:
+        """Close both; what waits fails."""
+        await asyncio.gather(self.small.aclose(), self.large.aclose())
+
+    def renew(self, why: str) -> None:
+        """Make both anew."""
+        self.small.renew(why)
+        self.large.renew(why)
+
+
+class OneServer:
+    """A server that holds everything; `dial` may find out anew each time which one that is."""
+
+    def __init__(self, dial: Dial, *, max_waiting: int, crowded: Callable[[], object]) -> None:
+        self._lanes = Lanes(dial, max_waiting=max_waiting, crowded=crowded)
+        self.open, self.aclose, self.renew = self._lanes.open, self._lanes.aclose, self._lanes.renew
+
+    def read(self, keys: Sequence[bytes], *, large: bool = False) -> Awaitable[list[bytes | None]]:
+        """The values under the keys."""
+        return (self._lanes.large if large else self._lanes.small).read(keys)
+
+    def call(self, key: bytes, *words: Word, large: bool = False) -> Awaitable[Any]:
+        """The reply to a command."""
+        return (self._lanes.large if large else self._lanes.small).call(*words)
+
+    async def on_each(self, *words: Word) -> list[Any]:
+        """The reply to a command."""
+        return [await self._lanes.small.call(*words)]
+
+
+async def dial(kind: Any, options: dict[str, Any]) -> Any:
+    """A connection of this kind, greeted, logged in, and with its database chosen."""
+    connection = kind(**options)
+    try:
+        await connection.connect()
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
+def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object]) -> Servers:
+    """The servers at an address. Nothing is connected yet.
+
+    Raises:
+        ValueError: if the address cannot be used; the text says why.
+    """
+    options: dict[str, Any] = {name: value for name, value in _parse(url).items() if name not in IGNORED}
+    kind = options.pop("connection_class", _tcp)
+    options |= {"socket_timeout": None, "socket_connect_timeout": None, "driver_info": None}
+    try:
+        kind(**options)
+    except (TypeError, RedisError) as error:
+        raise ValueError(str(error)) from error
+    return OneServer(lambda: dial(kind, options), max_waiting=max_waiting, crowded=crowded)
