@@ -8,31 +8,17 @@ from prometheus_client import CollectorRegistry
 
 from tests.driver import Origin, call
 from tests.flags.following import until
+from tests.provider import FixedFlags
 from tidegate import Tidegate
-from tidegate.flags import FlagContext, ProviderHealth, Reach
+from tidegate.flags import ProviderHealth
 
 
-class Parting:
+class Parting(FixedFlags):
     """A provider whose farewell takes a while, as a last report to a server does."""
 
-    version = 1
-
     def __init__(self) -> None:
-        self.started = False
+        super().__init__(is_open=False)
         self.begun = 0
-        self.ended = 0
-
-    def is_enabled(self, flag: str, context: FlagContext) -> bool:
-        return False
-
-    def reach(self, flag: str) -> Reach:
-        return "nobody"
-
-    def health(self) -> ProviderHealth:
-        return ProviderHealth(ready=True, staleness=0.0, detail="")
-
-    async def start(self) -> None:
-        self.started = True
 
     async def aclose(self) -> None:
         self.begun += 1
@@ -99,7 +85,7 @@ class Held(Parting):
 
     async def start(self) -> None:
         await self.held.wait()
-        self.started = True
+        await super().start()
 
     def health(self) -> ProviderHealth:
         self.looks += 1

@@ -13,45 +13,14 @@ from tests.frameworks.fastapi_site import FASTAPI
 from tests.frameworks.litestar_site import LITESTAR
 from tests.frameworks.quart_site import QUART
 from tests.frameworks.starlette_site import STARLETTE
-from tests.frameworks.surface import EVENTS, POLICIES, SUB_POLICIES, Framework, How, World
+from tests.frameworks.surface import EVENTS, FORM, FORM_TYPE, POLICIES, SUB_POLICIES, Framework, How, World
+from tests.provider import FixedFlags
 from tidegate import Tidegate
-from tidegate.flags import FlagContext, ProviderHealth, Reach
 
 __all__ = ["FRAMEWORKS", "HOWS", "STORY", "Stage", "Step", "for_the_client", "seen", "staged", "told"]
 
 FRAMEWORKS: Final = (STARLETTE, FASTAPI, LITESTAR, QUART, DJANGO)
 HOWS: Final[tuple[How, ...]] = ("around", "inside", "sub")
-BOUNDARY: Final = "tide"
-FORM: Final = (
-    b'--tide\r\ncontent-disposition: form-data; name="field"\r\n\r\nvalue\r\n'
-    b'--tide\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\ncontent-type: text/plain\r\n\r\n'
-    b"contents of the file\r\n--tide--\r\n"
-)
-FORM_TYPE: Final = ("content-type", f"multipart/form-data; boundary={BOUNDARY}")
-
-
-class Nobody:
-    """A flag provider whose every flag is shut for everybody."""
-
-    version = 1
-
-    def is_enabled(self, flag: str, context: FlagContext) -> bool:
-        """Never."""
-        return False
-
-    def reach(self, flag: str) -> Reach:
-        """None."""
-        return "nobody"
-
-    def health(self) -> ProviderHealth:
-        """Well."""
-        return ProviderHealth(ready=True, staleness=0.0, detail="")
-
-    async def start(self) -> None:
-        """Nothing."""
-
-    async def aclose(self) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +92,8 @@ def layers(framework: Framework, how: How, *, is_open: bool = True) -> Tidegate:
     return Tidegate(
         identify=framework.identify(how),
         policies=SUB_POLICIES if how == "sub" and framework is not DJANGO else POLICIES,
-        provider=None if is_open else Nobody(),  # without flags every layer is open, for who has no unit too
+        # Without flags every layer is open, for who has no unit too.
+        provider=None if is_open else FixedFlags(is_open=False),
         registry=CollectorRegistry(),
     )
 

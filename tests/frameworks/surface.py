@@ -30,6 +30,8 @@ from tidegate import Identity, RoutePolicy, Tidegate
 __all__ = [
     "COOKIES",
     "EVENTS",
+    "FORM",
+    "FORM_TYPE",
     "PEOPLE",
     "POLICIES",
     "REASON",
@@ -52,6 +54,13 @@ PEOPLE: Final = {
 EVENTS: Final = 3
 COOKIES: Final = ("a=1", "b=2")
 REASON: Final = "no such client"
+FORM: Final = (
+    b'--tide\r\ncontent-disposition: form-data; name="field"\r\n\r\nvalue\r\n'
+    b'--tide\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\ncontent-type: text/plain\r\n\r\n'
+    b"contents of the file\r\n--tide--\r\n"
+)
+FORM_TYPE: Final = ("content-type", "multipart/form-data; boundary=tide")
+"""The upload of a field and a file."""
 
 POLICIES: Final = (
     RoutePolicy(route="/me", ttl=60),
