@@ -74,7 +74,9 @@ def born_at(headers: Iterable[tuple[bytes, bytes]], *, asked: float, answered: f
 
     Of several Ages the first counts, and one that is no delta-seconds is not there (RFC 9111 5.1).
     """
-    pairs = list(headers)
+    pairs = [pair for pair in headers if pair[0] == b"date" or pair[0] == b"age"]
+    if not pairs:
+        return answered - max(0.0, answered - asked)
     ages = next(list_members(field_values(pairs, b"age")), None)
     date = parse_date(single_value(pairs, b"date"))
     apparent = max(0.0, answered - date) if date is not None else 0.0

@@ -35,14 +35,7 @@ _LONGEST_URI = 256
 
 def encode_parts(parts: Iterable[bytes | None]) -> bytes:
     """Injective: each part with its length before it; None is not the empty string."""
-    out: list[bytes] = []
-    for part in parts:
-        if part is None:
-            out.append(b"\x00")
-        else:
-            out.append(b"\x01%d:" % len(part))
-            out.append(part)
-    return b"".join(out)
+    return b"".join([b"\x00" if part is None else b"\x01%d:%b" % (len(part), part) for part in parts])
 
 
 def primary_parts(

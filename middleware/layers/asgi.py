@@ -95,6 +95,7 @@ class RequestContext:
     collapsed: the response is that of another request's run (RFC 9211 `collapsed`), which also stores it.
     tracer: set where the telemetry layer is open and an OpenTelemetry SDK is there.
     explainer: set while the app answers a request that may use the cache, or an unsafe one.
+    missed: what the cache knows of a plain request for which it has nothing; for the cache alone.
     """
 
     # Defaults of the class: most requests never set most of these, and each one would cost every request.
@@ -109,6 +110,7 @@ class RequestContext:
     collapsed: bool = False
     tracer: Tracer | None = None
     explainer: Explainer | None = None
+    missed: object = None
 
     def __init__(self, identity: Identity | None, match: Match, decision: Decision | None) -> None:
         self.identity = identity

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from os import urandom
-from typing import ClassVar, Final, cast, get_args
+from typing import ClassVar, Final, cast
 from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
@@ -40,20 +40,19 @@ from tidegate.middleware.layers.asgi import (
 from tidegate.middleware.layers.exchange import Exchange
 from tidegate.middleware.layers.explaining import Collected, Unsafe, explain_request, without_effect
 from tidegate.middleware.layers.filling import CacheConfig
-from tidegate.middleware.layers.fused import DECISIVE, FusedHits, Hits
+from tidegate.middleware.layers.fused import FusedHits, Hits, Missed
 from tidegate.middleware.layers.naming import Named, Names, Uri, host_of, uri_of
 from tidegate.middleware.layers.posting import Posted, as_get
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.layers.shadow import Rehearsal
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
+from tidegate.middleware.layers.straight import Miss, Misses
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Peeks, ScopedTag, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, Peeks, ScopedTag, Store
 
 __all__ = ["CacheLayer"]
 
 _COOKIE: Final = b"cookie"
-_NOTHING_SPECIAL: Final = RequestDirectives()
-_USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -129,7 +128,10 @@ class CacheLayer:
                 clock=clock,
             )
         self._own_hits: Hits | None = self.hits
-
+        self.misses: Misses | None = None
+        """Takes plain misses; None: the store can do nothing without waiting, or `hits` is None."""
+        if isinstance(store, Keeps) and store.local:
+            self.misses = Misses(self._config, store)
         self.made.add(self)
 
     def leave_hits(self) -> Hits | None:
@@ -148,6 +150,15 @@ class CacheLayer:
                 await send(answer[0])
                 await send(answer[1])
                 return
+        if context.missed is not None:
+            miss = self._missed(scope, context, send)
+            if miss is not None:
+                context.explainer = miss
+                try:
+                    await self.app(scope, receive, miss)
+                finally:
+                    context.explainer = None
+                return
         if scope["method"] not in _SAFE:
             context.explainer = self._unsafe(scope, context)
             try:
@@ -162,6 +173,15 @@ class CacheLayer:
         else:
             await self._serve(scope, receive, send, context)
 
+    def _missed(self, scope: Scope, context: RequestContext, send: Send) -> Miss | None:
+        """What takes the answer to a plain miss that was noted for this layer and this request; else None."""
+        missed, context.missed = context.missed, None
+        if self.misses is None or not isinstance(missed, Missed) or context.tracer is not None:
+            return None
+        if missed.hits is not self.hits or missed.scope is not scope:
+            return None
+        return self.misses.begin(missed, context, send)
+
     def shut(self, shut: bool) -> None:
         """The gate is shut for everybody (True): end what runs in the background. In any thread; does not wait."""
         if shut:
@@ -175,12 +195,8 @@ class CacheLayer:
                 await self._refreshes.aclose()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
-        plain = context.identity is not None and scope["method"] in ("GET", "HEAD")
-        if plain and DECISIVE.isdisjoint([name for name, _ in scope["headers"]]):
-            wanted, verdict = _NOTHING_SPECIAL, self._judge_plain(scope, context)
-        else:
-            wanted = request_directives(scope["headers"])
-            verdict = self._judge(scope, context, wanted)
+        wanted = request_directives(scope["headers"])
+        verdict = self._judge(scope, context, wanted)
         shadowed = _is_shadowed(context)
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
@@ -199,16 +215,6 @@ class CacheLayer:
             await exchange.run(self.app, receive, send)
             span.set_attribute("tidegate.cache.outcome", context.outcome or "pass")
             span.set_attribute("tidegate.cache.share", verdict.share)
-
-    def _judge_plain(self, scope: Scope, context: RequestContext) -> Usable | Bypass:
-        """As `_judge`, of a GET or HEAD of somebody known without any field that could decide."""
-        policy, identity = context.match.policy, context.identity
-        share = self._share if policy is None else policy.share
-        if policy is not None and policy.mode == "off":
-            return Bypass("policy-off")
-        if share == "user":
-            return Bypass("no-user") if identity is None or identity.user is None else _USABLE[share]
-        return Bypass("path") if climbs(scope["path"]) else _USABLE[share]
 
     def _judge(self, scope: Scope, context: RequestContext, wanted: RequestDirectives) -> Usable | Bypass:
         credential = context.identity is None and self._has_credential(scope)

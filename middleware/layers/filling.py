@@ -1,6 +1,6 @@
 """What one request looks up in the store and puts into it: keys, tags, positions, and what is kept of an answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
@@ -9,7 +9,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.core.freshness import born_at
 from tidegate.middleware.core.groups import group_tags
 from tidegate.middleware.core.identity import Credentials
-from tidegate.middleware.core.keys import scope_of, variant_values
+from tidegate.middleware.core.keys import variant_values
 from tidegate.middleware.core.message import single_value, storable_headers
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.reuse import DISCONNECTED
@@ -29,7 +29,16 @@ from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_TAGS", "MAX_VARIANTS", "CacheConfig", "Filling"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_TAGS",
+    "MAX_VARIANTS",
+    "CacheConfig",
+    "Filling",
+    "of_use_past",
+    "refusal_note",
+    "tags_of",
+]
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 """Bytes of a response's header fields, names and values. A response with more is not stored."""
@@ -88,7 +97,7 @@ class Filling:
         self._share: Share = usable.share
         self._wanted = wanted
         self._request: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        self._own_scope = scope_of(context.identity, usable.share)
+        self._own_scope = named.scope
         self._primary = named.primary
         self._key = self._primary
         self._variants: Variants | None = None
@@ -96,6 +105,20 @@ class Filling:
         self._asked = 0.0
         self._kept: Kept | None = None
         self._forward = b"miss"
+
+    def take_up(
+        self,
+        positions: Mapping[str, int],
+        asked: float,
+        answered: tuple[int, Pairs, bool] | None,
+        kept: Kept | None,
+    ) -> None:
+        """Go on where another way has come to. positions: of a look-up that found nothing; asked: when that was.
+
+        answered, kept: as this would have noted them at the response's start; None: there was none.
+        """
+        self._lookup, self._asked = Lookup(None, positions), asked
+        self._answered, self._kept = answered, kept
 
     async def _look_up(self) -> Lookup:
         if self._context.tracer is None:
@@ -171,7 +194,7 @@ class Filling:
             self._context.storable = verdict.reusable
             room = self._room(headers, trailers=trailers)
         else:
-            note += b'; detail="%s"' % verdict.reason.encode("ascii", "replace").replace(b'"', b"'")
+            note += refusal_note(verdict)
         if self._context.collapsed:
             room = None  # it is another request's response, which that one stores
             note += b"; collapsed"
@@ -283,22 +306,33 @@ class Filling:
         await store.put(key, entry, retain=retain)
 
     def _tags(self, headers: Pairs = ()) -> tuple[ScopedTag, ...]:
-        match = self._context.match
-        names = (
-            [template.format_map(match.params) for template in match.policy.tags] if match.policy is not None else []
-        )
-        names += self._context.tags or ()
-        own = [(self._own_scope, name) for name in dict.fromkeys(names)]
-        groups = [(PUBLIC_SCOPE, name) for name in group_tags(headers, self._uri.scheme, self._uri.host)]
-        return (self._uri.tag, *own, *groups)
+        return tags_of(self._context, self._named, headers)
+
+
+def refusal_note(refused: Refused) -> bytes:
+    """Why a response is not stored, as a parameter of Cache-Status."""
+    return b'; detail="%s"' % refused.reason.encode("ascii", "replace").replace(b'"', b"'")
+
+
+def tags_of(context: RequestContext, named: Named, headers: Pairs) -> tuple[ScopedTag, ...]:
+    """What an entry with these fields depends on: its URI, what policy and handler name, and its groups."""
+    match = context.match
+    names = [template.format_map(match.params) for template in match.policy.tags] if match.policy is not None else []
+    names += context.tags or ()
+    own = [(named.scope, name) for name in dict.fromkeys(names)]
+    groups = [(PUBLIC_SCOPE, name) for name in group_tags(headers, named.uri.scheme, named.uri.host)]
+    return (named.uri.tag, *own, *groups)
+
+
+def of_use_past(what: Kept | Entry, *, validator: bool) -> float:
+    """Seconds past its lifetime for which a response can be of use: stale, or to ask about if there is a validator."""
+    past = max(what.stale_while_revalidate, what.stale_if_error)
+    if validator:
+        return max(past, VALIDATED_FOR)
+    return max(past, DISCONNECTED) if not what.must_revalidate and what.lifetime > 0 else past
 
 
 def _kept_until(entry: Entry) -> float:
-    """Wall-clock seconds until which an entry can be of use: fresh, stale, or to ask about."""
-    past = max(entry.stale_while_revalidate, entry.stale_if_error)
+    """Wall-clock seconds until which an entry can be of use."""
     asked = [pair for pair in entry.headers if pair[0] != b"etag"] if entry.own_etag else entry.headers
-    if has_validator(asked):
-        past = max(past, VALIDATED_FOR)
-    elif not entry.must_revalidate and entry.lifetime > 0:
-        past = max(past, DISCONNECTED)
-    return entry.born + entry.lifetime + past
+    return entry.born + entry.lifetime + of_use_past(entry, validator=has_validator(asked))

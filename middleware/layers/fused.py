@@ -13,9 +13,9 @@ generated requests, byte by byte and count by count.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from tidegate.middleware.core.identity import Credentials
+from tidegate.middleware.core.identity import REWRITING, Credentials
 from tidegate.middleware.core.keys import climbs, variant_values
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers, weak_match
@@ -23,7 +23,7 @@ from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, has_cli
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.stores.base import Entry, Record, Variants
 
-__all__ = ["DECISIVE", "FusedHits", "Hits"]
+__all__ = ["FusedHits", "Hits", "Missed"]
 
 Pair = tuple[bytes, bytes]
 
@@ -33,27 +33,44 @@ Answer = tuple[dict[str, Any], dict[str, Any]]
 Hits = Callable[[Scope, RequestContext], Answer | None]
 """The messages that answer a request from the store, or None: the general layers are to decide."""
 
-DECISIVE: Final = frozenset(
+_DECISIVE: Final = frozenset(
     {
         b"cache-control",
         b"content-length",
         b"if-match",
         b"if-unmodified-since",
         b"pragma",
+        b"range",
         b"transfer-encoding",
     }
 )
 """Request fields that decide whether a request may use the cache, and what it wants of it; no other does."""
 
-_MATTERS: Final = DECISIVE | {b"host", b"if-modified-since", b"if-none-match", b"range"}
-"""Request fields that decide whether and how a stored response answers; all others do nothing but select variants."""
+_STORING: Final = REWRITING | {b"authorization", b"if-range"}
+"""Request fields that do nothing to a stored response, and something to whether and how one is stored."""
+
+_MATTERS: Final = _DECISIVE | _STORING | {b"host", b"if-modified-since", b"if-none-match"}
+"""Request fields that decide something here; all others do nothing but select variants."""
 
 _NOTES: Final = 4096
 """Pairs of Age and Cache-Status that are remembered; all entries of one age and lifetime have the same."""
 
 
+class Missed(NamedTuple):
+    """A GET for which there would have been a plain hit, had anything been stored under its URL's key.
+
+    hits: who looked. scope: for what, and no other. named, share: the names of its response.
+    It has no field that counts for storing the response, but as Vary or the policy names it.
+    """
+
+    hits: "FusedHits"
+    scope: Scope
+    named: Named
+    share: Share
+
+
 class FusedHits:
-    """Answers the plain hits of one cache layer.
+    """Answers the plain hits of one cache layer. Of a plain miss it leaves a note in the context (`Missed`).
 
     peek: of the store, see `Peeks`.
     names: those of the cache layer.
@@ -79,7 +96,7 @@ class FusedHits:
         self._gate = gate
         self._share: Share = share
         self._credentials = credentials
-        self._anonymous = _MATTERS | credentials.headers
+        self._credentials_too = _MATTERS | credentials.headers
         self._clock = clock
         self._notes: dict[tuple[int, int], tuple[Pair, Pair]] = {}
 
@@ -97,14 +114,14 @@ class FusedHits:
         if identity is None:
             if share != "public" or self._is_somebodys(scope):
                 return None
-            matters = self._anonymous
+            matters = self._credentials_too
         elif share == "user":
             if identity.user is None:
                 return None
         elif climbs(scope["path"]):
             return None
         host = tag = None
-        conditional = False
+        conditional, plain = False, method == "GET"
         headers = scope["headers"]
         for name, value in headers:
             if name in matters:
@@ -114,12 +131,18 @@ class FusedHits:
                     tag, conditional = (None if conditional or b"," in value else value), True
                 elif name == b"if-modified-since":
                     conditional = True
+                elif name in _STORING and (identity is not None or name not in self._credentials.headers):
+                    plain = False
                 else:
                     return None
         named = self._names.of(scope, host or b"", context.match, share, identity)
         entry = self._peek(named.primary)
         if type(entry) is not Entry:
-            entry = self._variant(named, entry, headers) if entry is not None else None
+            if entry is None:
+                if plain and not conditional:
+                    context.missed = Missed(self, scope, named, share)
+                return None
+            entry = self._variant(named, entry, headers)
             if entry is None:
                 return None
         elif entry.vary:

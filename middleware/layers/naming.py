@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.keys import counted_query, digest, path_part, primary_parts, tag_of_uri
+from tidegate.middleware.core.keys import counted_query, digest, path_part, primary_parts, scope_of, tag_of_uri
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.layers.asgi import Scope
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag
@@ -42,13 +42,14 @@ class Uri:
 class Named:
     """A resource as one share sees it: its URI, what its keys are made of, and the primary key.
 
-    policy: by which the query's parts were counted.
+    policy: by which the query's parts were counted. scope: the ledger scope of its entries' own tags.
     """
 
     policy: RoutePolicy | None
     uri: Uri
     parts: tuple[bytes | None, ...]
     primary: bytes
+    scope: str = PUBLIC_SCOPE
 
 
 class Names:
@@ -86,7 +87,7 @@ class Names:
         named = self._seen.get(sent)
         if named is None or named.policy is not match.policy:
             named = self._make(scope, host, match.policy, share, identity)
-            if sum(len(part) for part in sent if part is not None) <= _LONGEST:
+            if sum(map(len, filter(None, sent))) <= _LONGEST:
                 if len(self._seen) >= self._remember:
                     self._seen.popitem(last=False)
                 self._seen[sent] = named
@@ -105,12 +106,12 @@ class Names:
             raw_path=uri.raw_path,
             query=uri.query,
         )
-        return Named(policy, uri, parts, digest(parts, self.naming_key))
+        return Named(policy, uri, parts, digest(parts, self.naming_key), scope_of(identity, share))
 
     def apart(self, named: Named, mark: bytes) -> Named:
         """The names of records of another kind about the same resource. mark: of the kind, not b"vary"."""
         parts = (*named.parts, mark)
-        return Named(named.policy, named.uri, parts, digest(parts, self.naming_key))
+        return Named(named.policy, named.uri, parts, digest(parts, self.naming_key), named.scope)
 
     def variant(self, named: Named, values: Values) -> bytes:
         """The key of the variant that these values of request fields select (RFC 9111 4.1)."""

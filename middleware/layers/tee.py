@@ -13,7 +13,7 @@ from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers
 from tidegate.middleware.layers.asgi import Message, Send
 
-__all__ = ["FAILURES", "UNREACHABLE", "Keeper", "Pairs", "Tee"]
+__all__ = ["FAILURES", "UNREACHABLE", "UNREPEATABLE", "Copy", "Keeper", "Pairs", "Tee"]
 
 FAILURES: Final = frozenset({500, 502, 503, 504})
 """Statuses that a stale response may stand in for (RFC 5861 4); an exception is a 500."""
@@ -21,10 +21,47 @@ FAILURES: Final = frozenset({500, 502, 503, 504})
 UNREACHABLE: Final = frozenset({502, 504})
 """Of those, the ones that say that the app could not reach what it asks (RFC 9110 15.6.3, 15.6.5)."""
 
-_UNREPEATABLE: Final = frozenset(
+UNREPEATABLE: Final = frozenset(
     {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers", "http.response.start"}
 )
-"""A second start is the server's to refuse; what comes after it belongs to no response."""
+"""What no stored response could repeat. A second start is the server's to refuse; what comes after it belongs to no
+response."""
+
+
+class Copy:
+    """A bounded copy of a body.
+
+    room: bytes; of a longer one nothing is kept. stated: its Content-Length; None: there is none.
+    """
+
+    __slots__ = ("_parts", "_room", "_stated", "over")
+
+    def __init__(self, room: int, stated: bytes | None) -> None:
+        self.over = False
+        """There is nothing to come any more: the body is whole, or too long."""
+        self._room = room
+        self._stated = stated
+        self._parts: list[bytes] = []
+
+    def take(self, chunk: bytes, more: bool) -> bytes | None:
+        """Take the next part. The body, with its last one and if it is as long as it should be; else None."""
+        self._room -= len(chunk)
+        if self._room < 0:
+            self.over = True
+            self._parts.clear()
+            return None
+        if chunk:
+            self._parts.append(bytes(chunk))  # a buffer may be filled anew for the next message
+        if more:
+            return None
+        self.over = True
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return body if is_whole(self._stated, body) else None
+
+
+def is_whole(stated: bytes | None, body: bytes) -> bool:
+    """Whether a body is as long as its Content-Length says (RFC 9111 3.3)."""
+    return stated is None or stated == b"%d" % len(body)
 
 
 class Keeper(Protocol):
@@ -65,8 +102,7 @@ class Tee:
         self._request = request
         self._keeper = keeper
         self._stand_in = stand_in
-        self._copy: list[bytes] | None = None
-        self._room = 0
+        self._copy: Copy | None = None
         self._status = 0
         self._headers: Pairs = ()
         self._silent = False
@@ -84,7 +120,7 @@ class Tee:
         if kind == "http.response.body":
             if self._copy is not None:
                 await self._keep(self._copy, chunk, more)
-        elif kind in _UNREPEATABLE:
+        elif kind in UNREPEATABLE:
             self._copy = None
 
     async def failed(self) -> bool:
@@ -114,7 +150,7 @@ class Tee:
         headers, room = self._keeper.begin(status, given, trailers=message.get("trailers", False))
         self._status, self._headers = status, headers
         if room is not None:
-            self._copy, self._room = [], room
+            self._copy = Copy(room, single_value(headers, b"content-length"))
         if is_not_modified(self._request, headers, status=status):
             self._silent = True
             await self._send({**message, "status": 304, "headers": not_modified_headers(headers), "trailers": False})
@@ -122,17 +158,9 @@ class Tee:
             return
         await self._send({**message, "headers": list(headers)})
 
-    async def _keep(self, copy: list[bytes], chunk: bytes, more: bool) -> None:
-        self._room -= len(chunk)
-        if self._room < 0:
+    async def _keep(self, copy: Copy, chunk: bytes, more: bool) -> None:
+        body = copy.take(chunk, more)
+        if copy.over:
             self._copy = None
-            return
-        if chunk:
-            copy.append(bytes(chunk))  # a buffer may be filled anew for the next message
-        if more:
-            return
-        self._copy = None
-        body = b"".join(copy)
-        stated = single_value(self._headers, b"content-length")
-        if stated is None or stated == b"%d" % len(body):
+        if body is not None:
             await self._keeper.commit(self._status, self._headers, body)

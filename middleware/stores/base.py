@@ -30,6 +30,7 @@ __all__ = [
     "WHOLE_SCOPE",
     "Entry",
     "Headers",
+    "Keeps",
     "Lookup",
     "Peeks",
     "Purge",
@@ -137,4 +138,17 @@ class Peeks(Protocol):
     def peek(self, key: bytes) -> Record | None:
         """The record that `get` would return now, and as used as if it had; None if it would return none, or only `get`
         can tell. Never waits."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Peeks, Protocol):
+    """A store that may do at once, without even a turn of the event loop, what `get` and `put` do."""
+
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int] | None:
+        """As `get` gives them; None: only `get` can tell. Where there are some, `peek` knows of every record."""
+        ...
+
+    def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """As `put`, where `positions` gave some."""
         ...

@@ -18,7 +18,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, report_to
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Peeks, Purge, Record, Store, StoreStats
+from tidegate.middleware.stores.base import Entry, Keeps, Lookup, Peeks, Purge, Record, Store, StoreStats
 from tidegate.middleware.stores.pending import PendingPurges, concerns
 from tidegate.middleware.stores.stepping import within
 from tidegate.middleware.stores.writes import Writes
@@ -71,6 +71,7 @@ class GuardedStore:
     ) -> None:
         self._inner = inner
         self._peek = inner.peek if isinstance(inner, Peeks) else None
+        self._here = inner if isinstance(inner, Keeps) and inner.local else None
         self._name = name
         self._budget = budget
         self._drain = drain
@@ -165,6 +166,26 @@ class GuardedStore:
         if self._pending.count and isinstance(record, Entry) and self._pending.concern(record):
             return None
         return record
+
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int] | None:
+        """Those of a store inside that is in this process; else None."""
+        if self._here is None:
+            return None
+        try:
+            return self._here.positions(scopes)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._metrics.fail(self._name, error)
+            return None
+
+    def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """As `put`, in a store that is in this process."""
+        if self._here is None:
+            return False
+        try:
+            return self._here.keep(key, record, retain=retain)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._metrics.fail(self._name, error)
+            return False
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Take a record for writing. A remote store gets it in the background: True means taken, not kept."""

@@ -74,8 +74,11 @@ class Ledger:
 
     def positions(self, scopes: Sequence[str]) -> dict[str, int]:
         """Where each scope stands: its last stamp, or the floor of all where that is higher."""
-        floor, known = self._floor, self._scopes
-        return {name: max(known[name].last, floor) if name in known else floor for name in scopes}
+        found: dict[str, int] = {}
+        for name in scopes:
+            scope = self._scopes.get(name)
+            found[name] = self._floor if scope is None else max(scope.last, self._floor)
+        return found
 
     def allows(self, entry: Entry) -> bool:
         """Whether an entry is newer than every purge that concerns it."""

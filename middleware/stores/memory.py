@@ -125,8 +125,16 @@ class MemoryStore:
         slot.owner.records.move_to_end(key)
         return record
 
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
+        """Where these scopes stand in the ledger."""
+        return self._ledger.positions(scopes)
+
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds. False if it is too large, already purged, or not to be kept at all."""
+        return self.keep(key, record, retain=retain)
+
+    def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """As `put`."""
         size = size_of(key, record)
         if size > self._max_entry_bytes:
             self._rejected += 1

@@ -16,25 +16,18 @@ Fields = list[tuple[bytes, bytes]]
 
 
 def no_length(original: Any) -> Any:
-    return lambda pairs, name: None if name == b"content-length" else original(pairs, name)
+    return lambda _stated, body: original(None, body)
 
 
-LENGTH_UNSEEN = Plant(name="nobody compares the length", target="middleware.core.message:single_value", by=no_length)
+LENGTH_UNSEEN = Plant(name="nobody compares the length", target="middleware.layers.tee:is_whole", by=no_length)
 
 
 def last_at_once(original: Any) -> Any:
     """Takes every body message for the last one."""
-
-    async def call(self: Any, message: Any) -> None:
-        body = message["type"] == "http.response.body"
-        await original(self, {**message, "more_body": False} if body else message)
-
-    return call
+    return lambda self, chunk, more: original(self, chunk, False)
 
 
-PART_IS_WHOLE = Plant(
-    name="a part is taken for the whole", target="middleware.layers.tee:Tee.__call__", by=last_at_once
-)
+PART_IS_WHOLE = Plant(name="a part is taken for the whole", target="middleware.layers.tee:Copy.take", by=last_at_once)
 
 
 class Broken:

@@ -1,0 +1,323 @@
+"""Misses on a straight way: what most requests to a cold cache are, asked of the app and kept without the general one.
+
+It takes GETs that `FusedHits` would have answered, had anything been stored under the URL's key: plain ones, without
+conditions, Range or a directive, where the store is in this process. The app's answer is read in one pass over its
+fields. Whether such a response may be stored, and for how long, is asked of `judge_response` once for each shape of
+response and remembered: of thousands of pages there are a handful of shapes. What hangs on a date is judged each time.
+
+Whatever is not plain (hop-by-hop fields, Age, groups, targeted fields, too many bytes, the answer of a run that is
+shared) goes at the response's start to the general way, an `Exchange` and its `Tee`, as if it had been there from the
+beginning; and so does the commit of a response that varies. A property test compares the two ways on generated lives:
+messages, records, counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from tidegate.middleware.core.explain import Explanation
+from tidegate.middleware.core.freshness import born_at
+from tidegate.middleware.core.message import HOP_BY_HOP
+from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_cache_control, judge_response
+from tidegate.middleware.core.targeted import TARGETED
+from tidegate.middleware.layers.asgi import Message, RequestContext, Send
+from tidegate.middleware.layers.exchange import Exchange
+from tidegate.middleware.layers.filling import (
+    MAX_HEADER_BYTES,
+    MAX_TAGS,
+    CacheConfig,
+    of_use_past,
+    refusal_note,
+    tags_of,
+)
+from tidegate.middleware.layers.fused import Missed
+from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Keeps
+
+__all__ = ["NOTHING_SPECIAL", "USABLE", "Miss", "Misses"]
+
+Pair = tuple[bytes, bytes]
+
+_VALUED: Final = frozenset({b"access-control-allow-origin", b"cache-control", b"vary"})
+"""Response fields by whose values it is decided whether, how long and under which key a response is stored."""
+
+_DATED: Final = frozenset({b"expires", b"last-modified"})
+"""Those that decide by their dates, where nothing else says how long a response is fresh."""
+
+_NAMED: Final = _DATED | {b"etag", b"set-cookie"}
+"""Those that decide by being there."""
+
+_UNPLAIN: Final = HOP_BY_HOP | {b"age", b"cache-groups", b"cache-status", *TARGETED}
+"""Those that are left to the general way. All others are stored and sent, and decide nothing."""
+
+_TIMELESS: Final = frozenset({"max-age", "no-store", "policy ttl", "private", "s-maxage", "Set-Cookie", "Vary: *"})
+"""Rules of lifetimes, and reasons to refuse, that come before any date is looked at."""
+
+_MARKS: Final = {name: (name, b"") for name in _NAMED}
+
+_SHAPING: Final = _VALUED | _NAMED | _UNPLAIN | {b"content-length"}
+
+_SHAPES: Final = 1024
+"""Shapes that are remembered, about 0.7 KiB each."""
+
+_LONGEST: Final = 512
+"""Bytes of a shape that is remembered: an app may put what it likes into Vary."""
+
+_MOST: Final = MAX_HEADER_BYTES - 64
+"""Bytes of fields that are not too many even with a Cache-Control of our own."""
+
+_MOST_DIGITS: Final = 18
+"""Of a Content-Length that is not too long for anything."""
+
+_STORED: Final = (b"cache-status", b"Tidegate; fwd=miss; stored")
+
+NOTHING_SPECIAL: Final = RequestDirectives()
+"""What a request wants that says nothing of it."""
+
+USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What becomes of all responses of one shape.
+
+    policy: by which it was judged. kept: None: they are not stored. storable: as RequestContext has it, where they are.
+    ours: the Cache-Control that the client gets instead of the app's. past: see `of_use_past`.
+    note: for the client. timeless: it is the same whenever it is asked.
+    """
+
+    policy: RoutePolicy | None
+    kept: Kept | None
+    storable: bool
+    ours: Pair | None
+    past: float
+    note: Pair
+    timeless: bool
+
+
+class Misses:
+    """The plain misses of one cache layer.
+
+    taken: those of which the answer was judged here.
+    """
+
+    def __init__(self, config: CacheConfig, store: Keeps) -> None:
+        self.config = config
+        self.taken = 0
+        self.keep = store.keep
+        self._positions = store.positions
+        self._plans: dict[tuple[object, ...], _Plan] = {}
+
+    def begin(self, missed: Missed, context: RequestContext, send: Send) -> "Miss | None":
+        """What takes the app's answer to this request; None: it is not for this way."""
+        policy, named = context.match.policy, missed.named
+        if policy is not None and policy.extensions != "pass" and missed.scope.get("extensions"):
+            return None
+        own = named.scope
+        positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))
+        if positions is None:
+            return None
+        context.positions, context.outcome = positions, "miss"
+        if policy is not None:
+            context.coalesce_key = named.primary
+        return Miss(self, missed, context, send, positions)
+
+    def plan(self, status: int, shape: list[Pair], given: list[Pair], miss: "Miss") -> _Plan:
+        """What becomes of a response. given: its fields. shape: what counts of them."""
+        match = miss.context.match
+        key = (status, match.route, miss.context.own_etag, *shape)
+        plan = self._plans.get(key)
+        if plan is None or plan.policy is not match.policy:
+            plan = self._judge(status, shape, given, miss)
+            if plan.timeless and sum([len(value) for _, value in shape]) <= _LONGEST:
+                if len(self._plans) >= _SHAPES:
+                    self._plans.clear()
+                self._plans[key] = plan
+        return plan
+
+    def _judge(self, status: int, shape: list[Pair], given: list[Pair], miss: "Miss") -> _Plan:
+        context, share = miss.context, miss.missed.share
+        policy = context.match.policy
+        names = {name for name, _ in shape}
+        validator = b"last-modified" in names or (b"etag" in names and not context.own_etag)
+        verdict = judge_response(
+            status=status,
+            headers=given,
+            request=(),  # it has no field that counts: `Missed` says so
+            share=share,
+            policy=policy,
+            default_ttl=self.config.default_ttl,
+            now=self.config.clock(),
+            known=context.identity is not None,
+            validator=validator,
+        )
+        undated = _DATED.isdisjoint(names)
+        if not isinstance(verdict, Kept):
+            note = (b"cache-status", b"Tidegate; fwd=miss" + refusal_note(verdict))
+            return _Plan(policy, None, False, None, 0.0, note, undated or verdict.reason in _TIMELESS)
+        ours = client_cache_control(policy, share) if verdict.rule == "policy ttl" else None
+        return _Plan(
+            policy,
+            verdict,
+            verdict.reusable,
+            (b"cache-control", ours) if ours is not None else None,
+            of_use_past(verdict, validator=validator),
+            _STORED,
+            undated or verdict.rule in _TIMELESS,
+        )
+
+
+class Miss:
+    """The `send` of one request, and what explains it."""
+
+    __slots__ = ("_asked", "_copy", "_exchange", "_general", "_given", "_headers", "_length", "_misses", "_plan",
+                 "_positions", "_send", "_status", "context", "missed")  # fmt: skip
+
+    def __init__(
+        self, misses: Misses, missed: Missed, context: RequestContext, send: Send, positions: Mapping[str, int]
+    ) -> None:
+        self.context = context
+        self.missed = missed
+        self._misses = misses
+        self._send = send
+        self._positions = positions
+        self._asked = misses.config.clock()
+        self._plan: _Plan | None = None
+        self._general: Tee | None = None
+        self._exchange: Exchange | None = None
+        self._copy: Copy | None = None
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if self._general is not None:
+            await self._general(message)
+        elif kind == "http.response.start" and self._plan is None:
+            await self._begin(message)
+        elif kind == "http.response.body":
+            # Read before it is sent: compression further out writes its bytes into the same message.
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            await self._send(message)
+            if self._copy is not None:
+                await self._take(self._copy, chunk, more)
+        else:
+            await self._send(message)
+            if kind in UNREPEATABLE:
+                self._copy = None
+
+    async def _begin(self, message: Message) -> None:
+        given: list[Pair] = []
+        shape: list[Pair] = []
+        length: bytes | None = None
+        plain = not (self.context.collapsed or message.get("trailers"))
+        for cased, value in message.get("headers", ()):
+            name = cased.lower()
+            given.append((name, value))
+            if name in _SHAPING:
+                if name == b"content-length":
+                    plain = plain and length is None
+                    length = value.strip(b" \t")
+                elif name in _VALUED:
+                    shape.append((name, value))
+                elif name in _NAMED:
+                    shape.append(_MARKS[name])
+                else:
+                    plain = False
+        if plain and self._is_fit(given, length):
+            plan = self._misses.plan(message["status"], shape, given, self)
+            room = self._room()
+            if plan.kept is None or length is None or not length.isdigit() or int(length) <= room:
+                await self._answer(message, given, length, plan, room)
+                return
+        self._exchange = exchange = self._taken_up()
+        self._general = Tee(self._send, request=self.missed.scope["headers"], keeper=exchange)
+        await self._general({**message, "headers": given})
+
+    def _is_fit(self, given: list[Pair], length: bytes | None) -> bool:
+        """Whether nothing of it is malformed or too long, and nobody further out adds a cookie."""
+        if getattr(self.missed.scope.get("session"), "modified", False):
+            return False
+        text = b"".join([part for pair in given for part in pair])
+        if len(text) > _MOST or (length is not None and len(length) > _MOST_DIGITS):
+            return False
+        return not (b"\n" in text or b"\r" in text or b"\x00" in text)
+
+    def _room(self) -> int:
+        policy = self.context.match.policy
+        return policy.max_body if policy is not None else self._misses.config.max_body
+
+    async def _answer(self, message: Message, given: list[Pair], length: bytes | None, plan: _Plan, room: int) -> None:
+        self._misses.taken += 1
+        self._plan, self._status, self._given, self._headers = plan, message["status"], given, given
+        if plan.kept is not None:
+            if plan.ours is not None:
+                self._headers = [pair for pair in given if pair[0] != b"cache-control"]
+                self._headers.append(plan.ours)
+            self._copy, self._length = Copy(room, length), length
+            self.context.storable = plan.storable
+        await self._send({**message, "headers": [*self._headers, plan.note]})
+
+    async def _take(self, copy: Copy, chunk: bytes, more: bool) -> None:
+        body = copy.take(chunk, more)
+        if copy.over:
+            self._copy = None
+        if body is not None:
+            await self._commit(body)
+
+    async def _commit(self, body: bytes) -> None:
+        plan = self._plan
+        if plan is None or plan.kept is None:
+            return
+        if plan.kept.vary or plan.kept.dropped:
+            await self._taken_up().commit(self._status, [*self._headers, plan.note], body)
+            return
+        try:
+            self._keep(body, plan, plan.kept)
+        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
+            self._misses.config.metrics.fail("store", error)
+
+    def _keep(self, body: bytes, plan: _Plan, kept: Kept) -> None:
+        misses, context, named = self._misses, self.context, self.missed.named
+        config = misses.config
+        headers = tuple(self._headers)
+        if self._length is None and self._status != 204:
+            headers = (*headers, (b"content-length", b"%d" % len(body)))
+        if context.tags or (plan.policy is not None and plan.policy.tags):
+            tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
+            if len(tags) > MAX_TAGS:
+                config.metrics.limits.labels("tags").inc()
+                return
+        else:
+            tags = (named.uri.tag,)
+        now = config.clock()
+        entry = Entry(
+            status=self._status,
+            headers=headers,
+            body=body,
+            born=born_at(headers, asked=self._asked, answered=now),
+            lifetime=kept.lifetime,
+            stale_while_revalidate=kept.stale_while_revalidate,
+            stale_if_error=kept.stale_if_error,
+            must_revalidate=kept.must_revalidate,
+            no_cache=kept.no_cache,
+            tags=tags,
+            positions=tuple(self._positions.items()),
+            own_etag=context.own_etag,
+        )
+        retain = entry.born + kept.lifetime + plan.past - now
+        if retain > 0:
+            misses.keep(named.primary, entry, retain=retain)
+
+    def explain(self) -> Explanation:
+        """What is known now."""
+        return (self._exchange or self._taken_up()).explain()
+
+    def _taken_up(self) -> Exchange:
+        """The general way, come to where this is."""
+        missed, plan = self.missed, self._plan
+        exchange = Exchange(
+            self._misses.config, self.context, missed.scope, missed.named, USABLE[missed.share], NOTHING_SPECIAL
+        )
+        answered = (self._status, self._given, self.context.own_etag) if plan is not None else None
+        exchange.take_up(self._positions, self._asked, answered, plan.kept if plan is not None else None)
+        return exchange
