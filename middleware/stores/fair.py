@@ -2,49 +2,49 @@
 
 An owner is a tenant, or the public. What it takes is the larger of its part of the bytes and its part of the records
 (dominant resource fairness, Ghodsi et al. 2011), so that neither many small records nor a few large ones get by.
-Guaranteed: while the store is full, an owner that takes less than 8/9 of an even share (one part in as many as there
-are owners) loses nothing to others. An owner alone may have it all: room that nobody wants is not kept free, as a
-fixed quota would. Users of a tenant share what is the tenant's.
+Guaranteed (max-min fairness): an owner that takes no more than an even share, which is one part in as many as there
+are owners with a record in the store, loses nothing to others, whatever they do. One that takes more loses to others
+until it is down to its share, and at most the one record that stood across it. An owner alone may have it all: room
+that nobody wants is not kept free, as a fixed quota would. Users of a tenant share what is the tenant's.
 Not guaranteed: that an owner above its even share keeps more than that; nor anything between the users of one tenant.
 
-Every step is O(1), in records and in owners: owners stand in ranks by what they take, eight ranks an octave, and the
-highest rank with somebody in it is the highest bit of a number.
+Of one owner's records the one goes that was not asked for since the last time round (CLOCK, Corbató 1968): the same as
+least recently used but for who of many used ones goes first, at a hit that moves nothing.
+
+A step costs the same however many records there are, and grows with the logarithm of the number of owners.
 """
 
-from collections import OrderedDict
+from array import array
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record
 
-__all__ = ["Fair", "Owner", "Slot", "owner_of"]
+__all__ = ["Fair", "Owner", "owner_of"]
 
-_BITS: Final = 3
-"""Of a number's digits after the first that its rank keeps: 2 ** 3 ranks an octave, each at most 1/8 wide."""
+_SPARED: Final = 64
+"""Records in use that are passed over for one that is not. Where all are in use it matters little which one goes, and
+it is to be found in bounded time."""
+
+_SLACK: Final = 4
+"""An owner that grows is filed again each time that it has grown by 1 / 2 ** 4, not at each record."""
 
 
 class Owner:
-    """A tenant or the public, its records (least recently used first), and what they take."""
+    """A tenant or the public: how many records it has, what they weigh, and the one that is looked at next.
 
-    __slots__ = ("bytes", "name", "rank", "records")
+    bound, ticket: not less than what it takes, and the number under which it is filed with that.
+    """
+
+    __slots__ = ("bound", "bytes", "count", "hand", "name", "ticket")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.records: OrderedDict[bytes, Slot] = OrderedDict()
+        self.count = 0
         self.bytes = 0
-        self.rank = 0
-
-
-class Slot:
-    """A record, what it weighs, when it goes, the ledger's last stamp when it was last found valid, and whose it is."""
-
-    __slots__ = ("expires", "owner", "record", "size", "valid_at")
-
-    def __init__(self, record: Record, size: int, expires: float, valid_at: int, owner: Owner) -> None:
-        self.record = record
-        self.size = size
-        self.expires = expires
-        self.valid_at = valid_at
-        self.owner = owner
+        self.hand = 0
+        self.bound = 0
+        self.ticket = -1
 
 
 def owner_of(record: Record) -> str:
@@ -58,80 +58,110 @@ def owner_of(record: Record) -> str:
 
 
 class Fair:
-    """Owners by what they take of a store with these limits."""
+    """Whose the rows of a store with these limits are, and in which order each owner's would go.
+
+    A row is a small number, given by the store. used: set to 1 at a row that is asked for.
+    """
 
     def __init__(self, *, max_bytes: int, max_entries: int) -> None:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
-        self._owners: OrderedDict[str, Owner] = OrderedDict()
-        self._ranks: dict[int, OrderedDict[str, Owner]] = {}
-        self._taken = 0
-        """Bit r is set where rank r has an owner in it."""
+        self.used = bytearray()
+        self._before, self._after = array("I"), array("I")
+        """Of each row, its neighbours in the ring of its owner's rows."""
+        self._of: list[Owner | None] = []
+        self._owners: dict[str, Owner] = {}
+        self._filed: list[tuple[int, int, Owner]] = []
+        """A heap of (-bound, ticket, owner). One with another ticket than its owner's is out of date."""
+        self._ticket = 0
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def clear(self) -> None:
-        """Forget everybody."""
-        self._owners.clear()
-        self._ranks.clear()
-        self._taken = 0
+    def owners(self) -> dict[str, tuple[int, int]]:
+        """Records and bytes of each owner."""
+        return {name: (owner.count, owner.bytes) for name, owner in self._owners.items()}
 
-    def owner(self, name: str) -> Owner:
-        """The owner of this name; it counts as one from its first record on."""
-        return self._owners.get(name) or Owner(name)
+    def add(self, row: int, name: str, size: int) -> None:
+        """An owner has a record more, in this row: the next new one or one that was removed. It is the last to go."""
+        if row == len(self._of):
+            self._of.append(None)
+            self.used.append(0)
+            self._before.append(row)
+            self._after.append(row)
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = Owner(name)
+        self._of[row] = owner
+        self.used[row] = 0
+        before, after = self._before, self._after
+        if owner.count:
+            hand = owner.hand
+            last = before[hand]
+            before[row], after[row] = last, hand
+            after[last] = before[hand] = row
+        else:
+            owner.hand = before[row] = after[row] = row
+        owner.count += 1
+        owner.bytes += size
+        if owner.bytes * self._max_entries > owner.bound or owner.count * self._max_bytes > owner.bound:
+            takes = self._takes(owner)
+            self._file(owner, takes + (takes >> _SLACK))
 
-    def add(self, key: bytes, slot: Slot) -> None:
-        """An owner has one record more."""
-        owner = slot.owner
-        owner.records[key] = slot
-        owner.bytes += slot.size
-        self._owners[owner.name] = owner
-        self._place(owner)
-
-    def remove(self, key: bytes, slot: Slot) -> None:
-        """An owner has one record less; without any it is forgotten."""
-        owner = slot.owner
-        del owner.records[key]
-        owner.bytes -= slot.size
-        self._place(owner)
-        if not owner.records:
-            del self._owners[owner.name]
-
-    def victim(self) -> bytes:
-        """The key of the record that is to go: of the owner that takes the most, the least recently used."""
-        owner = next(iter(self._ranks[self._taken.bit_length() - 1].values()))
-        return next(iter(owner.records))
-
-    def met_expired(self, now: float) -> bytes | None:
-        """The next owner's least recently used record if its time is over: owners that ask for nothing any more drop
-        nothing by asking, and others are not to make room for what nobody can be served.
-        """
-        name, owner = next(iter(self._owners.items()))
-        self._owners.move_to_end(name)
-        key, slot = next(iter(owner.records.items()))
-        return key if slot.expires <= now else None
-
-    def _place(self, owner: Owner) -> None:
-        taken = max(owner.bytes * self._max_entries, len(owner.records) * self._max_bytes)
-        rank = _rank(taken) if taken else 0
-        if rank == owner.rank:
+    def remove(self, row: int, size: int) -> None:
+        """An owner has a record less; without any it is forgotten."""
+        owner = self._of[row]
+        if owner is None:
             return
-        if owner.rank:
-            left = self._ranks[owner.rank]
-            del left[owner.name]
-            if not left:
-                del self._ranks[owner.rank]
-                self._taken ^= 1 << owner.rank
-        owner.rank = rank
-        if rank:
-            if rank not in self._ranks:
-                self._ranks[rank] = OrderedDict()
-                self._taken |= 1 << rank
-            self._ranks[rank][owner.name] = owner
+        self._of[row] = None
+        owner.count -= 1
+        owner.bytes -= size
+        if not owner.count:
+            owner.ticket = -1
+            del self._owners[owner.name]
+            return
+        before, after = self._before[row], self._after[row]
+        self._after[before], self._before[after] = after, before
+        if owner.hand == row:
+            owner.hand = after
 
+    def victim(self) -> int:
+        """The row that is to go: of the owner that takes the most, one not used since it was last looked at."""
+        owner = self._largest()
+        row, used, after = owner.hand, self.used, self._after
+        for _ in range(_SPARED):
+            if not used[row]:
+                break
+            used[row] = 0
+            row = after[row]
+        owner.hand = row
+        return row
 
-def _rank(taken: int) -> int:
-    """Rises with what is taken, eight steps an octave; above 0."""
-    octave = taken.bit_length()
-    return (octave << _BITS) + ((taken << _BITS >> octave - 1) & (1 << _BITS) - 1)
+    def _takes(self, owner: Owner) -> int:
+        """Its part of the bytes or of the records, whichever is more, times the product of both limits."""
+        return max(owner.bytes * self._max_entries, owner.count * self._max_bytes)
+
+    def _largest(self) -> Owner:
+        """The owner that takes the most. Nobody takes more than his bound: who is filed with what he takes exactly, and
+        before all others, is the one.
+        """
+        while True:
+            bound, ticket, owner = self._filed[0]
+            if ticket != owner.ticket:
+                heappop(self._filed)
+                continue
+            takes = self._takes(owner)
+            if takes == -bound:
+                return owner
+            owner.bound = takes
+            heapreplace(self._filed, (-takes, ticket, owner))
+
+    def _file(self, owner: Owner, bound: int) -> None:
+        self._ticket += 1
+        owner.bound, owner.ticket = bound, self._ticket
+        if len(self._filed) > 2 * len(self._owners) + 64:
+            # One owner's growth leaves entries behind that are out of date: half are, and go at once.
+            self._filed = [(-each.bound, each.ticket, each) for each in self._owners.values()]
+            heapify(self._filed)
+        else:
+            heappush(self._filed, (-bound, self._ticket, owner))

@@ -5,24 +5,30 @@ within the process only: several workers each have their own store, and a purge 
 """
 
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats
-from tidegate.middleware.stores.fair import Fair, Slot, owner_of
+from tidegate.middleware.stores.fair import Fair, owner_of
+from tidegate.middleware.stores.interning import Interning
 from tidegate.middleware.stores.ledger import Ledger
 
 __all__ = ["MemoryStore", "size_of"]
 
 MIB: Final = 1024 * 1024
 
-# What CPython 3.11 takes beyond the bytes themselves: a bytes object 33, a tuple 40 and 8 an item, an Entry and its
-# numbers, the slot, its place in the dictionary and in its owner's OrderedDict. Measured with tracemalloc; a test holds
-# them to it.
-_RECORD: Final = 600
-_PAIR: Final = 130
+_LOOKED_AT: Final = 4
+"""Rows in which, for each record that must go, one is looked for that nobody can be served any more."""
+
+# What CPython 3.11 takes beyond the bytes themselves. A record: its row and its place in the dictionary 145, the Entry
+# and its numbers 185, the objects of key and body 66, tuples. A pair: 80 in its tuple, and its two parts' objects.
+# Parts that entries share are counted for each: the estimate is rather too high. A test holds it to tracemalloc.
+_RECORD: Final = 450
+_PAIR: Final = 140
 
 
 def size_of(key: bytes, record: Record) -> int:
@@ -30,21 +36,26 @@ def size_of(key: bytes, record: Record) -> int:
     size = _RECORD + len(key)
     if not isinstance(record, Entry):
         return size + sum(len(name) + _PAIR for name in (*record.names, *record.keys))
-    size += len(record.body)
+    pairs = len(record.headers) + len(record.vary) + len(record.tags) + len(record.positions)
+    size += len(record.body) + _PAIR * pairs
     for name, value in record.headers:
-        size += len(name) + len(value) + _PAIR
-    for field, wanted in record.vary:
-        size += len(field) + len(wanted or b"") + _PAIR
+        size += len(name) + len(value)
     for scope, tag in record.tags:
-        size += len(scope) + len(tag) + _PAIR
-    return size + _PAIR * len(record.positions)
+        size += len(scope) + len(tag)
+    for field, wanted in record.vary:
+        size += len(field) + len(wanted or b"")
+    return size
 
 
 class MemoryStore:
     """When it is full, the tenant that takes the most gives up what it used least recently.
 
     So a flood by one tenant pushes out its own records and nobody else's, while a tenant may have the whole store as
-    long as nobody else wants it: see `Fair`.
+    long as nobody else wants it: see `Fair`. What nobody can be served any more, because its time is over or it was
+    purged, goes first.
+
+    One store may be used from several threads, each with an event loop of its own: a lock, which nobody holds for
+    longer than one step takes, keeps its counts right.
 
     max_bytes: memory for records, as `size_of` estimates it.
     max_entries: records.
@@ -83,47 +94,86 @@ class MemoryStore:
         self._max_entries = max_entries
         self._max_entry_bytes = max_entry_bytes
         self._clock = clock
-        self._slots: dict[bytes, Slot] = {}
-        self._fair = Fair(max_bytes=max_bytes, max_entries=max_entries)
-        self._bytes = 0
+        self._lock = Lock()
+        self._interning = Interning()
+        self._ledger = Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
         self._evictions = 0
         self._rejected = 0
-        self._ledger = Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
+        self._written = 0
+        """How often a row was given to a record."""
+        self._empty()
         limits = (metrics or Metrics.of()).limits
         self._limit_evicted = limits.labels("memory-evicted")
         self._limit_tenant = limits.labels("memory-tenant-share")
         self._limit_entry = limits.labels("memory-entry-bytes")
         self._limit_stamps = limits.labels("memory-stamps")
 
+    def _empty(self) -> None:
+        """No records. What is known of each stands in columns: an object for each would take twice the memory, and
+        the garbage collector would visit it.
+        """
+        self._rows: dict[bytes, int] = {}
+        self._free: list[int] = []
+        self._keys: list[bytes] = []
+        self._records: list[Record | None] = []
+        """None where a row is free."""
+        self._sizes, self._expires = array("Q"), array("d")
+        self._valid_at = array("Q")
+        """The ledger's last stamp when the record was last found valid."""
+        self._fair = Fair(max_bytes=self._max_bytes, max_entries=self._max_entries)
+        self._used = self._fair.used
+        self._bytes = 0
+        self._written += 1
+        self._swept = 0
+        """Where to look next for what nobody can be served any more."""
+
     async def start(self) -> None:
         """Nothing to connect to."""
 
     async def aclose(self) -> None:
         """Let go of all records. The ledger stays: a record put later must still lose to an earlier purge."""
-        self._slots.clear()
-        self._fair.clear()
-        self._bytes = 0
+        with self._lock:
+            self._empty()
+            self._interning.clear()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """The record, if it is there, alive and newer than every purge of its tags, and the scopes' positions."""
         return Lookup(self.peek(key), self._ledger.positions(scopes))
 
     def peek(self, key: bytes) -> Record | None:
-        """As `get`, without positions."""
-        slot = self._slots.get(key)
-        if slot is None:
+        """As `get`, without positions.
+
+        Without the lock, which would cost as much as all the rest: what was read is what it was read as if no row was
+        given to another record meanwhile.
+        """
+        written = self._written
+        row = self._rows.get(key)
+        if row is None:
             return None
-        if slot.expires <= self._clock():
-            self._drop(key)
+        try:
+            record = self._records[row]
+            if (
+                self._valid_at[row] == self._ledger.stamp
+                and self._expires[row] > self._clock()
+                and self._written == written
+            ):
+                self._used[row] = 1
+                return record
+        except IndexError:  # another thread has emptied the store
             return None
-        record, stamp = slot.record, self._ledger.stamp
-        if slot.valid_at != stamp:
-            if isinstance(record, Entry) and not self._ledger.allows(record):
-                self._drop(key)
+        return self._looked_at(key)
+
+    def _looked_at(self, key: bytes) -> Record | None:
+        """As `peek`, where there is something to do: a purge since the record was last looked at, or its end."""
+        with self._lock:
+            row = self._rows.get(key)
+            if row is None:
                 return None
-            slot.valid_at = stamp
-        slot.owner.records.move_to_end(key)
-        return record
+            if self._expires[row] <= self._clock() or not self._is_valid(row):
+                self._drop(row)
+                return None
+            self._used[row] = 1
+            return self._records[row]
 
     def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
         """Where these scopes stand in the ledger."""
@@ -136,60 +186,119 @@ class MemoryStore:
     def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
         """As `put`."""
         size = size_of(key, record)
-        if size > self._max_entry_bytes:
-            self._rejected += 1
-            self._limit_entry.inc()
-            return False
-        if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record)):
-            return False
-        self._drop(key)
-        now = self._clock()
-        owner = self._fair.owner(owner_of(record))
-        self._slots[key] = slot = Slot(record, size, now + retain, self._ledger.stamp, owner)
-        self._fair.add(key, slot)
+        with self._lock:
+            if size > self._max_entry_bytes:
+                self._rejected += 1
+                self._limit_entry.inc()
+                return False
+            if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record)):
+                return False
+            known = self._rows.get(key)
+            if known is not None:
+                self._drop(known)
+            if isinstance(record, Entry):
+                self._interning.share(record)
+            now = self._clock()
+            self._write(key, record, size, now + retain)
+            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
+                self._make_room(now)
+            return True
+
+    def _write(self, key: bytes, record: Record, size: int, expires: float) -> None:
+        """Put a record into a free row."""
+        self._written += 1
+        stamp = self._ledger.stamp
+        if self._free:
+            row = self._free.pop()
+            self._keys[row], self._records[row] = key, record
+            self._sizes[row], self._expires[row], self._valid_at[row] = size, expires, stamp
+        else:
+            row = len(self._keys)
+            self._keys.append(key)
+            self._records.append(record)
+            self._sizes.append(size)
+            self._expires.append(expires)
+            self._valid_at.append(stamp)
+        self._rows[key] = row
         self._bytes += size
-        while self._bytes > self._max_bytes or len(self._slots) > self._max_entries:
-            self._make_room(now)
-        return True
+        self._fair.add(row, owner_of(record), size)
 
     def _make_room(self, now: float) -> None:
-        """Let go of one record: an expired one where one is met, else the largest owner's least recently used."""
-        key = self._fair.met_expired(now)
-        if key is None:
-            key = self._fair.victim()
+        """Let go of one record: one that nobody can be served where one is met, else the largest owner's."""
+        row = self._met_useless(now)
+        if row is None:
+            row = self._fair.victim()
             self._evictions += 1
             self._limit_evicted.inc()
             if len(self._fair) > 1:
                 self._limit_tenant.inc()
-        self._drop(key)
+        self._drop(row)
+
+    def _met_useless(self, now: float) -> int | None:
+        """A row with what expired or was purged, among the next few. Whoever asks for nothing any more drops nothing by
+        asking, and others are not to make room for that.
+        """
+        records, expires, valid_at, stamp = self._records, self._expires, self._valid_at, self._ledger.stamp
+        rows, row = len(records), self._swept
+        for _ in range(_LOOKED_AT):
+            row = row + 1 if row + 1 < rows else 0
+            over = expires[row] <= now or (valid_at[row] != stamp and not self._is_valid(row))
+            if over and records[row] is not None:
+                break
+        else:
+            self._swept = row
+            return None
+        self._swept = row
+        return row
+
+    def _is_valid(self, row: int) -> bool:
+        """Whether the record is newer than every purge of its tags; looked up once after each purge."""
+        record, stamp = self._records[row], self._ledger.stamp
+        if self._valid_at[row] != stamp:
+            if isinstance(record, Entry) and not self._ledger.allows(record):
+                return False
+            self._valid_at[row] = stamp
+        return True
 
     async def delete(self, key: bytes) -> None:
         """Forget a record."""
-        self._drop(key)
+        with self._lock:
+            row = self._rows.get(key)
+            if row is not None:
+                self._drop(row)
 
     async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
-        """Stamp the tags. Records that carry them go when they are next asked for, or by age."""
-        before = self._ledger.forgotten
-        self._ledger.purge(tags)
-        if self._ledger.forgotten != before:
-            self._limit_stamps.inc(self._ledger.forgotten - before)
+        """Stamp the tags. Records that carry them go when they are next asked for, when room is wanted, or by age."""
+        with self._lock:
+            before = self._ledger.forgotten
+            self._ledger.purge(tags)
+            forgotten = self._ledger.forgotten - before
+        if forgotten:
+            self._limit_stamps.inc(forgotten)
         return Purge("done", sum(map(len, tags.values())))
 
     def stats(self) -> StoreStats:
         """Counts as they stand; expired and purged records count until they are dropped."""
-        return StoreStats(
-            entries=len(self._slots),
-            bytes=self._bytes,
-            evictions=self._evictions,
-            rejected=self._rejected,
-            extra={"tenants": len(self._fair), "scopes": len(self._ledger), "stamps_forgotten": self._ledger.forgotten},
-        )
+        with self._lock:
+            return StoreStats(
+                entries=len(self._rows),
+                bytes=self._bytes,
+                evictions=self._evictions,
+                rejected=self._rejected,
+                extra={
+                    "tenants": len(self._fair),
+                    "scopes": len(self._ledger),
+                    "stamps_forgotten": self._ledger.forgotten,
+                },
+            )
 
-    def _drop(self, key: bytes) -> None:
-        slot = self._slots.pop(key, None)
-        if slot is not None:
-            self._bytes -= slot.size
-            self._fair.remove(key, slot)
+    def _drop(self, row: int) -> None:
+        size = self._sizes[row]
+        del self._rows[self._keys[row]]
+        self._keys[row], self._records[row] = b"", None
+        self._free.append(row)
+        self._bytes -= size
+        self._fair.remove(row, size)
 
 
 def _check(**limits: int) -> None:

@@ -129,7 +129,7 @@ class World:
         return await self.layer.explain(self.scope(asked), receive if run else None)
 
     def contents(self) -> dict[bytes, Any]:
-        return {key: slot.record for key, slot in self.store._slots.items()}
+        return {key: self.store._records[row] for key, row in self.store._rows.items()}
 
     async def request(self, asked: list[tuple[str, str]]) -> tuple[Answer, str | None]:
         """The answer, and what the cache did."""

@@ -2,15 +2,20 @@
 
 import asyncio
 import gc
-import time
+import random
+import sys
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from tests.bench.sizes import entry_of, key_of, new_store, taken_by
 from tests.middleware.stores.support import ACME, entry, found, new_metrics
 from tidegate.errors import ConfigError
-from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Variants
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.memory import MemoryStore, size_of
 
@@ -140,38 +145,102 @@ def test_scopes_let_go_because_of_the_limit_bring_nothing_back_and_are_counted()
     assert limit(metrics, "memory-stamps") == 16
 
 
-def test_the_cost_of_hit_fill_and_purge_does_not_grow_with_the_number_of_entries() -> None:
-    """Best of many short rounds at 1,000 and at 100,000 entries; ten times is what a scan would exceed by far."""
+def test_what_an_entry_takes_beyond_key_and_body_is_bounded() -> None:
+    """150 bytes of bookkeeping; the rest is the entry's. `python -m tests.bench.sizes` measures 100,000 of 2 KiB."""
+    taken = taken_by(10_000, body=64)
+    print(
+        f"\nbookkeeping {taken.bookkeeping:.0f} bytes an entry; {taken.entry:.0f} beyond key and body, "
+        f"of which {taken.own:.0f} are characters of its own ETag and URI"
+    )
+    assert taken.bookkeeping <= 150
+    assert taken.bookkeeping < taken.entry < 850
 
-    async def cost(entries: int) -> list[float]:
-        store = MemoryStore(max_bytes=10**9, max_entries=entries, metrics=new_metrics())
-        record = entry(b"x", tags=((PUBLIC_SCOPE, "uri"),))
+
+def test_hit_fill_and_purge_take_as_many_steps_among_100_000_entries_as_among_1_000() -> None:
+    """Counted are the lines that run; a tag that all entries carry is purged."""
+
+    async def steps(entries: int) -> dict[str, int]:
+        store, record = new_store(entries), entry_of(0, b"x")
         for number in range(entries):
-            await store.put(b"%d" % number, record, retain=60)
-            if number % 5000 == 0:
+            await store.put(key_of(number), record, retain=60)
+            if number % 1000 == 0:
                 await asyncio.sleep(0)
-        best = [1.0] * 3
+        (scope, tag), most = record.tags[1], dict.fromkeys(("hit", "fill", "purge", "after"), 0)
+        for number in range(50):
+            last = entries + number
+            most["hit"] = max(most["hit"], await _lines(store.get(key_of(last - 1))))
+            most["fill"] = max(most["fill"], await _lines(store.put(key_of(last), record, retain=60)))
+        most["purge"] = await _lines(store.purge({scope: [tag]}))
+        most["after"] = await _lines(store.get(key_of(last)))
+        assert store.stats().entries == entries - 1
+        return most
 
-        async def hit(number: int) -> None:
-            assert (await store.get(b"%d" % number)).record is not None
+    few, many = asyncio.run(steps(1000)), asyncio.run(steps(100_000))
+    print(f"\nlines: {few}")
+    assert all(many[name] <= few[name] + 20 for name in few), (few, many)
+    assert max(few.values()) < 250
 
-        async def fill(number: int) -> None:
-            await store.put(b"new:%d" % number, record, retain=60)
 
-        async def purge(number: int) -> None:
-            await store.purge({"tenant:other": ["tag", WHOLE_SCOPE if number % 2 else "other"]})
+async def _lines(call: Coroutine[Any, Any, object]) -> int:
+    count = 0
 
-        for at in range(20):
-            for which, action in enumerate((hit, fill, purge)):
-                began = time.perf_counter()
-                for number in range(20):
-                    await action(entries - 1 - at * 20 - number)
-                best[which] = min(best[which], time.perf_counter() - began)
-        return best
+    def counted(_frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return counted
 
-    small, large = asyncio.run(cost(1000)), asyncio.run(cost(100_000))
-    for name, one, other in zip(("hit", "fill", "purge"), small, large, strict=True):
-        assert other < one * 10, f"{name}: {one * 50_000:.2f} us at 1,000 entries, {other * 50_000:.2f} us at 100,000"
+    before = sys.gettrace()
+    sys.settrace(counted)
+    try:
+        await call
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_several_threads_leave_the_counts_right_and_never_get_anothers_record() -> None:
+    """Each with an event loop of its own, on a few keys and rows that change hands all the time."""
+    store = MemoryStore(max_entries=20, metrics=new_metrics())
+    wrong: list[object] = []
+    hits = [0] * 6
+
+    async def body(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(3000):
+            key = b"%d" % chance.randrange(30)
+            match chance.randrange(8):
+                case 0 | 1 | 2:
+                    tenant = f"tenant:{chance.randrange(3)}"
+                    made = entry(key * chance.randrange(1, 50), positions=((tenant, 10**9), (PUBLIC_SCOPE, 10**9)))
+                    await store.put(key, made, retain=60)
+                case 3:
+                    await store.delete(key)
+                case 4:
+                    await store.purge({"tenant:1": [WHOLE_SCOPE if chance.random() < 0.2 else "tag"]})
+                case _:
+                    got = (await store.get(key, (PUBLIC_SCOPE,))).record
+                    if isinstance(got, Entry):
+                        hits[seed] += 1
+                        if got.body.replace(key, b""):
+                            wrong.append((key, got))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(asyncio.run, body(seed)) for seed in range(6)]:
+                done.result(timeout=60)
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+    assert min(hits) > 100
+    kept = [(key, store._records[row], store._sizes[row]) for key, row in store._rows.items()]
+    assert store.stats().entries == len(kept) == sum(count for count, _ in store._fair.owners().values()) <= 20
+    assert (
+        store.stats().bytes == sum(size for *_, size in kept) == sum(size for _, size in store._fair.owners().values())
+    )
+    assert all(record is not None and size == size_of(key, record) for key, record, size in kept)
+    assert len(store._free) + len(kept) == len(store._records)
 
 
 def test_limits_that_are_none_are_all_reported() -> None:
