@@ -1,4 +1,4 @@
-"""Parts of a response that came as 206: what may be answered with one, and which two make one longer part.
+"""Parts of a response that came as 206: what may be answered with one, what it lacks, and which two make one.
 
 RFC 9111 3.3 (a part answers a request for what lies wholly in it) and 3.4, RFC 9110 15.3.7.3 (two are joined only if
 both carry the same strong ETag). Only single parts in bytes of a known complete length.
@@ -12,7 +12,7 @@ from tidegate.middleware.core.message import field_values, single_value
 from tidegate.middleware.core.ranges import Partial, allows_range, spans_of
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS, strong_match, weak_match
 
-__all__ = ["Place", "cut", "is_another", "joined", "place_of", "whole_headers"]
+__all__ = ["Lack", "Place", "completes", "cut", "is_another", "joined", "lack_of", "place_of", "whole_headers"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -28,6 +28,14 @@ class Place(NamedTuple):
     first: int
     end: int
     total: int
+
+
+class Lack(NamedTuple):
+    """What a part lacks of the whole: where that lies, the Range that asks for it, and the ETag of its version."""
+
+    place: Place
+    asked: bytes
+    etag: bytes
 
 
 def place_of(headers: Pairs, length: int | None = None) -> Place | None:
@@ -63,6 +71,11 @@ def cut(request: Pairs, headers: Pairs, body: bytes, *, came_for: bytes | None, 
     if spans is None or len(spans) != 1:
         return None
     ((first, end),) = spans
+    told = place_of(headers)
+    if told is not None and place.first <= first < place.end < end <= told.end and asked.rstrip().endswith(b"-"):
+        # Wholly in what the app said that it sent, and of that this much came: to an open end it may be given, as a
+        # server may give some of a range and leave it to the client to ask for more (RFC 9110 14.2).
+        end = place.end
     if first < place.first or end > place.end:
         return None
     part = body[first - place.first : end - place.first]
@@ -74,7 +87,7 @@ def joined(old: Pairs, old_body: bytes, new: Pairs, new_body: bytes) -> tuple[Pa
 
     Where both have a byte it must be the same: an app whose strong ETag stays while its bytes change is not believed.
     """
-    one, other = place_of(old, len(old_body)), place_of(new, len(new_body))
+    one, other = _exact(old, old_body), _exact(new, new_body)
     tags = single_value(old, b"etag"), single_value(new, b"etag")
     if one is None or other is None or one.total != other.total or one.first > other.end or other.first > one.end:
         return None
@@ -91,6 +104,43 @@ def joined(old: Pairs, old_body: bytes, new: Pairs, new_body: bytes) -> tuple[Pa
     before, after = old_body[: max(0, other.first - one.first)], old_body[max(0, other.end - one.first) :]
     place = Place(min(one.first, other.first), max(one.end, other.end), one.total)
     return _placed(new, place), before + new_body + (after if one.end > other.end else b"")
+
+
+def _exact(headers: Pairs, body: bytes) -> Place | None:
+    """Where a part lies of which everything came that was said to come. Of another nobody knows which end it lacks."""
+    place = place_of(headers, len(body))
+    return place if place == place_of(headers) else None
+
+
+def lack_of(headers: Pairs, body: bytes) -> Lack | None:
+    """What to ask for, to make this part the whole; None: it lies in the middle, or nothing could be joined to it.
+
+    Not without a Content-Length: what an app sends with one it states of the rest too, and a client is told the length
+    of the whole before the rest is there.
+    """
+    place, etag = _exact(headers, body), single_value(headers, b"etag")
+    if (
+        place is None
+        or etag is None
+        or not strong_match(etag, etag)
+        or single_value(headers, b"content-length") is None
+    ):
+        return None
+    if place.first == 0 and place.end < place.total:
+        return Lack(Place(place.end, place.total, place.total), b"bytes=%d-" % place.end, etag)
+    if place.first > 0 and place.end == place.total:
+        return Lack(Place(0, place.first, place.total), b"bytes=0-%d" % (place.first - 1), etag)
+    return None
+
+
+def completes(part: Pairs, lack: Lack, rest: Pairs) -> bool:
+    """Whether a 206 with these fields is exactly what the part lacks, of the same version (RFC 9110 15.3.7.3)."""
+    place, etag = place_of(rest), single_value(rest, b"etag")
+    if place != lack.place or etag is None or not strong_match(etag, lack.etag):
+        return False
+    if single_value(rest, b"content-length") != b"%d" % (place.end - place.first):
+        return False
+    return all(field_values(part, name) == field_values(rest, name) for name in _SAME)
 
 
 def is_another(part: Pairs, whole: Pairs, length: int) -> bool:

@@ -12,6 +12,7 @@ from tidegate.middleware.core.updating import conditions, is_about, updated, wit
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
 from tidegate.middleware.layers.answering import gateway_timeout, send_part, send_stored
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Scope, Send
+from tidegate.middleware.layers.completing import UNREPEATABLE, no_body
 from tidegate.middleware.layers.parted import Parted
 from tidegate.middleware.layers.tee import FAILURES, UNREACHABLE, Pairs, Tee
 from tidegate.middleware.stores.base import Entry
@@ -20,9 +21,6 @@ __all__ = ["Exchange"]
 
 _NOT_REFRESHED: Final = CONDITIONAL_HEADERS | {b"range", b"cache-control", b"pragma"}
 """Fields of the request that began a refresh which say nothing about the refresh."""
-
-_UNREPEATABLE: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
-"""ASGI extensions by which an app sends what cannot be stored."""
 
 _UNSTORABLE: Final = Kept(
     lifetime=0.0, stale_while_revalidate=0.0, stale_if_error=0.0, must_revalidate=True, vary=(), rule="refused"
@@ -63,6 +61,7 @@ class Exchange(Parted):
             await gateway_timeout(send)
             return
         if entry is None or reuse is None:
+            app = await self._completing(app)
             await self._ask(app, receive, Tee(send, request=self._request, keeper=self))
             return
         self._entry = entry
@@ -87,7 +86,8 @@ class Exchange(Parted):
             if self._again:
                 # Its 304 was about a response that is not ours: only a whole one can help.
                 tee.start_anew()
-                await app({**self._offered, "headers": without_conditions(self._request)}, _no_body(receive), tee)
+                self._context.collapsed = False
+                await app({**self._offered, "headers": without_conditions(self._request)}, no_body(receive), tee)
         except Exception as error:
             if await tee.failed():
                 self._config.metrics.fail("app", error)
@@ -126,7 +126,7 @@ class Exchange(Parted):
             return self._scope
         if self._scope["method"] != "GET" or not self._usable.stores or self._lookup.positions is None:
             return self._scope
-        return {**self._scope, "extensions": {name: extensions[name] for name in extensions.keys() - _UNREPEATABLE}}
+        return {**self._scope, "extensions": {name: extensions[name] for name in extensions.keys() - UNREPEATABLE}}
 
     async def _answer(self, send: Send, entry: Entry, reuse: Reuse, note: bytes, extra: Pairs = ()) -> None:
         own_etags = self._context.is_open("etag")
@@ -231,24 +231,10 @@ class Exchange(Parted):
             return {"type": "http.disconnect"}
 
         try:
-            await exchange._ask(app, _no_body(until_over), tee)
+            await exchange._ask(app, no_body(until_over), tee)
         finally:
             over.set()
 
 
 async def _nowhere(_message: Message) -> None:
     """The `send` of a refresh."""
-
-
-def _no_body(receive: Receive) -> Receive:
-    """A `receive` that has an empty body first: of a request that was read already, or of one that nobody sent."""
-    given = False
-
-    async def empty_then() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        return await receive()
-
-    return empty_then

@@ -1,5 +1,6 @@
 """What one request looks up in the store and puts into it: keys, tags, positions, and what is kept of an answer."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -60,6 +61,7 @@ class CacheConfig:
     """What all exchanges of one cache layer share; see CacheLayer for the meaning of each.
 
     status_key: secret that keys in Cache-Status and explanations are hashed with. show_key: Cache-Status names the key.
+    in_part: primary keys of what this process stored a part of lately, so that nothing else is ever asked for one.
     """
 
     store: Store
@@ -72,6 +74,7 @@ class CacheConfig:
     credentials: Credentials = field(default_factory=Credentials)
     status_key: bytes = b""
     show_key: bool = False
+    in_part: OrderedDict[bytes, None] = field(default_factory=OrderedDict[bytes, None])
 
     def shown_key(self, key: bytes) -> str:
         """A key for people: equal for equal keys, and no way from it to the key or to what that is made of."""

@@ -259,15 +259,19 @@ def test_the_values_of_cache_status_are_those_of_the_page() -> None:
         cache_status(headers=[FRESH], method="HEAD"),
         re.sub(r"detail=.*", "detail=…", cache_status(identity=None) or ""),
         cache_status(headers=[FRESH], asked=[("cache-control", "only-if-cached")]),
-        # Stale, stand-ins and shared runs need a clock, a fault and a crowd: their parts stand in the source.
-        *(value for value in told if re.search("fwd=stale|ttl=-3|collapsed", value)),
+        # Stale, stand-ins, parts and shared runs need a clock, a fault and a crowd: their parts stand in the source.
+        *(value for value in told if re.search("fwd=stale|ttl=-3|collapsed|partial", value)),
     ]
     assert sorted(map(str, seen)) == sorted(told)
     layers = files("tidegate.middleware.layers")
-    source = "".join(layers.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in ("exchange", "filling"))
+    source = "".join(
+        layers.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in ("exchange", "filling", "parted")
+    )
     for value in told:
-        for part in re.findall(r"fwd=stale|fwd-status=304|detail=stale-[\w-]+|detail=disconnected|collapsed", value):
-            assert re.search(part.replace("detail=", 'b"').replace("fwd=stale", 'b"stale'), source), part
+        for part in re.findall(
+            r"fwd=stale|fwd=partial|fwd-status=\d+|detail=stale-[\w-]+|detail=disconnected|collapsed", value
+        ):
+            assert re.search(part.replace("detail=", 'b"').replace("fwd=", 'b"'), source), part
 
 
 # --- flags.md -----------------------------------------------------------------------

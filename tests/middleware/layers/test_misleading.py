@@ -301,6 +301,21 @@ def test_a_part_of_a_newer_version_ends_the_older_whole(one: dict[str, str], oth
     assert (whole.hit, whole.body) == (kept, b"0123456789" if kept else b"abcdefghij")
 
 
+def test_a_part_that_is_shorter_than_it_says_is_joined_to_nothing() -> None:
+    """Nobody knows which of its ends is missing."""
+    app = Ranged()
+    bench = Bench(app)
+
+    async def story() -> list[Answer]:
+        app.place = "bytes 4-9/10"
+        await bench.get(0, ("range", "bytes=5-9"))
+        app.place = None
+        await bench.get(0, ("range", "bytes=0-3"))
+        return [await bench.get(), await bench.get()]
+
+    assert [answer.body for answer in run(story)] == [b"0123456789"] * 2
+
+
 def test_a_head_for_a_part_is_answered_by_the_app_alone() -> None:
     app = Ranged()
     bench = Bench(app)

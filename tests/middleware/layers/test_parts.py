@@ -13,21 +13,24 @@ WHOLE = bytes(range(48, 58))
 
 
 class Ranged:
-    """An app that answers `bytes=first-last` and whatever else it is told to say."""
+    """An app that answers `bytes=first-last` and `bytes=first-`, and says whatever else it is told to."""
 
     def __init__(self, *said: tuple[str, str], whole: bytes = WHOLE) -> None:
         self.said = dict(said) or {"cache-control": "max-age=60", "etag": '"a"'}
         self.whole = whole
         self.calls = 0
         self.place: str | None = None
+        self.asked: list[dict[bytes, bytes]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.calls += 1
-        asked = dict(scope["headers"]).get(b"range")
+        self.asked.append(fields := dict(scope["headers"]))
+        asked = fields.get(b"range")
         headers = [(name.encode(), value.encode()) for name, value in self.said.items()]
         body, status = self.whole, 200
-        if asked is not None and scope["method"] == "GET":
-            first, last = (int(number) for number in asked.removeprefix(b"bytes=").split(b"-"))
+        named = fields.get(b"if-range", self.said.get("etag", "").encode())
+        if asked is not None and scope["method"] == "GET" and named == self.said.get("etag", "").encode():
+            first, last = (int(number or len(body) - 1) for number in asked[6:].split(b"-"))
             body, status = self.whole[first : last + 1], 206
             place = self.place or f"bytes {first}-{last}/{len(self.whole)}"
             headers.append((b"content-range", place.encode()))
@@ -87,7 +90,9 @@ def test_who_asks_for_the_whole_or_with_head_or_conditions_never_gets_a_part() -
         head = await bench.get(0, ("range", "bytes=2-5"), method="HEAD")
         assert (head.status, head.hit) == (200, False)
         for condition in (("if-none-match", '"b"'), ("if-range", '"b"'), ("if-range", 'W/"a"')):
-            assert not (await bench.get(0, ("range", "bytes=2-5"), condition)).hit
+            other = Bench(Ranged())
+            await other.get(0, ("range", "bytes=2-5"))
+            assert not (await other.get(0, ("range", "bytes=2-5"), condition)).hit
         assert (await bench.get(0, ("range", "bytes=2-5"), ("if-range", '"a"'))).hit
         whole = await bench.get()
         assert (whole.status, whole.hit, whole.body) == (200, False, WHOLE)
@@ -188,9 +193,37 @@ def test_a_part_whose_place_cannot_be_relied_on_is_not_kept(place: str) -> None:
 def test_of_a_part_that_is_shorter_than_it_says_only_what_came_is_there() -> None:
     app = Ranged()
     app.place = "bytes 2-9/10"
-    _, same, inside, beyond = asked(app, "bytes=2-5", "bytes=2-5", "bytes=3-5", "bytes=5-6")
-    assert [same.hit, inside.hit, beyond.hit] == [True, True, False]
+    _, same, inside, end, *others = asked(
+        app, "bytes=2-5", "bytes=2-5", "bytes=3-5", "bytes=4-", "bytes=5-6", "bytes=-1"
+    )
+    assert [each.hit for each in (same, inside, end, *others)] == [True, True, True, False, False]
     assert (same.body, inside.body) == (b"2345", b"345")
+    # To an open end it is what the app said that it sent, as far as it came, and says so.
+    assert (end.body, end.header("content-range")) == (b"45", "bytes 4-5/10")
+    assert app.calls == 3
+
+
+def test_an_open_end_is_given_no_less_than_the_whole_rest_where_the_app_said_no_more() -> None:
+    app = Ranged()
+    _, end = asked(app, "bytes=2-5", "bytes=4-")
+    assert (end.hit, end.body) == (False, b"456789")
+
+
+def test_a_part_that_may_have_been_cut_off_is_not_kept() -> None:
+    class Cut(Ranged):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def unstated(message: Any) -> None:
+                headers = [pair for pair in message.get("headers", ()) if pair[0] != b"content-length"]
+                await send({**message, "headers": headers} if "headers" in message else message)
+
+            await super().__call__(scope, receive, unstated)
+
+    app = Cut()
+    _, again = asked(app, "bytes=2-5", "bytes=2-5")
+    assert again.hit
+    app.place = "bytes 2-9/10"
+    _, again = asked(app, "bytes=2-5", "bytes=2-5")
+    assert not again.hit
 
 
 def test_a_part_is_for_its_share_its_variant_and_its_time_and_a_write_clears_it() -> None:
