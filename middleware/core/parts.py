@@ -136,7 +136,7 @@ def lack_of(headers: Pairs, body: bytes) -> Lack | None:
 def completes(part: Pairs, lack: Lack, rest: Pairs) -> bool:
     """Whether a 206 with these fields is exactly what the part lacks, of the same version (RFC 9110 15.3.7.3)."""
     place, etag = place_of(rest), single_value(rest, b"etag")
-    if place != lack.place or etag is None or not strong_match(etag, lack.etag):
+    if place is None or place != lack.place or etag is None or not strong_match(etag, lack.etag):
         return False
     if single_value(rest, b"content-length") != b"%d" % (place.end - place.first):
         return False

@@ -6,8 +6,8 @@ that has another by now answers with that one in full, which passes as it is; on
 than was asked for is asked for the whole after all.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.parts import Lack, completes, whole_headers
@@ -30,7 +30,8 @@ def completing(
 
     async def asking(scope: Scope, receive: Receive, send: Send) -> None:
         wanted = [(b"range", lack.asked), (b"if-range", lack.etag)]
-        extensions = {name: each for name, each in (scope.get("extensions") or {}).items() if name not in UNREPEATABLE}
+        offered: Mapping[str, Any] = scope.get("extensions") or {}
+        extensions = {name: offered[name] for name in offered.keys() - UNREPEATABLE}
         joining = _Joining(send, part, lack, joined)
         headers = [*without_conditions(scope["headers"]), *wanted]
         await app({**scope, "headers": headers, "extensions": extensions}, receive, joining)

@@ -114,6 +114,8 @@ class Misses:
         policy, named = context.match.policy, missed.named
         if policy is not None and policy.extensions != "pass" and missed.scope.get("extensions"):
             return None
+        if named.primary in self.config.in_part:
+            return None  # what is stored in part may be completed
         own = named.scope
         positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))
         if positions is None:
