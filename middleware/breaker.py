@@ -83,6 +83,7 @@ class Breaker:
         self._probes = 0
         self._probed = 0.0
         self._ticket = Ticket(0, 0)
+        self._in_a_row = False
         self._circuit = CircuitBreaker(
             fail_max=self._settings.consecutive,
             reset_timeout=self._settings.open_for,
@@ -122,6 +123,10 @@ class Breaker:
 
     def report(self, ticket: Ticket, *, failed: bool) -> None:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
+        if ticket is self._ticket and not failed and not self._in_a_row:
+            # Admitted while closed, which it still is: every change makes another ticket. Most calls end here.
+            self._window.add(self._clock(), failed=False)
+            return
         if ticket.generation != self._ticket.generation or ticket.probe != self._probe:
             return
         self._probe = 0
@@ -131,19 +136,24 @@ class Breaker:
             if failed:
                 self._count_failure()
                 self._trip_on_rate(now)
-            elif self._circuit.fail_counter:
-                self._circuit.call(_succeed)
+            elif self._in_a_row:
+                self._count_success()
         elif failed:
             self._count_failure()
         else:
-            self._circuit.call(_succeed)
+            self._count_success()
 
     def abandon(self, ticket: Ticket) -> None:
         """The call ended without evidence either way."""
         if ticket.probe and ticket.probe == self._probe:
             self._probe = 0
 
+    def _count_success(self) -> None:
+        self._in_a_row = False
+        self._circuit.call(_succeed)
+
     def _count_failure(self) -> None:
+        self._in_a_row = True  # pybreaker counts how many; while there are none, it need not hear of a success
         try:
             self._circuit.call(_fail)
         except _Failed:

@@ -1,6 +1,7 @@
 """When a circuit breaker trips: its settings, and failures counted over a sliding window. Pure."""
 
 from dataclasses import dataclass
+from math import inf
 
 from tidegate.errors import Problems
 
@@ -51,7 +52,7 @@ def _is_number(value: object) -> bool:
 class RateWindow:
     """Calls and failures of the last `seconds`, in `slices` equal slices: exact to one slice, constant in memory."""
 
-    __slots__ = ("_calls", "_failures", "_slice", "_slices", "_width")
+    __slots__ = ("_at", "_calls", "_ends", "_failures", "_slice", "_slices", "_width")
 
     def __init__(self, seconds: float, slices: int = 10) -> None:
         self._width = seconds / slices
@@ -63,13 +64,16 @@ class RateWindow:
         self._calls = [0] * self._slices
         self._failures = [0] * self._slices
         self._slice: int | None = None
+        self._at = 0
+        self._ends = -inf
 
     def add(self, now: float, *, failed: bool) -> None:
         """Count one call that ended at `now` (seconds of a clock that never goes back)."""
-        self._advance(now)
-        at = int(now // self._width) % self._slices
-        self._calls[at] += 1
-        self._failures[at] += failed
+        if now >= self._ends:  # of the current slice, which most calls find as the one before has left it
+            self._advance(now)
+        self._calls[self._at] += 1
+        if failed:
+            self._failures[self._at] += 1
 
     def counts(self, now: float) -> tuple[int, int]:
         """(failures, calls) of the window that ends at `now`."""
@@ -86,3 +90,5 @@ class RateWindow:
             at = (current - passed) % self._slices
             self._calls[at] = self._failures[at] = 0
         self._slice = max(self._slice, current)
+        self._at = self._slice % self._slices
+        self._ends = (self._slice + 1) * self._width

@@ -10,7 +10,7 @@ further out turns the 503 into a stale response where it may (RFC 5861 stale-if-
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from tidegate.middleware.breaker import LEVELS, Breaker, State, Ticket
@@ -134,7 +134,7 @@ class _Watch:
             self._gone = True
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`; notes the status, and a client that cannot be reached any more."""
         kind = message["type"]
         if kind == "http.response.start":
@@ -142,8 +142,12 @@ class _Watch:
             self._failing = message["status"] in self._failures
             if self._ticket.probe:
                 self.settle(failed=False)
-        elif kind == "http.response.body" and not message.get("more_body", False):
+        elif kind == "http.response.body" and not self._settled and not message.get("more_body", False):
             self.settle(failed=False)
+        # Once it is settled nothing is left to learn, and the message goes without us.
+        return self._send(message) if self._settled else self._watched(message)
+
+    async def _watched(self, message: Message) -> None:
         try:
             await self._send(message)
         except BaseException:

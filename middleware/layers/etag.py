@@ -6,9 +6,10 @@ passes as it comes. Inside a content coding the tag is weak, because the coding 
 application's own ETag is never touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import Final
 
-from tidegate.middleware.core.message import field_values, lowered, single_value
+from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.validators import is_not_modified, make_etag, not_modified_headers
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -24,6 +25,8 @@ from tidegate.middleware.layers.asgi import (
 )
 
 __all__ = ["ETagLayer"]
+
+Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class ETagLayer:
@@ -50,63 +53,85 @@ class ETagLayer:
         await self.app(scope, receive, _Labelling(scope, context, send))
 
 
+_CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
+_MATTERS: Final = frozenset({b"etag", b"content-length", b"content-encoding"})
+
+
 class _Labelling:
     """The `send` of one request."""
 
+    __slots__ = ("_coded", "_context", "_held", "_length", "_request", "_send", "_swallow")
+
     def __init__(self, scope: Scope, context: RequestContext, send: Send) -> None:
-        self._request: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self._request: Pairs = scope["headers"]
         self._context = context
         self._send = send
         self._held: Message | None = None
         self._swallow = False
 
-    async def __call__(self, message: Message) -> None:
-        kind = message["type"]
-        if self._swallow:
-            return  # the rest of a body that the client has
-        if kind == "http.response.start":
-            await self._begin(message)
-        elif self._held is not None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if self._held is not None:
             start, self._held = self._held, None
-            if kind == "http.response.body" and not message.get("more_body", False):
-                await self._label(start, message)
-            else:
-                await self._send(start)
-                await self._send(message)
-        else:
-            await self._send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                return self._label(start, message)
+            return _both(self._send, start, message)
+        if self._swallow:
+            return _nothing()  # the rest of a body that the client has
+        if message["type"] == "http.response.start" and message["status"] == 200 and not message.get("trailers", False):
+            return self._begin(message)
+        return self._send(message)
 
-    async def _begin(self, start: Message) -> None:
-        if start["status"] != 200 or start.get("trailers", False):
-            await self._send(start)
-            return
+    def _begin(self, start: Message) -> Awaitable[None]:
         start = repeatable(start)
-        headers = lowered(start.get("headers", ()))
-        names = {name for name, _ in headers}
-        if b"etag" not in names and b"content-length" in names:
+        has_etag = coded = False
+        lengths: list[bytes] = []
+        for name, value in start.get("headers", ()):
+            if name in _MATTERS or (name := name.lower()) in _MATTERS:  # Django keeps the case of names
+                if name == b"content-length":
+                    lengths.append(value)
+                elif name == b"etag":
+                    has_etag = True
+                else:
+                    coded = True
+        if not has_etag and lengths:
             self._held = start
-        elif is_not_modified(self._request, headers):
-            await self._not_modified(start, headers)
-        else:
-            await self._send(start)
+            # A length that stands there twice says nothing (RFC 9110 8.6).
+            self._length, self._coded = lengths[0].strip(b" \t") if len(lengths) == 1 else b"", coded
+            return _nothing()
+        if self._is_conditional():
+            headers = lowered(start.get("headers", ()))
+            if is_not_modified(self._request, headers):
+                return self._not_modified(start, headers)
+        return self._send(start)
 
     async def _label(self, start: Message, body: Message) -> None:
         sent = list(start.get("headers", ()))
-        headers = lowered(sent)
         content = body.get("body", b"")
         # The answer to HEAD may come without the body that its ETag would be made of.
-        if b"%d" % len(content) == single_value(headers, b"content-length"):
-            coded = bool(field_values(headers, b"content-encoding"))
-            etag = (b"etag", make_etag(content, weak=coded))
-            sent, headers = [*sent, etag], (*headers, etag)
+        if b"%d" % len(content) == self._length:
+            sent.append((b"etag", make_etag(content, weak=self._coded)))
             self._context.own_etag = True
-        if is_not_modified(self._request, headers):
-            await self._not_modified(start, headers)
-            return
+        if self._is_conditional():
+            headers = lowered(sent)
+            if is_not_modified(self._request, headers):
+                await self._not_modified(start, headers)
+                return
         await self._send({**start, "headers": sent})
         await self._send(body)
 
-    async def _not_modified(self, start: Message, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def _is_conditional(self) -> bool:
+        return any([name in _CONDITIONS for name, _ in self._request])
+
+    async def _not_modified(self, start: Message, headers: Pairs) -> None:
         self._swallow = True
         await self._send({**start, "status": 304, "headers": not_modified_headers(headers)})
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _nothing() -> None:
+    """What is awaited where a message is kept."""
+
+
+async def _both(send: Send, one: Message, other: Message) -> None:
+    await send(one)
+    await send(other)

@@ -5,7 +5,7 @@ only see the canary would have nothing to compare it with.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Watch:
         self._opened = opened
         self._started = layer.clock()
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`; notes status and end."""
         kind = message["type"]
         if kind == "http.response.start":
@@ -205,6 +205,10 @@ class _Watch:
             or kind == "http.response.pathsend"
         ) and not self.counted:
             self.finish()
+        # Once it is counted nothing is left to learn, and the message goes without us.
+        return self._send(message) if self.counted else self._watched(message)
+
+    async def _watched(self, message: Message) -> None:
         try:
             await self._send(message)
         except OSError:
