@@ -158,12 +158,16 @@ def starlette_user(scope: Scope) -> Identity | None:
             collection of such. A resolver counts that and takes the user for nobody.
     """
     user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", False):
+    if user is None:
         return None
-    tenant = getattr(user, "tenant", None)
+    try:  # as most users have them; asking for each with a default takes twice as long
+        tenant = user.tenant if user.is_authenticated else None
+        name = user.username if tenant else None
+    except AttributeError:
+        tenant = getattr(user, "tenant", None) if getattr(user, "is_authenticated", False) else None
+        name = getattr(user, "username", None)
     if not tenant:
         return None
-    name = getattr(user, "username", None)
     if name is None:
         try:
             name = user.identity

@@ -120,7 +120,7 @@ class _Labelling:
         await self._send(body)
 
     def _is_conditional(self) -> bool:
-        return any([name in _CONDITIONS for name, _ in self._request])
+        return not _CONDITIONS.isdisjoint([name for name, _ in self._request])
 
     async def _not_modified(self, start: Message, headers: Pairs) -> None:
         self._swallow = True

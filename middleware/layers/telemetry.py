@@ -29,6 +29,7 @@ from tidegate.middleware.tracing import Tracer
 __all__ = ["TelemetryLayer"]
 
 _HITS = ("hit", "stale")
+_CACHEABLE = ("GET", "HEAD")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -147,9 +148,10 @@ class TelemetryLayer:
 
     def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
         """Count one finished request per route; labels are templates and fixed words only."""
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        ending = (route_label(scope, context), method, status // 100, context.outcome, context.reason)
-        self._count(ending, seconds)
+        method, match = scope["method"], context.match
+        route = match.route if match.policy is not None else route_label(scope, context)
+        known = method if method in _METHODS else "other"
+        self._count((route, known, status // 100, context.outcome, context.reason), seconds)
 
 
 def _debug(*, hit: bool) -> list[tuple[bytes, bytes]]:
@@ -164,12 +166,20 @@ class _Watch:
     The request is counted before its last message leaves, so that whoever has an answer finds it counted.
     """
 
-    # Defaults of the class: most requests change one of these, or none.
-    _gone = False
-    _status = 0
-    _trailers = False
-    counted = False
-    failed = False
+    __slots__ = (
+        "_context",
+        "_gone",
+        "_layer",
+        "_opened",
+        "_receive",
+        "_scope",
+        "_send",
+        "_started",
+        "_status",
+        "_trailers",
+        "counted",
+        "failed",
+    )
 
     def __init__(
         self,
@@ -186,12 +196,19 @@ class _Watch:
         self._receive = receive
         self._send = send
         self._opened = opened
+        self._gone = self._trailers = self.counted = self.failed = False
+        self._status = 0
         self._started = layer.clock()
 
     def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`; notes status and end."""
+        if self.counted:
+            return self._send(message)  # nothing is left to learn
         kind = message["type"]
-        if kind == "http.response.start":
+        if kind == "http.response.body":
+            if message.get("more_body", False) or self._trailers:
+                return self._watched(message)
+        elif kind == "http.response.start":
             self._status = message["status"]
             self._trailers = message.get("trailers", False)
             if self._opened and self._layer.debug_headers and self._is_storable():
@@ -199,14 +216,13 @@ class _Watch:
                     **message,
                     "headers": [*message.get("headers", ()), *_debug(hit=self._context.outcome in _HITS)],
                 }
-        elif (
-            (kind == "http.response.body" and not message.get("more_body", False) and not self._trailers)
-            or (kind == "http.response.trailers" and not message.get("more_trailers", False))
-            or kind == "http.response.pathsend"
-        ) and not self.counted:
-            self.finish()
-        # Once it is counted nothing is left to learn, and the message goes without us.
-        return self._send(message) if self.counted else self._watched(message)
+            return self._watched(message)
+        elif kind != "http.response.pathsend" and (
+            kind != "http.response.trailers" or message.get("more_trailers", False)
+        ):
+            return self._watched(message)
+        self.finish()
+        return self._send(message)
 
     async def _watched(self, message: Message) -> None:
         try:
@@ -224,15 +240,11 @@ class _Watch:
 
     def _is_storable(self) -> bool:
         context = self._context
-        decision = context.decision
-        if decision is not None and decision.shadow and "cache" in decision.shadow:
-            return False  # nothing can be a hit there: a hit ratio of 0 would say what nobody asked
-        if context.storable:
-            return True
-        policy = context.match.policy
-        if policy is None or policy.ttl is None:
+        policy, decision = context.match.policy, context.decision
+        if not context.storable and (policy is None or not policy.storable or self._scope["method"] not in _CACHEABLE):
             return False
-        return policy.storable and self._scope["method"] in ("GET", "HEAD")
+        # In shadow mode nothing can be a hit: a hit ratio of 0 would say what nobody asked.
+        return decision is None or "cache" not in decision.shadow
 
     def _is_error(self) -> bool:
         if self._gone:
@@ -243,13 +255,13 @@ class _Watch:
     def finish(self) -> None:
         """Count the request; for once."""
         self.counted = True
-        layer, context = self._layer, self._context
-        if self._status == 0 and not self.failed:
+        layer, context, status = self._layer, self._context, self._status
+        if status == 0 and not self.failed:
             return  # nobody was answered: the client left, or the server is going down
         seconds = layer.clock() - self._started
-        if layer.cohorts is not None and context.decision is not None:
-            error = (self.failed or self._status >= 500) and self._is_error()
-            hit = context.outcome in _HITS
-            layer.cohorts.count(context.decision.cohorts, seconds, error, self._is_storable(), hit)
+        decision = context.decision
+        if decision is not None and layer.cohorts is not None:
+            error = (self.failed or status >= 500) and self._is_error()
+            layer.cohorts.count(decision.cohorts, seconds, error, self._is_storable(), context.outcome in _HITS)
         if self._opened:
-            layer.record(self._scope, context, status=self._status or 500, seconds=seconds)
+            layer.record(self._scope, context, status=status or 500, seconds=seconds)
