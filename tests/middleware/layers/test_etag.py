@@ -49,6 +49,56 @@ def test_if_modified_since_counts_only_without_if_none_match() -> None:
     assert ask(app, headers=[("if-modified-since", later), ("if-none-match", '"else"')]).status == 200
 
 
+def start(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": 200, "headers": list(headers)}
+
+
+def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def says(*messages: dict[str, Any]) -> Any:
+    """An app that sends these messages."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [part(b"a", more=True), part(b"b")],
+        [{"type": "http.response.debug", "info": {}}, part(b"ab")],
+        [{"type": "http.response.pathsend", "path": "/tmp/ab"}],
+    ],
+    ids=["in parts", "with something else first", "by path"],
+)
+def test_what_states_its_length_and_does_not_come_as_one_body_passes_whole(rest: list[dict[str, Any]]) -> None:
+    messages = [start((b"content-length", b"2")), *rest]
+    assert ask(ETagLayer(says(*messages))).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("headers", "labelled"),
+    [
+        ([(b"Content-Length", b"2")], True),
+        ([(b"content-length", b" 2\t")], True),
+        ([(b"content-length", b"2"), (b"content-length", b"2")], False),
+        ([(b"content-length", b"3")], False),
+        ([(b"content-length", b"2"), (b"ETag", b'"own"')], False),
+    ],
+)
+def test_a_body_is_labelled_where_one_length_is_stated_and_is_its_own(
+    headers: list[tuple[bytes, bytes]], labelled: bool
+) -> None:
+    sent = ask(ETagLayer(says(start(*headers), part(b"ab")))).headers
+    assert sent[: len(headers)] == headers
+    assert [name for name, _ in sent[len(headers) :]] == ([b"etag"] if labelled else [])
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_unsafe_methods_are_not_labelled(method: str) -> None:
     assert ask(ETagLayer(Origin()), method=method).header("etag") is None

@@ -125,6 +125,51 @@ def test_a_failure_after_the_client_left_is_no_error(leaves: str) -> None:
     assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 0, "hits": 0}
 
 
+START = {"type": "http.response.start", "status": 200, "headers": []}
+TRAILED = {**START, "trailers": True}
+BODY, SOME = {"type": "http.response.body"}, {"type": "http.response.body", "more_body": True}
+TRAILER, SOME_TRAILERS = {"type": "http.response.trailers"}, {"type": "http.response.trailers", "more_trailers": True}
+PATH, OTHER = {"type": "http.response.pathsend", "path": "/"}, {"type": "http.response.debug"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "last"),
+    [
+        ([START, SOME, SOME, BODY], 3),
+        ([START, OTHER, BODY, OTHER], 2),
+        ([START, PATH, OTHER], 1),
+        ([START, BODY, BODY], 1),
+        ([TRAILED, SOME, BODY, SOME_TRAILERS, OTHER, TRAILER], 5),
+        ([TRAILED, PATH], 1),
+    ],
+)
+def test_a_request_is_counted_when_its_last_message_leaves_and_once(messages: list[dict[str, Any]], last: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    stand = Stand(app)
+    seen: list[tuple[Any, float]] = []
+
+    async def send(message: Any) -> None:
+        seen.append((message, stand.counted(CONTROL)["requests"]))
+
+    async def receive() -> Any: ...
+
+    asyncio.run(stand.app(scope_of(user=BEN), receive, send))
+    assert seen == [(message, float(at >= last)) for at, message in enumerate(messages)]
+    assert stand.counted(CONTROL)["requests"] == 1
+
+
+def test_a_request_that_cannot_hit_because_of_shadow_mode_does_not_count_as_storable() -> None:
+    decided = Decided(frozenset({"telemetry", "cache"}), (CANARY,))
+    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60))
+    stand.app._resolver._decide = lambda _identity, _scope: decided
+    for decided.shadow, storable in ((frozenset({"cache"}), 0), (frozenset({"coalesce"}), 1)):
+        asyncio.run(call(stand.app, user=ANN))
+        assert stand.counted(CANARY)["storable"] == storable
+
+
 def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
     stand = Stand(Origin())
 
