@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["Span", "Tracer", "opentelemetry_tracer"]
+__all__ = ["Span", "Tracer", "inside", "opentelemetry_tracer"]
 
 
 class Span(Protocol):
     """What the layers need of an OpenTelemetry span."""
 
     def set_attribute(self, key: str, value: Any) -> None: ...
+
+    def is_recording(self) -> bool: ...
 
 
 class Tracer(Protocol):
@@ -23,6 +25,15 @@ class Tracer(Protocol):
     def start_as_current_span(
         self, name: str, *, attributes: Mapping[str, Any] | None = None
     ) -> AbstractContextManager[Any]: ...
+
+    def start_span(self, name: str, *, attributes: Mapping[str, Any] | None = None) -> Any: ...
+
+
+def inside(span: Any) -> AbstractContextManager[Any]:
+    """Makes a span that was started the current one, and ends it; what is raised meanwhile is noted on it."""
+    from opentelemetry.trace import use_span
+
+    return use_span(span, end_on_exit=True)
 
 
 def opentelemetry_tracer() -> Tracer | None:

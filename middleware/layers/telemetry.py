@@ -6,8 +6,6 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
-from typing import Any
 
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
@@ -24,7 +22,7 @@ from tidegate.middleware.layers.asgi import (
 )
 from tidegate.middleware.layers.fused import Hits
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.tracing import Tracer
+from tidegate.middleware.tracing import Span, Tracer, inside
 
 __all__ = ["TelemetryLayer"]
 
@@ -78,13 +76,15 @@ class TelemetryLayer:
             return
         context = self._resolver.of(scope)
         decision = context.decision
+        span: Span | None = None
         if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
-            opened = traced = False
+            opened = False
             app = self._bare
         else:
             opened = self.gate(context)
-            traced = opened and self.tracer is not None
-            if self._hits is not None and not traced:
+            if opened and self.tracer is not None:
+                span = self._span(scope, context, self.tracer)
+            if self._hits is not None and context.tracer is None:
                 started = self.clock()
                 answer = self._hits(scope, context)
                 if answer is not None:
@@ -102,14 +102,11 @@ class TelemetryLayer:
                     return
             app = self.app
         watch = _Watch(self, scope, context, receive, send, opened)
-        span: AbstractContextManager[Any] | None = None
-        if traced:
-            span = self._span(scope, context)
         try:
             if span is None:
                 await app(scope, watch.receive, watch.send)
             else:
-                with span:
+                with inside(span):
                     await app(scope, watch.receive, watch.send)
         except Exception:
             watch.failed = True
@@ -118,11 +115,13 @@ class TelemetryLayer:
             if not watch.counted:
                 watch.finish()
 
-    def _span(self, scope: Scope, context: RequestContext) -> AbstractContextManager[Any]:
-        assert self.tracer is not None
-        context.tracer = self.tracer
+    def _span(self, scope: Scope, context: RequestContext, tracer: Tracer) -> Span:
+        """The span of the request. Where nobody will see it, those inside are not made, and a plain hit not held up."""
         attributes = {"http.request.method": scope["method"], "http.route": context.match.route}
-        return self.tracer.start_as_current_span("tidegate.request", attributes=attributes)
+        span: Span = tracer.start_span("tidegate.request", attributes=attributes)
+        if span.is_recording():
+            context.tracer = tracer
+        return span
 
     def _count_hit(
         self,

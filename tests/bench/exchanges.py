@@ -6,7 +6,10 @@ Five layers: memory store, Prometheus, and flags that are all open (or all off) 
 from collections.abc import Callable, Sequence
 from itertools import count, cycle, islice
 from typing import Any
+from unittest.mock import patch
 
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +25,7 @@ from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.tracing import opentelemetry_tracer
 
 __all__ = ["BENCHES", "Flags"]
 
@@ -114,11 +118,11 @@ def new_pages() -> Scopes:
     return scopes
 
 
-def references(bench: Bench) -> list[Case]:
+def references(bench: Bench, *sizes: str) -> list[Case]:
     """What everything is compared with."""
     cases: list[Case] = []
-    for size, length in SIZES.items():
-        body = b"x" * length
+    for size in sizes or SIZES:
+        body = b"x" * SIZES[size]
         for name, app in ((RAW, raw(body)), (BARE, bare(body))):
             cases.append(bench.requests(name, app, same_page(), _answers(body), size=size))
     return cases
@@ -137,6 +141,24 @@ def hit(bench: Bench) -> list[Case]:
             bench.warm(app, same_page()(len(USERS)))
             limit = Target(microseconds=target) if size == SMALL else None
             cases.append(bench.requests(name, app, same_page(), _hits(body), size=size, target=limit))
+    return cases
+
+
+def traced(bench: Bench) -> list[Case]:
+    """Hits with OpenTelemetry: its API alone, and an SDK that samples one request of a hundred."""
+    body = b"x" * SIZES[SMALL]
+    plain, api = "hit, five layers", "hit, OpenTelemetry API"
+    sampled = TracerProvider(sampler=TraceIdRatioBased(0.01), shutdown_on_exit=False).get_tracer("bench")
+    assert opentelemetry_tracer() is None  # the API is there, and nobody has set a provider
+    stacks = {plain: (None, Target(microseconds=6.0)), api: (None, Target(microseconds=7.0))}
+    cases = references(bench, SMALL)
+    for name, (tracer, target) in (
+        stacks | {"hit, OpenTelemetry SDK": (sampled, Target(microseconds=6.0, above=api))}
+    ).items():
+        with patch("tidegate.assembly.opentelemetry_tracer", lambda made=tracer: made):
+            app = five(bench, bare(body), POLICY)
+        bench.warm(app, same_page()(len(USERS)))
+        cases.append(bench.requests(name, app, same_page(), _hits(body), size=SMALL, target=target))
     return cases
 
 
@@ -193,4 +215,4 @@ def _is_not_modified(answer: Answer) -> bool:
     return answer.status == 304 and answer.hit
 
 
-BENCHES = {"hit": hit, "miss": miss, "pass": passed, "304": not_modified}
+BENCHES = {"hit": hit, "traced": traced, "miss": miss, "pass": passed, "304": not_modified}

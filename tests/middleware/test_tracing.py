@@ -3,10 +3,15 @@
 import asyncio
 import subprocess
 import sys
+from typing import Any
 
+import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from tests.driver import Origin, User, call
@@ -68,6 +73,51 @@ def test_nothing_of_a_tenant_or_path_is_in_a_span() -> None:
 
 def test_a_shut_gate_leaves_no_span() -> None:
     assert spans_of(ANN, ANN, gate=False) == []
+
+
+def test_what_is_not_sampled_makes_no_span_inside_and_is_still_what_the_app_runs_in() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False, sampler=TraceIdRatioBased(0.0))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    metrics = Metrics.of(CollectorRegistry())
+    resolver = ContextResolver(policies=Policies([RoutePolicy(route="/", ttl=60)]))
+    seen: list[tuple[bool, bool]] = []
+    origin = Origin()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        within = trace.get_current_span().get_span_context()
+        seen.append((within.is_valid, within.trace_flags.sampled))
+        await origin(scope, receive, send)
+
+    cache = CacheLayer(app, store=MemoryStore(), resolver=resolver, metrics=metrics)
+    layers = TelemetryLayer(
+        cache, resolver=resolver, metrics=metrics, tracer=provider.get_tracer("test"), hits=cache.leave_hits()
+    )
+
+    async def run() -> list[bool]:
+        return [(await call(layers, user=ANN)).hit for _ in range(2)]
+
+    assert asyncio.run(run()) == [False, True]
+    assert seen == [(True, False)]
+    assert exporter.get_finished_spans() == ()
+    assert cache.hits is not None
+    assert cache.hits.taken == 1
+
+
+def test_an_exception_is_noted_on_the_span_of_its_request() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("out of order")
+
+    layers = TelemetryLayer(app, metrics=Metrics.of(CollectorRegistry()), tracer=provider.get_tracer("test"))
+    with pytest.raises(RuntimeError):
+        asyncio.run(call(layers))
+    (span,) = exporter.get_finished_spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert [event.name for event in span.events] == ["exception"]
 
 
 def test_without_an_sdk_there_is_no_tracer() -> None:
