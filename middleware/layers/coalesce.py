@@ -13,12 +13,13 @@ a body, requests that came after a purge or after a write of their tenant with a
 """
 
 import asyncio
-from collections import OrderedDict
-from typing import Final, cast
+import time
+from collections.abc import Callable
+from typing import Final
 
 from tidegate.errors import TidegateError
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY
-from tidegate.middleware.core.sharing import request_key
+from tidegate.middleware.core.sharing import judge_answer
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -30,17 +31,17 @@ from tidegate.middleware.layers.asgi import (
     Scope,
     Send,
     always,
-    has_client_certificate,
 )
-from tidegate.middleware.layers.flight import Flight, Leader, Seat
+from tidegate.middleware.layers.eager import begin
+from tidegate.middleware.layers.flight import Flight, Seat
+from tidegate.middleware.layers.joining import Key, Remembered, key_of, may_share, same_user
+from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
 from tidegate.middleware.metrics import Metrics
 
 __all__ = ["CoalesceLayer", "LeaderFailedError"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-
-Key = tuple[object, ...]
 
 _PASSING: Final = frozenset({"error"})
 """Reasons not to share that say nothing about the next run."""
@@ -60,7 +61,10 @@ class CoalesceLayer:
     max_wait: seconds that a follower waits for its leader's answer to begin.
     max_hold: seconds that it waits longer for the end of an answer that does not state its length.
     max_body: bytes; larger answers are not shared.
-    remember, max_remembered: seconds and number of requests remembered as not to be shared.
+    remember, max_remembered: seconds and number of requests remembered as not to be shared, and as busy.
+    max_busy: seconds that a run may compute without ever waiting for anything. While it does nobody can join it; so
+        after one that took longer, the next for the same request lets those join that came with it.
+    clock: seconds, never going back.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class CoalesceLayer:
         max_body: int = DEFAULT_MAX_BODY,
         remember: float = 10.0,
         max_remembered: int = 10_000,
+        max_busy: float = 0.001,
         metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
         self._gate = gate
@@ -87,7 +93,10 @@ class CoalesceLayer:
         self._flights: dict[Key, Flight] = {}
         self._tenants: dict[str | None, set[Key]] = {}
         self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
-        self._lonely = _Remembered(remember, max_remembered)
+        self._lonely = Remembered(remember, max_remembered)
+        self._busy = Remembered(remember, max_remembered)
+        self._max_busy = max_busy
+        self._clock = clock
         self._waiting: set[Seat] = set()
         self._is_shut = False
         self._metrics = metrics if metrics is not None else Metrics.of()
@@ -109,7 +118,7 @@ class CoalesceLayer:
             await self.app(scope, receive, send)
         elif scope["method"] not in _SAFE:
             await self.app(scope, receive, self._ending_flights(context, send))
-        elif not _may_share(scope, context):
+        elif not may_share(scope, context):
             await self.app(scope, receive, send)
         else:
             await self._share(scope, receive, send, context)
@@ -137,8 +146,8 @@ class CoalesceLayer:
         return ending
 
     async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
-        key = _key(scope, context)
-        if self._lonely.holds(key, asyncio.get_running_loop().time()):
+        key = key_of(scope, context)
+        if self._lonely.holds(key, self._clock()):
             self._count_alone()
             await self.app(scope, receive, send)
             return
@@ -157,34 +166,22 @@ class CoalesceLayer:
             await self._follow(flight, scope, receive, send, context)
 
     async def _lead(self, key: Key, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
-        tenant = context.identity.tenant if context.identity is not None else None
-
-        def closed() -> None:
-            del self._flights[key]
-            keys = self._tenants[tenant]
-            keys.discard(key)
-            if not keys:
-                del self._tenants[tenant]
-
-        def turned_down(reason: str) -> None:
-            if reason not in _PASSING:
-                self._lonely.add(key, asyncio.get_running_loop().time())
-            if reason == "too-large":
-                self._limit_body()
-
-        flight = Flight(
-            context=context,
-            request=scope["headers"],
-            same_user=_same_user(context),
-            max_body=self._max_body,
-            max_hold=self._max_hold,
-            closed=closed,
-            turned_down=turned_down,
-        )
-        self._flights[key] = flight
-        self._tenants.setdefault(tenant, set()).add(key)
-        leader = Leader(flight, receive, send)
-        run = flight.run = asyncio.get_running_loop().create_task(self._run(flight, scope, leader))
+        """Begin a run in this turn of the event loop. Nobody can want to join it before it waits for something; and
+        from then on it is a task of its own, which the leader may leave.
+        """
+        request = scope["headers"]
+        leader = Leader(receive, send)
+        began = self._clock()
+        if self._busy.holds(key, began):
+            run = asyncio.get_running_loop().create_task(self._run(scope, leader))
+        else:
+            begun = begin(self._run(scope, leader))
+            if begun is None:
+                self._never_waited(key, leader, context, began)
+                return
+            run = begun
+        flight = self._flight(key, request, context, run)
+        leader.take_off(flight)
         try:
             await leader.attend(run)
         except asyncio.CancelledError:
@@ -196,15 +193,63 @@ class CoalesceLayer:
                 await _cancel(flight, run)
             raise
 
-    async def _run(self, flight: Flight, scope: Scope, leader: Leader) -> None:
+    def _never_waited(self, key: Key, leader: Leader, context: RequestContext, began: float) -> None:
+        """A run is over that nobody could join. Note what the next one like it is to know."""
+        now = self._clock()
+        if now - began >= self._max_busy:
+            self._busy.add(key, now)
+        start = leader.start
+        # What the cache has found storable need not be looked at: it does not come here again.
+        if start is not None and not context.storable:
+            refused = judge_answer(start["status"], start["headers"], same_user=same_user(context)).refused
+            if refused is not None and refused not in _PASSING:
+                self._lonely.add(key, now)
+
+    def _flight(self, key: Key, request: Pairs, context: RequestContext, run: "asyncio.Task[None]") -> Flight:
+        """What others may join, until its answer flows."""
+        tenant = context.identity.tenant if context.identity is not None else None
+
+        def closed() -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+                keys = self._tenants[tenant]
+                keys.discard(key)
+                if not keys:
+                    del self._tenants[tenant]
+
+        def turned_down(reason: str) -> None:
+            if reason not in _PASSING:
+                self._lonely.add(key, self._clock())
+            if reason == "too-large":
+                self._limit_body()
+
+        flight = Flight(
+            context=context,
+            request=request,
+            same_user=same_user(context),
+            max_body=self._max_body,
+            max_hold=self._max_hold,
+            closed=closed,
+            turned_down=turned_down,
+        )
+        flight.run = run
+        if key in self._flights:
+            flight.joinable = False  # the app asked for the same itself, before it waited
+        else:
+            self._flights[key] = flight
+            self._tenants.setdefault(tenant, set()).add(key)
+        return flight
+
+    async def _run(self, scope: Scope, leader: Leader) -> None:
         try:
             await self.app(scope, leader.receive, leader.send)
         except Exception as error:
-            if not flight.abandoned:
+            if leader.flight is None or not leader.flight.abandoned:
                 raise
             self._metrics.fail("coalesce", error)  # the leader, who would have heard of it, is gone
         finally:
-            flight.finish()
+            if leader.flight is not None:
+                leader.flight.finish()
             leader.call()
 
     async def _follow(
@@ -281,69 +326,3 @@ async def _relay(flight: Flight, seat: Seat, listener: Listener, send: Send, con
             raise LeaderFailedError("the run that this response shares ended before its body did")
         else:
             await seat.woken()
-
-
-def _may_share(scope: Scope, context: RequestContext) -> bool:
-    """GET and HEAD without a body; and no client certificate, which nothing in the request's head tells apart."""
-    if scope["method"] not in ("GET", "HEAD"):
-        return False
-    for name, value in cast(Pairs, scope["headers"]):
-        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
-            return False
-    return context.coalesce_key is not None or not has_client_certificate(scope)
-
-
-def _same_user(context: RequestContext) -> bool:
-    if context.identity is None or context.identity.user is None:
-        return False
-    policy = context.match.policy
-    return context.coalesce_key is None or (policy is not None and policy.share == "user")
-
-
-def _key(scope: Scope, context: RequestContext) -> Key:
-    client: tuple[str, int] | None = scope.get("client")
-    asked = request_key(
-        method=scope["method"],
-        headers=scope["headers"],
-        narrowed=context.coalesce_key,
-        identity=context.identity,
-        client=client[0] if client is not None else "",
-        url=(
-            scope.get("scheme", "http"),
-            scope.get("root_path", ""),
-            scope.get("raw_path") or scope["path"],
-            scope.get("query_string", b""),
-        ),
-    )
-    # The layers inside must be open for both, or one would get what its own gate forbids.
-    return (context.is_open("breaker"), context.is_open("etag"), asked)
-
-
-class _Remembered:
-    """Keys for some seconds, bounded; the oldest go first. Kept as hashes: two that meet cost a shared run, no more."""
-
-    def __init__(self, seconds: float, limit: int) -> None:
-        self._seconds = seconds
-        self._limit = limit
-        self._until: OrderedDict[int, float] = OrderedDict()
-
-    def add(self, key: Key, now: float) -> None:
-        """Remember a key."""
-        hashed = hash(key)
-        self._until[hashed] = now + self._seconds
-        self._until.move_to_end(hashed)
-        if len(self._until) > self._limit:
-            self._until.popitem(last=False)
-
-    def holds(self, key: Key, now: float) -> bool:
-        """Whether it is remembered."""
-        if not self._until:
-            return False
-        hashed = hash(key)
-        until = self._until.get(hashed)
-        if until is None:
-            return False
-        if until <= now:
-            del self._until[hashed]
-            return False
-        return True

@@ -6,15 +6,14 @@ nobody is left the run is cancelled.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final, cast
 
 from tidegate.middleware.core.sharing import judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
-from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Send, repeatable
+from tidegate.middleware.layers.asgi import Message, RequestContext
 
-__all__ = ["Flight", "Leader", "Seat"]
+__all__ = ["Flight", "Seat"]
 
 _START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
 _BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
@@ -244,90 +243,3 @@ class Flight:
     def _wake(self) -> None:
         for seat in self.seats:
             seat.wake()
-
-
-class Leader:
-    """The connection that the run began for: its `receive` and `send` as the run sees them."""
-
-    __slots__ = ("_called", "_drained", "_failure", "_flight", "_outbox", "_receive", "_send", "_sending")
-
-    def __init__(self, flight: Flight, receive: Receive, send: Send) -> None:
-        self._flight = flight
-        self._receive = receive
-        self._send = send
-        self._outbox: deque[Message] = deque()
-        self._called: asyncio.Future[None] | None = None
-        self._drained: asyncio.Event | None = None
-        self._failure: Exception | None = None
-        self._sending = False
-
-    async def receive(self) -> Message:
-        """The client's messages; that it left is told only when nobody follows any more."""
-        if not self._flight.abandoned:
-            message = await self._receive()
-            if message["type"] != "http.disconnect":
-                return message
-        await self._flight.deserted()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        """Share a message with the followers, and give it to the client: at once, or in turn while others wait."""
-        flight = self._flight
-        if message["type"] == "http.response.start":
-            message = repeatable(message)
-        flight.publish(message)
-        if flight.abandoned:
-            return
-        if self._failure is not None:
-            if not flight.shared:
-                raise self._failure
-        elif flight.seats and flight.refused is None:
-            # The client may be slow, and its followers are not to wait for it: the buffer bounds what stands here.
-            self._outbox.append(message)
-            self.call()
-        else:
-            await self._direct(message)
-
-    async def _direct(self, message: Message) -> None:
-        while (self._outbox or self._sending) and self._failure is None:
-            if self._drained is None:
-                self._drained = asyncio.Event()
-            self._drained.clear()
-            await self._drained.wait()
-        if self._failure is not None:
-            raise self._failure
-        await self._send(message)
-
-    def call(self) -> None:
-        """Wake `attend`: there is something to send, or the run is over."""
-        if self._called is not None and not self._called.done():
-            self._called.set_result(None)
-
-    async def attend(self, run: asyncio.Task[None]) -> None:
-        """Send what waits, until the run is over; whoever ends it calls `call`.
-
-        Raises:
-            Exception: the run's own, or else what the client's connection raised.
-        """
-        while True:
-            await self._send_waiting()
-            if run.done() and not self._outbox:
-                break
-            self._called = asyncio.get_running_loop().create_future()
-            await self._called
-        run.result()
-        if self._failure is not None:
-            raise self._failure
-
-    async def _send_waiting(self) -> None:
-        while self._outbox and self._failure is None:
-            self._sending = True
-            try:
-                await self._send(self._outbox.popleft())
-            except Exception as error:  # noqa: BLE001 - the client is gone; `attend` raises it when the run is over
-                self._failure = error
-                self._outbox.clear()
-            finally:
-                self._sending = False
-        if self._drained is not None:
-            self._drained.set()

@@ -246,6 +246,7 @@ LIVES = {
     ],
     "the same in shadow mode": [Step(path="/ours"), Step(path="/ours", shadow=True), Step(path="/ours")],
     "nobody, and then somebody with a cookie": [ANYBODY, ANYBODY, replace(ANYBODY, fields=(("cookie", "a=1"),))],
+    "or credentials": [ANYBODY, ANYBODY, replace(ANYBODY, fields=(("authorization", "Bearer x"),))],
     "or a key": [ANYBODY, replace(ANYBODY, query="token=t"), replace(ANYBODY, query="token=t")],
     "or a certificate": [ANYBODY, replace(ANYBODY, more={"extensions": {"tls": {"client_cert_chain": ["x"]}}})],
     "another host": [Step(), Step(fields=(("host", "other.test"),))],

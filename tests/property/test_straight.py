@@ -1,8 +1,8 @@
 """The straight way for plain misses does as the general one does: the same messages, records in the store, and counts.
 
-Two stacks of all five layers live through the same generated lives: the store of one can be asked and filled without
-waiting, that of the other cannot, so that every miss there goes the general way. The app answers in all the ways that
-decide something: fields, statuses, bodies, messages, exceptions.
+Two stacks, of all five layers or of a cache alone, live through the same generated lives: the store of one can be asked
+and filled without waiting, that of the other cannot, so that every miss there goes the general way. The app answers in
+all the ways that decide something: fields, statuses, bodies, messages, exceptions.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ ANSWERS: dict[str, list[tuple[str, str]]] = {
     "/ask-nothing": [("cache-control", "no-cache")],
     "/never": [("cache-control", "no-store"), LAST],
     "/private": [("cache-control", "private, max-age=60")],
-    "/fields": [("cache-control", 'private="x-mine", max-age=60'), ("x-mine", "1"), ("etag", '"v1"')],
+    "/fields": [("cache-control", 'no-cache="x-mine, etag", max-age=60'), ("x-mine", "1"), ("etag", '"v1"')],
     "/stale": [("cache-control", "max-age=0")],
     "/silent": [],
+    "/guessed-wrong": [("last-modified", "yesterday")],
     "/guessed": [LAST],
     "/guessed-dated": [LAST, ("date", "Tue, 02 Jan 2024 00:00:00 GMT")],
-    "/guessed-wrong": [("last-modified", "yesterday")],
-    "/expires": [DATE, ("expires", "Tue, 14 Nov 2023 22:14:20 GMT")],
     "/expired": [DATE, ("expires", "0")],
+    "/expires": [DATE, ("expires", "Tue, 14 Nov 2023 22:14:20 GMT")],
     "/dated": [FRESH, ("date", "Tue, 14 Nov 2023 22:13:00 GMT")],
     "/aged": [FRESH, ("age", "3")],
     "/grouped": [FRESH, ("cache-groups", '"all"')],
@@ -125,9 +125,9 @@ class Noting(MemoryStore):
 
 
 class Stack:
-    """All five layers on an app that answers as the scope's state says."""
+    """All five layers, or a public cache alone, on an app that answers as the scope's state says."""
 
-    def __init__(self, *, straight: bool, telemetry: bool) -> None:
+    def __init__(self, *, straight: bool, alone: bool) -> None:
         self.now = 1_700_000_000.0
         self.memory = Noting(clock=lambda: self.now, metrics=Metrics.of(CollectorRegistry()))
         self.registry = CollectorRegistry()
@@ -142,20 +142,23 @@ class Stack:
         def gate(flag: str) -> Gate:
             return lambda context: context.is_open(flag)
 
-        inner: App = ETagLayer(self.app, resolver=resolver, gate=gate("etag"))
-        inner = BreakerLayer(inner, resolver=resolver, metrics=metrics)
-        inner = CoalesceLayer(inner, resolver=resolver, metrics=metrics)
+        inner: App = self.app
+        if not alone:
+            inner = ETagLayer(inner, resolver=resolver, gate=gate("etag"))
+            inner = BreakerLayer(inner, resolver=resolver, metrics=metrics)
+            inner = CoalesceLayer(inner, resolver=resolver, metrics=metrics)
         self.cache = CacheLayer(
             inner,
             gate=gate("cache"),
             resolver=resolver,
             store=self.store,
+            share="public" if alone else "user",
             naming_key=b"secret",
             metrics=metrics,
             clock=lambda: self.now,
         )
         self.stack: App = self.cache
-        if telemetry:
+        if not alone:
             self.stack = TelemetryLayer(
                 self.cache,
                 gate=gate("telemetry"),
@@ -269,8 +272,9 @@ def each_once() -> list[Life]:
         steps = [Step(path=path, query=f"page={number}", **of) for number, of in enumerate(WAYS)]
         lives.append([(step, 200, "whole") for step in [*steps, *steps]])
     for manner in dict.fromkeys(MANNERS):
-        for path in ("/plain", "/tenant", "/hidden", "/vary", "/small", "/never", "/guessed"):
+        for path in ("/plain", "/tenant", "/hidden", "/vary", "/small", "/never", "/guessed", "/aged"):
             lives.append([(Step(path=path), 200, manner), (Step(path=path), 200, "whole")])
+        lives.append([(Step(path="/plain"), 204, manner), (Step(path="/user"), 301, manner)])
     for status in dict.fromkeys(STATUSES):
         lives.append([(Step(path=path), status, "whole") for path in ANSWERS for _ in range(2)])
     return lives
@@ -293,8 +297,8 @@ def test_a_plain_miss_is_passed_stored_and_counted_as_the_general_way_would_have
     misses: list[bool] = []
     stored: list[int] = []
 
-    async def live(steps: Life, telemetry: bool) -> None:
-        straight, general = (Stack(straight=each, telemetry=telemetry) for each in (True, False))
+    async def live(steps: Life, alone: bool) -> None:
+        straight, general = (Stack(straight=each, alone=alone) for each in (True, False))
         for step in steps:
             seen, wanted = await straight.live(*step), await general.live(*step)
             assert messages(seen) == messages(wanted), step
@@ -317,11 +321,12 @@ def test_a_plain_miss_is_passed_stored_and_counted_as_the_general_way_would_have
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(STEPS, min_size=4, max_size=16), st.booleans())
-    def compare(steps: Life, telemetry: bool) -> None:
-        asyncio.run(live(steps, telemetry))
+    def compare(steps: Life, alone: bool) -> None:
+        asyncio.run(live(steps, alone))
 
-    for number, steps in enumerate(each_once()):
-        asyncio.run(live(steps, number % 2 == 0))
+    for steps in each_once():
+        for alone in (False, True):
+            asyncio.run(live(steps, alone))
     compare()
     assert sum(misses) > 1500, sum(misses)
     assert sum(stored) > 700, sum(stored)

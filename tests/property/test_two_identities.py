@@ -25,7 +25,7 @@ from tidegate.middleware.core import validators
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.keys import primary_parts
 from tidegate.middleware.core.policy import Policies, RoutePolicy
-from tidegate.middleware.layers import answering, coalesce, etag, fused, naming, tee
+from tidegate.middleware.layers import answering, etag, fused, joining, naming, tee
 from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
@@ -345,7 +345,7 @@ def _public_widens_the_share(patch: pytest.MonkeyPatch) -> None:
 
 
 def _runs_shared_whoever_asks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coalesce, "request_key", lambda **of: (of["method"], *of["url"]))
+    patch.setattr(joining, "request_key", lambda **of: (of["method"], *of["url"]))
 
 
 def _any_etag_matches(patch: pytest.MonkeyPatch) -> None:

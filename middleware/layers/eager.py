@@ -1,0 +1,108 @@
+"""Begins a run in the turn of the event loop that asked for it; only a run that waits becomes a task.
+
+A task costs its making, two turns of the event loop and a wake-up, and most handlers answer without waiting for
+anything: while they do so nobody else can come, leave, or be cancelled. What Python 3.12 calls an eager task, for 3.11
+as well, by what asyncio documents for other implementations of tasks ("Extending": `_enter_task`, `_leave_task`).
+
+Guaranteed: the run has one task from its first line to its last, and it is not the caller's: what binds itself to
+`asyncio.current_task()` (time-outs, task groups, cancel scopes) sees no difference between before and after its first
+wait. It runs in a copy of the caller's context, as in a task. Whoever cancels the caller does not touch it.
+"""
+
+import asyncio
+from asyncio.tasks import (  # documented for other implementations of tasks, in spite of their names
+    _enter_task,  # pyright: ignore[reportPrivateUsage]
+    _leave_task,  # pyright: ignore[reportPrivateUsage]
+)
+from collections.abc import Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any, Final
+
+__all__ = ["begin"]
+
+_NAME: Final = "tidegate-coalesce-run"
+
+
+def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
+    """Take a run to its first wait; its task, or None if it is over.
+
+    Raises:
+        BaseException: what the run raised, if it did not wait.
+    """
+    loop = asyncio.get_running_loop()
+    # Made before the run begins, which may want to know its task, and for it alone: what hangs on a task (a session of
+    # a database, say) is not for the next request. Where nobody needs it, it ends in the loop's next turn. A task
+    # factory could start it now, so it is not asked.
+    rest = _Rest()
+    task: asyncio.Task[None] = asyncio.Task(rest, loop=loop, name=_NAME)
+    context = copy_context()
+    caller = asyncio.current_task(loop)
+    if caller is not None:
+        _leave_task(loop, caller)
+    _enter_task(loop, task)
+    try:
+        awaited = context.run(work.send, None)
+    except StopIteration:
+        if task.cancelling():
+            raise asyncio.CancelledError from None  # as its task would have ended
+        return None
+    finally:
+        _leave_task(loop, task)
+        if caller is not None:
+            _enter_task(loop, caller)
+    rest.take(work, context, awaited)
+    return task
+
+
+class _Rest(Coroutine[Any, Any, None]):
+    """What a task is given to run: the rest of a coroutine that was begun already, in its own context; or nothing."""
+
+    __slots__ = ("_awaited", "_context", "_work")
+
+    def __init__(self) -> None:
+        self._work: Coroutine[Any, Any, None] | None = None
+        self._context: Context | None = None
+        self._awaited: Any = None
+
+    def take(self, work: Coroutine[Any, Any, None], context: Context, awaited: Any) -> None:
+        """Go on with this run, which waits for `awaited`."""
+        self._work, self._context, self._awaited = work, context, (awaited,)
+
+    def send(self, value: Any, /) -> Any:
+        """The task's next step."""
+        if self._work is None or self._context is None:
+            raise StopIteration
+        if self._awaited is not None:
+            (awaited,), self._awaited = self._awaited, None
+            return awaited
+        return self._context.run(self._work.send, value)
+
+    def throw(self, error: Any, value: Any = None, traceback: Any = None, /) -> Any:
+        """The task's next step, where an exception comes out of what the run waits for, or it is cancelled."""
+        if self._work is None or self._context is None:
+            raise error
+        if self._awaited is not None:
+            # Cancelled before the task's first step: what the run waits for is cancelled, as asyncio does it.
+            (awaited,), self._awaited = self._awaited, None
+            waiting: asyncio.Future[Any] | None = awaited if asyncio.isfuture(awaited) else None
+            if isinstance(error, asyncio.CancelledError) and waiting is not None and waiting.cancel():
+                return waiting
+        return self._context.run(self._work.throw, error)
+
+    def close(self) -> None:
+        """The loop is gone."""
+        if self._work is not None:
+            self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise TypeError("this is for a task alone")
+
+    def __getattr__(self, name: str) -> Any:
+        # What looks into a task's coroutine (repr, stacks, anyio: cr_frame, cr_running, ...) means the run.
+        if name.startswith("cr_") and self._work is not None:
+            return getattr(self._work, name)
+        if name == "cr_frame" or name == "cr_await":
+            return None
+        if name in ("cr_running", "cr_suspended"):
+            return False
+        raise AttributeError(name)

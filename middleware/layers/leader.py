@@ -1,0 +1,132 @@
+"""The one of several requests that a run of the app began for, see `flight`."""
+
+import asyncio
+from collections import deque
+
+from tidegate.middleware.layers.asgi import Message, Receive, Send, repeatable
+from tidegate.middleware.layers.flight import Flight
+
+__all__ = ["Leader"]
+
+
+class Leader:
+    """The connection that the run began for: its `receive` and `send` as the run sees them.
+
+    Until the run waits for the first time nobody can join it: there is no flight then, and what the run says goes to
+    the client and is noted for `take_off`.
+    """
+
+    __slots__ = (
+        "_called",
+        "_closed",
+        "_drained",
+        "_failure",
+        "_outbox",
+        "_receive",
+        "_send",
+        "_sending",
+        "flight",
+        "start",
+    )
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.flight: Flight | None = None
+        self._receive = receive
+        self._send = send
+        self.start: Message | None = None
+        self._closed = False
+        self._outbox: deque[Message] = deque()
+        self._called: asyncio.Future[None] | None = None
+        self._drained: asyncio.Event | None = None
+        self._failure: Exception | None = None
+        self._sending = False
+
+    def take_off(self, flight: Flight) -> None:
+        """The run waits: from now on others may join, unless it has said too much already."""
+        self.flight = flight
+        if self.start is not None:
+            flight.publish(self.start)
+        if self._closed:
+            flight.close()
+
+    async def receive(self) -> Message:
+        """The client's messages; that it left is told only when nobody follows any more."""
+        if self.flight is None or not self.flight.abandoned:
+            message = await self._receive()
+            if message["type"] != "http.disconnect":
+                return message
+        if self.flight is None:
+            self._closed = True
+        else:
+            await self.flight.deserted()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Share a message with the followers, and give it to the client: at once, or in turn while others wait."""
+        flight = self.flight
+        is_start = message["type"] == "http.response.start"
+        if is_start:
+            message = repeatable(message)
+        if flight is None:
+            if is_start and self.start is None:
+                self.start = {**message, "headers": tuple(message.get("headers", ()))}  # as said: it may be changed
+            else:
+                self._closed = True
+            await self._send(message)
+            return
+        flight.publish(message)
+        if flight.abandoned:
+            return
+        if self._failure is not None:
+            if not flight.shared:
+                raise self._failure
+        elif flight.seats and flight.refused is None:
+            # The client may be slow, and its followers are not to wait for it: the buffer bounds what stands here.
+            self._outbox.append(message)
+            self.call()
+        else:
+            await self._direct(message)
+
+    async def _direct(self, message: Message) -> None:
+        while (self._outbox or self._sending) and self._failure is None:
+            if self._drained is None:
+                self._drained = asyncio.Event()
+            self._drained.clear()
+            await self._drained.wait()
+        if self._failure is not None:
+            raise self._failure
+        await self._send(message)
+
+    def call(self) -> None:
+        """Wake `attend`: there is something to send, or the run is over."""
+        if self._called is not None and not self._called.done():
+            self._called.set_result(None)
+
+    async def attend(self, run: asyncio.Task[None]) -> None:
+        """Send what waits, until the run is over; whoever ends it calls `call`.
+
+        Raises:
+            Exception: the run's own, or else what the client's connection raised.
+        """
+        while True:
+            await self._send_waiting()
+            if run.done() and not self._outbox:
+                break
+            self._called = asyncio.get_running_loop().create_future()
+            await self._called
+        run.result()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _send_waiting(self) -> None:
+        while self._outbox and self._failure is None:
+            self._sending = True
+            try:
+                await self._send(self._outbox.popleft())
+            except Exception as error:  # noqa: BLE001 - the client is gone; `attend` raises it when the run is over
+                self._failure = error
+                self._outbox.clear()
+            finally:
+                self._sending = False
+        if self._drained is not None:
+            self._drained.set()
