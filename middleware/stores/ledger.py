@@ -80,8 +80,8 @@ class Ledger:
             found[name] = self._floor if scope is None else max(scope.last, self._floor)
         return found
 
-    def allows(self, entry: Entry) -> bool:
-        """Whether an entry is newer than every purge that concerns it."""
+    def allows(self, entry: Entry, since: int = 0) -> bool:
+        """Whether an entry is newer than every purge that concerns it. since: tells no more than its positions."""
         positions = dict(entry.positions)
         for name, position in entry.positions:
             scope = self._scopes.get(name)

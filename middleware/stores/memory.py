@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Final
+from typing import Final, Protocol
 
 from tidegate.errors import Problems
 from tidegate.middleware.metrics import Metrics
@@ -47,6 +47,27 @@ def size_of(key: bytes, record: Record) -> int:
     return size
 
 
+class Judge(Protocol):
+    """Which entries are void. `stamp` rises whenever that may have changed."""
+
+    stamp: int
+    forgotten: int
+
+    def __len__(self) -> int: ...
+
+    def allows(self, entry: Entry, since: int = 0) -> bool:
+        """Whether an entry that was valid when `stamp` was `since` still is."""
+        ...
+
+    def purge(self, tags: Mapping[str, Sequence[str]]) -> None:
+        """Void the entries with these tags, by scope."""
+        ...
+
+    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
+        """Where each scope stands."""
+        ...
+
+
 class MemoryStore:
     """When it is full, the tenant that takes the most gives up what it used least recently.
 
@@ -62,6 +83,7 @@ class MemoryStore:
     max_entry_bytes: a larger record is refused; default an eighth of `max_bytes`, so that one record cannot push out
         everybody else's.
     max_stamps, max_scopes: purged tags remembered in one scope, and scopes; see `Ledger`.
+    judge: says instead of such a ledger which entries are void, for a store in front of another.
     clock: wall-clock seconds.
 
     Raises:
@@ -78,6 +100,7 @@ class MemoryStore:
         max_entry_bytes: int | None = None,
         max_stamps: int = 10_000,
         max_scopes: int = 10_000,
+        judge: Judge | None = None,
         clock: Callable[[], float] = time.time,
         metrics: Metrics | None = None,
     ) -> None:
@@ -96,7 +119,7 @@ class MemoryStore:
         self._clock = clock
         self._lock = Lock()
         self._interning = Interning()
-        self._ledger = Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
+        self._ledger = judge if judge is not None else Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
         self._evictions = 0
         self._rejected = 0
         self._written = 0
@@ -183,15 +206,17 @@ class MemoryStore:
         """Keep a record for `retain` seconds. False if it is too large, already purged, or not to be kept at all."""
         return self.keep(key, record, retain=retain)
 
-    def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
-        """As `put`."""
+    def keep(self, key: bytes, record: Record, *, retain: float, since: int | None = None) -> bool:
+        """As `put`. since: the judge's stamp when the record was found valid; None: now."""
         size = size_of(key, record)
         with self._lock:
+            if since is None:
+                since = self._ledger.stamp
             if size > self._max_entry_bytes:
                 self._rejected += 1
                 self._limit_entry.inc()
                 return False
-            if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record)):
+            if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record, since)):
                 return False
             known = self._rows.get(key)
             if known is not None:
@@ -199,26 +224,25 @@ class MemoryStore:
             if isinstance(record, Entry):
                 self._interning.share(record)
             now = self._clock()
-            self._write(key, record, size, now + retain)
+            self._write(key, record, size, now + retain, since)
             while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
                 self._make_room(now)
             return True
 
-    def _write(self, key: bytes, record: Record, size: int, expires: float) -> None:
+    def _write(self, key: bytes, record: Record, size: int, expires: float, since: int) -> None:
         """Put a record into a free row."""
         self._written += 1
-        stamp = self._ledger.stamp
         if self._free:
             row = self._free.pop()
             self._keys[row], self._records[row] = key, record
-            self._sizes[row], self._expires[row], self._valid_at[row] = size, expires, stamp
+            self._sizes[row], self._expires[row], self._valid_at[row] = size, expires, since
         else:
             row = len(self._keys)
             self._keys.append(key)
             self._records.append(record)
             self._sizes.append(size)
             self._expires.append(expires)
-            self._valid_at.append(stamp)
+            self._valid_at.append(since)
         self._rows[key] = row
         self._bytes += size
         self._fair.add(row, owner_of(record), size)
@@ -255,13 +279,17 @@ class MemoryStore:
         """Whether the record is newer than every purge of its tags; looked up once after each purge."""
         record, stamp = self._records[row], self._ledger.stamp
         if self._valid_at[row] != stamp:
-            if isinstance(record, Entry) and not self._ledger.allows(record):
+            if isinstance(record, Entry) and not self._ledger.allows(record, self._valid_at[row]):
                 return False
             self._valid_at[row] = stamp
         return True
 
     async def delete(self, key: bytes) -> None:
         """Forget a record."""
+        self.drop(key)
+
+    def drop(self, key: bytes) -> None:
+        """As `delete`."""
         with self._lock:
             row = self._rows.get(key)
             if row is not None:

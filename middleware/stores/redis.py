@@ -6,17 +6,19 @@ Keys, all under `namespace`:
     <ns>:b:{<ns>:e:<hex key>} the token and the large record, expires; in the same slot
     <ns>:s:{<scope>}          the scope's position: its last stamp; never expires
     <ns>:g:{<scope>}:<tag>    the tag's last purge; never expires
-    <ns>:g:{<scope>}:*        the scope's floor: the stamp that every tag has at least
+    <ns>:g:{<scope>}:*        the last purge of the whole scope; never expires
+    <ns>:f:{<scope>}          the scope's floor: the highest stamp that was let go; never expires
     <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
 
 Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis. Records are sealed if the store
 is given `seals`; else whoever may read Redis can read them.
 
 A purge is one script per scope: stamp = max(server time in microseconds, last stamp + 1). An entry carries the
-positions that were read together with the look-up that missed, before the app was asked; it is served iff neither the
-stamp of one of its tags nor a floor is above its position. A scope that was never purged has position 0, and its first
-stamp is a time, so above 0: the first purge too beats every fill that began before it. Where the script lets a stamp
-go (too old for any entry to be older, or too many), it raises the floor to it first, so that this errs to a miss.
+positions that were read together with the look-up that missed, before the app was asked; it is served iff no stamp of
+its tags, and none of its scopes' as a whole, nor their floors, is above its position. A scope that was never purged has
+position 0, and its first stamp is a time, so above 0: the first purge too beats every fill that began before it. Where
+the script lets a stamp go (too old for any entry to be older, or too many), it raises the floor to it first, so that
+this errs to a miss.
 
 Guaranteed: a purge that returned done is honoured by every `get` that begins later, in every process.
 Not guaranteed, and said: a failover may lose what was not replicated; a server whose policy may evict keys without
@@ -30,7 +32,7 @@ import os
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
-from hashlib import blake2b, sha1
+from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
@@ -40,45 +42,12 @@ from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.redis_link import Dial
+from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA
 from tidegate.middleware.stores.redis_servers import Servers, connect_to
 from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
-
-PURGE: Final = """#!lua flags=allow-oom
--- KEYS: position, index, floor, tags' stamps. ARGV: retention (us), most stamps, tags' names; no name: the whole scope.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-local stamp = now
-if stamp <= last then stamp = last + 1 end
-local text = string.format('%.0f', stamp)
-local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
-redis.call('SET', KEYS[1], text)
-for i = 3, #ARGV do
-  redis.call('SET', KEYS[i + 1], text)
-  redis.call('ZADD', KEYS[2], text, ARGV[i])
-end
-local raised = floor
-if #ARGV == 2 then raised = stamp end
--- Let go of more than came in, so that the index shrinks to its limit, and of a bounded number, so that nobody waits.
-local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[2])
-local oldest = redis.call('ZRANGE', KEYS[2], 0, #ARGV + 100, 'WITHSCORES')
-local gone = {}
-for i = 1, #oldest, 2 do
-  local score = tonumber(oldest[i + 1])
-  if score > raised and score > now - tonumber(ARGV[1]) and #gone >= surplus then break end
-  if score > raised then raised = score end
-  gone[#gone + 1] = oldest[i]
-end
-if raised > floor then redis.call('SET', KEYS[3], string.format('%.0f', raised)) end
-local prefix = string.sub(KEYS[3], 1, -2)
-for _, tag in ipairs(gone) do
-  redis.call('DEL', prefix .. tag)
-  redis.call('ZREM', KEYS[2], tag)
-end
-return text
-"""
 
 SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"})
 """Values of `maxmemory-policy` that leave keys without expiry alone."""
@@ -87,7 +56,6 @@ LARGE: Final = 64 * 1024
 """Bytes of a record above which it travels on a connection of its own kind, so that smaller ones overtake it."""
 
 _CHECK_EVERY: Final = 5.0
-_PURGE_SHA: Final = sha1(PURGE.encode()).hexdigest()
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
 _POLICY: Final = re.compile(r"^maxmemory_policy:(\S+)", re.MULTILINE)
 _NAMES: Final = 16_384
@@ -223,7 +191,8 @@ class RedisStore:
     async def _valid(self, entry: Entry) -> bool:
         held = dict(entry.positions)
         keys = [self._stamp_key(scope, WHOLE_SCOPE) for scope in held]
-        limits = list(held.values())
+        keys += [self._name(b"f", self._scope(scope)) for scope in held]
+        limits = [*held.values(), *held.values()]
         for scope, tag in entry.tags:
             if scope not in held:
                 return False
@@ -296,12 +265,31 @@ class RedisStore:
             if not purged:
                 continue
             name = self._scope(scope)
-            floor = self._stamp_key(scope, WHOLE_SCOPE)
+            whole = self._stamp_key(scope, WHOLE_SCOPE)
             stamps = [] if WHOLE_SCOPE in purged else [self._stamp_key(scope, tag) for tag in dict.fromkeys(purged)]
-            keys = [self._name(b"s", name), self._name(b"i", name), floor, *stamps]
-            named = [key[len(floor) - 1 :] for key in stamps]
+            keys = [self._name(b"s", name), self._name(b"i", name), whole, self._name(b"f", name), *stamps]
+            named = [key[len(whole) - 1 :] for key in stamps]
             await self._run(self._script(keys, [retention, self._max_stamps, *named]))
         return Purge("done", sum(map(len, tags.values())))
+
+    @property
+    def dial(self) -> Dial | None:
+        """Connects to the server that takes writes; None where there are several."""
+        return self._servers.dial
+
+    @property
+    def stamp_prefix(self) -> bytes:
+        """Of all keys whose change may void an entry."""
+        return self._prefix + b":g:"
+
+    def stamp_names(self, entry: Entry) -> list[bytes]:
+        """Of the keys whose change may void an entry: its tags' stamps, and its scopes' as a whole."""
+        names = [self._stamp_key(scope, WHOLE_SCOPE) for scope, _ in entry.positions]
+        return names + [self._stamp_key(scope, tag) for scope, tag in entry.tags]
+
+    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> list[bytes]:
+        """Of the keys that a purge of these tags changes."""
+        return [self._stamp_key(scope, tag) for scope, purged in tags.items() for tag in purged]
 
     def stats(self) -> StoreStats:
         """What this process knows: how many records it did not keep."""
@@ -334,7 +322,7 @@ class RedisStore:
     async def _script(self, keys: list[bytes], arguments: list[Any]) -> None:
         following = (len(keys), *keys, *arguments)
         try:
-            await self._servers.call(keys[0], b"EVALSHA", _PURGE_SHA, *following)
+            await self._servers.call(keys[0], b"EVALSHA", PURGE_SHA, *following)
         except NoScriptError:
             await self._servers.call(keys[0], b"EVAL", PURGE, *following)
 

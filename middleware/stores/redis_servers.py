@@ -38,6 +38,11 @@ IGNORED: Final = frozenset(
 class Servers(Protocol):
     """One server or many, as the store sees them."""
 
+    @property
+    def dial(self) -> Dial | None:
+        """Connects to the one server that takes writes; None where there are several."""
+        ...
+
     def open(self) -> None:
         """Take calls, again after `aclose`."""
         ...
@@ -90,6 +95,7 @@ class OneServer:
     """A server that holds everything; `dial` may find out anew each time which one that is."""
 
     def __init__(self, dial: Dial, *, max_waiting: int, crowded: Callable[[], object]) -> None:
+        self.dial: Dial | None = dial
         self._lanes = Lanes(dial, max_waiting=max_waiting, crowded=crowded)
         self.open, self.aclose, self.renew = self._lanes.open, self._lanes.aclose, self._lanes.renew
 

@@ -5,17 +5,15 @@ app = tide(app)
 """
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from tidegate.errors import ConfigError, Problem
-from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates, LocalFlags, PollsNow, Stops
-from tidegate.keyfile import ring_reader
+from tidegate.adapters import provider_of, seals_of, stops_of, store_of, warn_worker
+from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
@@ -42,17 +40,12 @@ from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store
 from tidegate.middleware.stores.guard import GuardedStore
-from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
 from tidegate.openings import Openings
 from tidegate.ordering import warn_of_order
 from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
-from tidegate.stopping import follow_stops
-from tidegate.vocabulary import FLAGS, LAYERS, Layer, Unit
-
-if TYPE_CHECKING:  # its cryptography comes with the extra `redis`
-    from tidegate.middleware.stores.seals import Seals
+from tidegate.vocabulary import LAYERS, Layer, Unit
 
 __all__ = ["Tidegate", "TidegateMiddleware"]
 
@@ -94,16 +87,16 @@ class Tidegate:
         self.settings = settings if settings is not None else Settings()
         self._layers = tuple(layers)
         self._metrics = Metrics.of(registry)
-        self.provider = provider if provider is not None else _provider(self.settings, self._metrics)
-        seals = _seals(self.settings, self._metrics) if store is None else None
+        self.provider = provider if provider is not None else provider_of(self.settings, self._metrics)
+        seals = seals_of(self.settings, self._metrics) if store is None else None
         self._naming_key = seals.ring.naming_key if seals is not None else b""
         self.store = GuardedStore(
-            store if store is not None else _store(self.settings, self._metrics, seals),
+            store if store is not None else store_of(self.settings, self._metrics, seals),
             budget=self.settings.store.budget,
             metrics=self._metrics,
         )
         flags = self.settings.flags
-        self.stops = _stops(self.settings, self.provider, self._metrics)
+        self.stops = stops_of(self.settings, self.provider, self._metrics)
         self.gates = (
             Gates(
                 self.provider,
@@ -130,7 +123,7 @@ class Tidegate:
             else None
         )
         if self.cohorts is not None and self.settings.telemetry.metrics_dir is None:
-            _warn_worker(
+            warn_worker(
                 "counts the cohorts for itself: at /metrics they seem to jump, and a rollout is judged by nonsense;"
                 " set telemetry.metrics_dir (PROMETHEUS_MULTIPROC_DIR)"
             )
@@ -291,88 +284,6 @@ def _is_for_some(policies: Policies, share: Share) -> bool:
 def _with_ttl(policy: RoutePolicy, ttl: float | None) -> RoutePolicy:
     """A policy without a ttl of its own gets the settings' one."""
     return replace(policy, ttl=ttl) if policy.ttl is None and ttl is not None else policy
-
-
-def _provider(settings: Settings, metrics: Metrics) -> FlagProvider | None:
-    flags = settings.flags
-    if flags.provider == "none":
-        return None
-    if flags.provider == "local":
-        return LocalFlags(flags.file, poll_interval=min(0.5, flags.poll_interval), on_error=metrics.fail)
-    try:
-        from tidegate.flags.unleash import UnleashFlags
-    except ImportError as error:
-        raise _missing_extra("flags.provider", "unleash", "unleash") from error
-    if not flags.unleash_token:
-        fix = "set TIDEGATE_FLAGS_UNLEASH_TOKEN to a backend token; tidegate flags init --token prints one"
-        raise ConfigError("settings", [Problem(path="flags.unleash_token", value="", problem="is empty", fix=fix)])
-    return UnleashFlags(
-        flags.unleash_url,
-        token=flags.unleash_token,
-        app_name=flags.app_name,
-        poll_interval=flags.poll_interval,
-        on_error=metrics.fail,
-    )
-
-
-def _stops(settings: Settings, provider: FlagProvider | None, metrics: Metrics) -> Stops | None:
-    if provider is None:
-        return None
-    hurry = provider.poll_now if isinstance(provider, PollsNow) else None
-    return follow_stops(settings, flags=FLAGS.values(), on_nudge=hurry, on_error=metrics.fail)
-
-
-def _seals(settings: Settings, metrics: Metrics) -> "Seals | None":
-    """What seals the records of a shared store, if keys are given and there is one."""
-    store = settings.store
-    read = ring_reader(store) if store.url is not None and store.enabled else None
-    if read is None:
-        return None
-    try:
-        from tidegate.middleware.stores.seals import Seals
-    except ImportError as error:
-        raise _missing_extra("store.url", str(store.url), "redis") from error
-    return Seals(read, metrics=metrics)
-
-
-def _store(settings: Settings, metrics: Metrics, seals: "Seals | None") -> Store:
-    store = settings.store
-    if store.url is None or not store.enabled:
-        _warn_worker(
-            "keeps its responses in its own memory: a purge in one worker does not reach the others;"
-            " set store.url (REDIS_URL)"
-        )
-        return MemoryStore(max_bytes=store.max_bytes, metrics=metrics)
-    try:
-        from tidegate.middleware.stores.redis import RedisStore
-    except ImportError as error:
-        raise _missing_extra("store.url", store.url, "redis") from error
-    if seals is None:
-        _log.warning(
-            "the responses in Redis can be read by whoever may read it: give store.key_file or store.keys"
-            " (tidegate keys new)"
-        )
-        return RedisStore(store.url, metrics=metrics)
-    return RedisStore(store.url, naming_key=seals.ring.naming_key, seals=seals, metrics=metrics)
-
-
-def _warn_worker(told: str) -> None:
-    if multiprocessing.parent_process() is not None:
-        _log.warning("this worker %s when several workers serve one application", told)
-
-
-def _missing_extra(path: str, value: str, extra: str) -> ConfigError:
-    return ConfigError(
-        "settings",
-        [
-            Problem(
-                path=path,
-                value=value,
-                problem="needs packages that are not here",
-                fix=f"pip install 'tidegate[{extra}]'",
-            )
-        ],
-    )
 
 
 class TidegateMiddleware:

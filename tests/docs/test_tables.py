@@ -32,6 +32,7 @@ from tidegate.middleware.layers.refresh import MAX_REFRESHES
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
 from tidegate.rollout.analysis import CONTROL_HEARD, Cause
 from tidegate.rollout.controller import LEASE_SECONDS
@@ -150,6 +151,7 @@ def test_the_limits_table_tells_the_defaults_of_the_code() -> None:
         "variants": str(MAX_VARIANTS),
         "memory-evicted": default(MemoryStore, "max_bytes"),
         "memory-stamps": default(MemoryStore, "max_stamps"),
+        "pushes": default(Pushes, "max_names"),
         "redis-entry-bytes": default(RedisStore, "max_entry_bytes"),
         "redis-waiting": default(RedisStore, "max_waiting"),
         "store-writes": default(GuardedStore, "max_writes"),

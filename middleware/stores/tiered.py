@@ -1,0 +1,180 @@
+"""A memory in front of Redis: hits that ask nobody, and still honour every purge (P4).
+
+`peek` answers from this process's memory while the connection that hears of purges is live; `get` always asks Redis,
+and what it finds is kept here. A record is only ever kept after Redis has judged it by its stamps, with the number that
+the last push had before that began, so no order of purge, push and reply lets an old one through (`pushes`).
+
+Guaranteed: a `peek` that begins 50 ms after a purge returned done anywhere gives nothing older, as long as the network
+brings the push by then; from one second after the connection went silent it gives nothing at all; a purge by this
+process is honoured at once.
+Not guaranteed: that a record which another process replaced without a purge is seen before `KEEP` seconds are over;
+until then the old one is served as far as it is fresh. A failover may lose a purge that was not replicated.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Store, StoreStats
+from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.pushes import Pushes
+from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tracking import Tracking
+
+__all__ = ["KEEP", "TieredStore", "in_front_of"]
+
+KEEP: Final = 60.0
+"""Seconds that a record is kept at most before Redis is asked again."""
+
+
+class Hears(Protocol):
+    """What follows the purges: see `tracking`."""
+
+    until: float
+
+    def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Told(Store, Protocol):
+    """The store behind: a Store that names the keys by which it judges."""
+
+    def stamp_names(self, entry: Entry) -> Sequence[bytes]:
+        """Of the keys whose change may void the entry."""
+        ...
+
+    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> Sequence[bytes]:
+        """Of the keys that a purge of these tags changes."""
+        ...
+
+
+class TieredStore:
+    """Two stores as one.
+
+    far: the store that all processes share.
+    near: this process's memory, judged by `pushes`.
+    hearing: follows the keys of `far`, and tells `pushes`.
+    """
+
+    local: bool = False
+
+    def __init__(self, far: Told, near: MemoryStore, pushes: Pushes, hearing: Hears) -> None:
+        self._far = far
+        self._near = near
+        self._pushes = pushes
+        self._hearing = hearing
+        self._clock = time.monotonic
+        self._dropped: dict[bytes, int] = {}
+        self._loads = 0
+
+    async def start(self) -> None:
+        """Start both, and hear of purges from soon on."""
+        await self._far.start()
+        self._hearing.start()
+
+    async def aclose(self) -> None:
+        """Close both."""
+        await self._hearing.aclose()
+        await self._near.aclose()
+        await self._far.aclose()
+
+    def peek(self, key: bytes) -> Record | None:
+        """The record from this process's memory, if it has it and knows of all purges."""
+        return self._near.peek(key) if self._clock() < self._hearing.until else None
+
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """What the shared store says.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        since = self._pushes.stamp
+        self._loads += 1
+        try:
+            found = await self._far.get(key, scopes)
+        finally:
+            self._loads -= 1
+            dropped = self._dropped.get(key, 0)
+            if not self._loads:
+                self._dropped.clear()
+        record = found.record
+        if record is not None and dropped <= since and self._clock() < self._hearing.until:
+            self._near.keep(key, record, retain=KEEP, since=since)
+        return found
+
+    async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
+        """Keep a record in the shared store.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        self._drop(key)
+        try:
+            return await self._far.put(key, record, retain=retain)
+        finally:
+            self._drop(key)
+
+    async def delete(self, key: bytes) -> None:
+        """Forget a record, here and in the shared store.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        self._drop(key)
+        try:
+            await self._far.delete(key)
+        finally:
+            self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        """Forget it here, and what is being loaded."""
+        self._near.drop(key)
+        if self._loads:
+            self._pushes.changed(())
+            self._dropped[key] = self._pushes.stamp
+
+    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+        """Purge in the shared store; here it holds from the beginning.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        names = self._far.purged_names(tags)
+        self._pushes.changed(names)
+        try:
+            return await self._far.purge(tags)
+        finally:
+            self._pushes.changed(names)  # what was loaded meanwhile may have been judged before the purge
+
+    def stats(self) -> StoreStats:
+        """Entries and bytes of this process's memory, and what the shared store says."""
+        near, far = self._near.stats(), self._far.stats()
+        return StoreStats(
+            entries=near.entries,
+            bytes=near.bytes,
+            evictions=near.evictions,
+            rejected=far.rejected,
+            extra={**far.extra, "near_live": float(self._clock() < self._hearing.until)},
+        )
+
+
+def in_front_of(far: RedisStore, *, max_bytes: int, metrics: Metrics) -> Store:
+    """This store with a memory in front of it; the store itself where nobody could say what was purged there: behind
+    several servers that take writes.
+
+    max_bytes: of the memory.
+    """
+    if far.dial is None:
+        return far
+    pushes = Pushes(far.stamp_names, bites=metrics.limits.labels("pushes").inc)
+    tracking = Tracking(
+        far.dial,
+        prefix=far.stamp_prefix,
+        changed=pushes.changed,
+        void=pushes.void,
+        failed=lambda error: metrics.fail("tracking", error),
+    )
+    near = MemoryStore(max_bytes=max_bytes, judge=pushes, metrics=metrics)
+    return TieredStore(far, near, pushes, tracking)

@@ -1,0 +1,216 @@
+"""Hears which keys of a Redis have changed: one connection with `CLIENT TRACKING ON BCAST`, for a store in memory that
+must not outlive a purge.
+
+Guaranteed, while `until` lies in the future: every change of a key under the prefix that the server made up to `LEASE`
+seconds before `until` has been told through `changed`, or everything was voided through `void` since. `until` moves on
+only with an answer to a heartbeat, and by when that was *sent*: so a connection that is half open, a server that hangs,
+and a process that was stopped all end in the same way, without anybody having to notice: time runs out.
+After a connection was made anew, `void` is called before `until` moves, because what changed in between is unknown.
+A change is told where its bytes are read, before any task of the same pass of the event loop runs.
+
+Not guaranteed: anything where the server refuses tracking (a managed proxy): `refused` says so, and it is tried again
+with every new connection.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
+
+import hiredis
+from redis.exceptions import RedisError
+
+from tidegate.errors import StoreError
+
+__all__ = ["BEAT", "LEASE", "Tracking"]
+
+BEAT: Final = 0.2
+"""Seconds between heartbeats."""
+
+LEASE: Final = 0.8
+"""Seconds after a heartbeat was sent, to the end of which its answer is good."""
+
+_HANDSHAKE: Final = 1.0
+_REFUSED_PAUSE: Final = 30.0
+"""Seconds until a server that refused tracking is asked again: somebody has to change it first."""
+_LONGEST_PAUSE: Final = 0.5
+
+_hiredis: Any = hiredis
+_pack: Final[Callable[[tuple[bytes, ...]], bytes]] = _hiredis.pack_command
+
+
+class RefusedError(StoreError):
+    """The server does not do tracking."""
+
+
+class _Ears(asyncio.Protocol):
+    """Reads replies and pushes where they come in."""
+
+    def __init__(self, pushed: Callable[[Sequence[Any]], None], ended: Callable[[], None]) -> None:
+        self._reader = _hiredis.Reader(notEnoughData=self)
+        self._pushed = pushed
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._asked: deque[asyncio.Future[Any]] = deque()
+        self.transport: Any = None
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    def ask(self, *words: bytes) -> asyncio.Future[Any]:
+        """The reply to a command; a refusal is RefusedError."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._asked.append(future)
+        self.transport.write(_pack(words))
+        return future
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not self:
+                if isinstance(reply, _hiredis.PushNotification):
+                    self._pushed(reply)
+                    continue
+                future = self._asked.popleft()
+                if future.done():
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(RefusedError(str(reply)))
+                else:
+                    future.set_result(reply)
+        except (_hiredis.HiredisError, IndexError) as error:
+            self._end(StoreError(f"the server talks nonsense: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or StoreError("the connection was closed"))
+
+    def eof_received(self) -> bool:
+        return False  # close
+
+    def _end(self, error: Exception) -> None:
+        self._ended()
+        for future in (*self._asked, self.lost):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # seen: whoever still waits gets it all the same
+
+
+class Tracking:
+    """Follows the keys of one server.
+
+    dial: makes a connected `redis.asyncio.Connection`, to the server that takes writes.
+    prefix: of the keys that are followed.
+    changed: called with the names of keys that were changed, or may have been.
+    void: called when anything may have been.
+    failed: called with why a connection was lost or could not be made; as often as that happens.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Any]],
+        *,
+        prefix: bytes,
+        changed: Callable[[Sequence[bytes]], None],
+        void: Callable[[], None],
+        failed: Callable[[Exception], None],
+        beat: float = BEAT,
+        lease: float = LEASE,
+        refused_pause: float = _REFUSED_PAUSE,
+    ) -> None:
+        self._dial = dial
+        self._prefix = prefix
+        self._changed = changed
+        self._void = void
+        self._failed = failed
+        self._beat = beat
+        self._lease = lease
+        self._refused_pause = refused_pause
+        self._task: asyncio.Task[None] | None = None
+        self.until = 0.0
+        """`time.monotonic()` to which all changes are known."""
+        self.refused = False
+        """Whether the server refused to be followed when it was last asked."""
+        self.connections = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether all changes are known now."""
+        return time.monotonic() < self.until
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(
+                self._follow(), name="tidegate-tracking", context=Context()
+            )
+
+    async def aclose(self) -> None:
+        """Stop: from now on nothing is known."""
+        self.until = 0.0
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self.until = 0.0
+
+    async def _follow(self) -> None:
+        pause = 0.02
+        while True:
+            before = self.connections
+            try:
+                await self._session()
+            except (RedisError, OSError, StoreError, TimeoutError) as error:
+                self._failed(error)
+            self._deaf()
+            pause = 0.02 if self.connections != before else min(_LONGEST_PAUSE, pause * 2)
+            await asyncio.sleep(self._refused_pause if self.refused else pause)
+
+    async def _session(self) -> None:
+        """From connecting to losing the connection."""
+        ears = _Ears(self._heard, self._deaf)
+        connection: Any = None
+        try:
+            async with asyncio.timeout(_HANDSHAKE):
+                connection = await self._dial()
+                # All that was asked has been answered, so no byte is on its way: what comes next comes to us.
+                ears.transport = connection._writer.transport  # redis-py has no public way to it
+                ears.transport.set_protocol(ears)
+                await ears.ask(b"HELLO", b"3")
+                try:
+                    await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
+                except RefusedError as error:
+                    self.refused = True
+                    raise RefusedError(f"the server refuses CLIENT TRACKING: {error}") from error
+            self.refused = False
+            self._void()
+            self.connections += 1
+            while True:
+                sent = time.monotonic()
+                answer = ears.ask(b"PING")
+                # Not wait_for: whoever was held up for longer than this must see first what has come meanwhile.
+                await asyncio.wait([answer], timeout=self._lease)
+                if not answer.done():
+                    raise StoreError(f"no answer to a heartbeat for {self._lease:g} s")
+                answer.result()
+                if ears.lost.done():
+                    ears.lost.result()
+                self.until = sent + self._lease
+                await asyncio.wait([ears.lost], timeout=self._beat)
+                if ears.lost.done():
+                    ears.lost.result()
+        finally:
+            if connection is not None:
+                with suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+
+    def _deaf(self) -> None:
+        """The time would run out by itself, but nothing is won by waiting for it."""
+        self.until = 0.0
+
+    def _heard(self, push: Sequence[Any]) -> None:
+        if push and push[0] == b"invalidate":
+            names = push[1]
+            if names is None:
+                self._void()  # the database was flushed
+            else:
+                self._changed(names)

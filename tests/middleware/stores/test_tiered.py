@@ -1,0 +1,349 @@
+"""A memory in front of Redis: hits that ask nobody; no order of purge, push, load and loss lets an old one through."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis as Client
+
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
+from tests.services import RedisServer
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
+from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.pushes import Pushes
+from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tiered import TieredStore, in_front_of
+
+TAGGED = entry(tags=((ACME, "client:42"), (PUBLIC_SCOPE, "uri:/a")))
+Body = Callable[[TieredStore, TieredStore, Any], Awaitable[None]]
+
+
+def two_processes(server: RedisServer, body: Body) -> None:
+    """Their stores on one server, and a client of one's own; begins when both hear of purges."""
+
+    async def run() -> None:
+        stores: list[Any] = []
+        for _ in range(2):
+            metrics = new_metrics()
+            stores.append(in_front_of(RedisStore(server.url, metrics=metrics), max_bytes=1 << 20, metrics=metrics))
+        client: Any = Client.from_url(server.url)
+        for store in stores:
+            await store.start()
+        try:
+            for store in stores:
+                await hears(store)
+            await body(stores[0], stores[1], client)
+        finally:
+            for store in stores:
+                await store.aclose()
+            await client.aclose()
+
+    asyncio.run(run())
+
+
+async def hears(store: TieredStore) -> None:
+    async def live() -> bool:
+        return store._hearing.until > 0 and store.stats().extra["near_live"] == 1.0
+
+    await eventually(live, "it hears of purges", 20.0)
+
+
+async def gone(store: TieredStore, key: bytes) -> None:
+    async def none() -> bool:
+        return store.peek(key) is None
+
+    await eventually(none, "the purge is heard", 20.0)
+
+
+async def known(store: TieredStore, key: bytes, record: Entry = TAGGED) -> None:
+    """Write a record through one store, and see it in its memory after it was read once."""
+    await write(store, key, record)
+    assert (await store.get(key)).record == record
+    assert store.peek(key) == record
+
+
+def test_what_was_read_once_is_answered_from_memory(server: RedisServer) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        await known(one, b"key")
+        assert other.peek(b"key") is None, "nobody has asked there"
+        assert (await other.get(b"key", SCOPES)).record == TAGGED
+        read = (await client.info("stats"))["total_commands_processed"]
+        assert [other.peek(b"key") for _ in range(1000)] == [TAGGED] * 1000
+        assert (await client.info("stats"))["total_commands_processed"] - read < 100, "hits ask nobody"
+        assert other.stats().entries == 1
+
+    two_processes(server, body)
+
+
+@pytest.mark.parametrize(
+    "purged", [{ACME: ["client:42"]}, {PUBLIC_SCOPE: ["other", "uri:/a"]}, {ACME: [WHOLE_SCOPE]}], ids=str
+)
+def test_a_purge_reaches_every_memory_and_the_own_at_once(
+    server: RedisServer, purged: Mapping[str, Sequence[str]]
+) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        for turn in range(20):
+            key = b"%d" % turn
+            record = entry(tags=TAGGED.tags, positions=await positions(one))
+            await known(one, key, record)
+            assert (await other.get(key)).record == record
+            assert other.peek(key) == record
+            pending = asyncio.ensure_future(one.purge(purged))
+            await asyncio.sleep(0)
+            assert one.peek(key) is None, "from the moment that it is asked for"
+            assert (await pending).state == "done"
+            await gone(other, key)
+            assert (await other.get(key)).record is None
+            assert (await one.get(key)).record is None
+
+    two_processes(server, body)
+
+
+def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        await known(one, b"key")
+        for purged in ({ACME: ["client:7"]}, {"tenant:zorg": ["client:42", WHOLE_SCOPE]}, {PUBLIC_SCOPE: ["uri:/b"]}):
+            await other.purge(purged)
+            heard = one._pushes.stamp
+            await other.purge(purged)
+
+            async def heard_again(before: int = heard) -> bool:
+                return one._pushes.stamp > before
+
+            await eventually(heard_again, "the purge is heard", 20.0)
+            assert one.peek(b"key") == TAGGED
+
+    two_processes(server, body)
+
+
+def test_what_is_only_forgotten_for_its_age_voids_nothing_here(server: RedisServer) -> None:
+    """In a ledger that is full every purge lets a stamp go: if that were heard, no memory would keep anything."""
+
+    async def run() -> None:
+        metrics = new_metrics()
+        far = RedisStore(server.url, metrics=metrics, max_stamps=5)
+        store: Any = in_front_of(far, max_bytes=1 << 20, metrics=metrics)
+        await store.start()
+        try:
+            await hears(store)
+            for number in range(10):
+                await store.purge({ACME: [f"tag:{number}"]})
+            await known(store, b"key", entry(tags=TAGGED.tags, positions=await positions(store)))
+            held = 0
+            for number in range(10, 14):
+                before = store._pushes.stamp
+                await far.purge({ACME: [f"tag:{number}"]})
+
+                async def heard(before: int = before) -> bool:
+                    return bool(store._pushes.stamp > before)
+
+                await eventually(heard, "the purge is heard", 20.0)
+                held += store.peek(b"key") is not None
+            assert held == 4
+        finally:
+            await store.aclose()
+
+    asyncio.run(run())
+
+
+def test_nothing_is_answered_from_memory_while_purges_cannot_be_heard(server: RedisServer) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        for _ in range(5):
+            await known(one, b"key", entry(positions=await positions(one)))
+            for link in await client.client_list():
+                if "t" in link["flags"]:
+                    await client.client_kill_filter(_id=link["id"])
+            await gone(one, b"key")
+            await hears(one)
+            assert one.peek(b"key") is None, "everything was voided before it hears again"
+
+    two_processes(server, body)
+
+
+def test_when_the_server_hangs_memory_answers_nothing_within_a_second(
+    start_server: Callable[..., RedisServer],
+) -> None:
+    server = start_server()
+
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        await known(one, b"key")
+        server.suspend()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await gone(one, b"key")
+        took = loop.time() - began
+        server.resume()
+        print(f"{took:.2f} s")
+
+    two_processes(server, body)
+
+
+def test_what_is_replaced_or_forgotten_here_is_not_answered(server: RedisServer) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        await known(one, b"key")
+        newer = entry(b"newer", tags=TAGGED.tags)
+        await one.put(b"key", newer, retain=60.0)
+        assert one.peek(b"key") is None
+        assert (await one.get(b"key")).record == newer == one.peek(b"key")
+        await one.delete(b"key")
+        assert one.peek(b"key") is None
+        names = Variants(names=(b"accept",))
+        await one.put(b"vary", names, retain=60.0)
+        assert (await one.get(b"vary")).record == names == one.peek(b"vary")
+
+    two_processes(server, body)
+
+
+# --- every order of events in one load, which no server can be made to show ------------
+
+
+class Slow:
+    """A shared store whose answer is decided at once and comes when it is told to."""
+
+    local = False
+
+    def __init__(self) -> None:
+        self.record: Entry | None = TAGGED
+        self.answers = asyncio.Event()
+        self.purges = asyncio.Event()
+        self.purges.set()
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        record = self.record
+        await self.answers.wait()
+        return Lookup(record, {})
+
+    async def put(self, key: bytes, record: Any, *, retain: float) -> bool:
+        return True
+
+    async def delete(self, key: bytes) -> None: ...
+
+    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+        await self.purges.wait()
+        return Purge("done", 1)
+
+    def stats(self) -> StoreStats:
+        return StoreStats()
+
+    def stamp_names(self, entry: Entry) -> list[bytes]:
+        return [f"{scope}:{tag}".encode() for scope, tag in entry.tags]
+
+    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> list[bytes]:
+        return [f"{scope}:{tag}".encode() for scope, names in tags.items() for tag in names]
+
+
+class Hearing:
+    until = float("inf")
+
+    def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+NAME = f"{ACME}:client:42".encode()
+
+
+async def nothing(store: TieredStore, pushes: Pushes) -> None: ...
+
+
+async def pushed(store: TieredStore, pushes: Pushes) -> None:
+    pushes.changed([NAME])
+
+
+async def pushed_other(store: TieredStore, pushes: Pushes) -> None:
+    pushes.changed([b"another"])
+
+
+async def voided(store: TieredStore, pushes: Pushes) -> None:
+    pushes.void()
+
+
+async def purged_here(store: TieredStore, pushes: Pushes) -> None:
+    await store.purge({ACME: ["client:42"]})
+
+
+async def deleted(store: TieredStore, pushes: Pushes) -> None:
+    await store.delete(b"key")
+
+
+async def replaced(store: TieredStore, pushes: Pushes) -> None:
+    await store.put(b"key", TAGGED, retain=1.0)
+
+
+async def deaf(store: TieredStore, pushes: Pushes) -> None:
+    store._hearing.until = 0.0
+
+
+async def many(store: TieredStore, pushes: Pushes) -> None:
+    pushes.changed([NAME])
+    for number in range(20):
+        pushes.changed([b"%d" % number])
+
+
+@pytest.mark.parametrize(
+    ("event", "kept"),
+    [
+        (nothing, True),
+        (pushed_other, True),
+        (pushed, False),
+        (voided, False),
+        (purged_here, False),
+        (deleted, False),
+        (replaced, False),
+        (deaf, False),
+        (many, False),
+    ],
+)
+def test_a_load_that_is_overtaken_is_not_kept(
+    event: Callable[[TieredStore, Pushes], Awaitable[None]], kept: bool
+) -> None:
+    async def run() -> None:
+        for loads in (1, 2):  # two that overlap, the event between their beginnings
+            far = Slow()
+            pushes = Pushes(far.stamp_names, max_names=10)
+            store = TieredStore(far, MemoryStore(judge=pushes, metrics=new_metrics()), pushes, Hearing())
+            first = asyncio.ensure_future(store.get(b"key"))
+            await asyncio.sleep(0)
+            await event(store, pushes)
+            if loads == 2:
+                far.record = None
+                second = asyncio.ensure_future(store.get(b"key"))
+                await asyncio.sleep(0)
+            far.answers.set()
+            assert (await first).record == TAGGED, "who asked before gets what there was"
+            assert (store.peek(b"key") is not None) is kept
+            if loads == 2:
+                assert (await second).record is None
+            for after in (pushed, voided, deaf):
+                await store.get(b"key")
+                await after(store, pushes)
+                assert store.peek(b"key") is None
+
+    asyncio.run(run())
+
+
+def test_what_was_judged_while_a_purge_of_this_process_was_on_its_way_is_not_kept() -> None:
+    """Its push may come later than both replies: what this process knows itself must do."""
+
+    async def run() -> None:
+        far = Slow()
+        far.purges.clear()
+        pushes = Pushes(far.stamp_names)
+        store = TieredStore(far, MemoryStore(judge=pushes, metrics=new_metrics()), pushes, Hearing())
+        purge = asyncio.ensure_future(store.purge({ACME: ["client:42"]}))
+        await asyncio.sleep(0)
+        load = asyncio.ensure_future(store.get(b"key"))
+        await asyncio.sleep(0)
+        far.purges.set()
+        assert (await purge).state == "done"
+        far.answers.set()
+        await load
+        assert store.peek(b"key") is None
+
+    asyncio.run(run())

@@ -1,0 +1,50 @@
+"""A TCP proxy that can go silent: a link that is half open, which no server can be made to show."""
+
+import asyncio
+from contextlib import suppress
+from typing import Self
+
+__all__ = ["SwallowingProxy"]
+
+
+class SwallowingProxy:
+    """Passes bytes both ways to a port of this machine until `silent` is set; then it takes them and passes none on.
+
+    Runs in the event loop of whoever enters it. Connections that were made before stay open: nobody is told.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.silent = False
+        self.port = 0
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pass(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError):
+                while data := await source.read(65536):
+                    if not self.silent:
+                        sink.write(data)
+        finally:
+            sink.close()
