@@ -89,7 +89,8 @@ class BreakerLayer:
         except BaseException:
             watch.abandon()
             raise
-        watch.settle(failed=not watch.started)
+        if not watch.settled:
+            watch.settle(failed=not watch.started)
 
 
 async def _refuse(scope: Scope, send: Send, retry_after: float) -> None:
@@ -112,7 +113,7 @@ class _Watch:
     failure of the response.
     """
 
-    __slots__ = ("_breaker", "_failing", "_failures", "_gone", "_receive", "_send", "_settled", "_ticket", "started")
+    __slots__ = ("_breaker", "_failing", "_failures", "_gone", "_receive", "_send", "_ticket", "settled", "started")
 
     def __init__(
         self, breaker: Breaker, ticket: Ticket, failures: frozenset[int], receive: Receive, send: Send
@@ -124,7 +125,7 @@ class _Watch:
         self._send = send
         self._gone = False
         self._failing = False
-        self._settled = False
+        self.settled = False
         self.started = False
 
     async def receive(self) -> Message:
@@ -142,10 +143,10 @@ class _Watch:
             self._failing = message["status"] in self._failures
             if self._ticket.probe:
                 self.settle(failed=False)
-        elif kind == "http.response.body" and not self._settled and not message.get("more_body", False):
+        elif kind == "http.response.body" and not self.settled and not message.get("more_body", False):
             self.settle(failed=False)
         # Once it is settled nothing is left to learn, and the message goes without us.
-        return self._send(message) if self._settled else self._watched(message)
+        return self._send(message) if self.settled else self._watched(message)
 
     async def _watched(self, message: Message) -> None:
         try:
@@ -156,9 +157,9 @@ class _Watch:
 
     def settle(self, *, failed: bool) -> None:
         """Report, the first time. A failure after the client left is none: leaving may be what caused it."""
-        if self._settled:
+        if self.settled:
             return
-        self._settled = True
+        self.settled = True
         failed = failed or self._failing
         if failed and self._gone:
             self._breaker.abandon(self._ticket)
@@ -167,8 +168,8 @@ class _Watch:
 
     def abandon(self) -> None:
         """The request was cancelled."""
-        if not self._settled:
-            self._settled = True
+        if not self.settled:
+            self.settled = True
             self._breaker.abandon(self._ticket)
 
 

@@ -86,7 +86,9 @@ class _Labelling:
         has_etag = coded = False
         lengths: list[bytes] = []
         for name, value in start.get("headers", ()):
-            if name in _MATTERS or (name := name.lower()) in _MATTERS:  # Django keeps the case of names
+            if not name.islower():  # Django keeps the case of names
+                name = name.lower()
+            if name in _MATTERS:
                 if name == b"content-length":
                     lengths.append(value)
                 elif name == b"etag":
