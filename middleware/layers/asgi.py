@@ -160,14 +160,13 @@ def starlette_user(scope: Scope) -> Identity | None:
     user = scope.get("user")
     if user is None:
         return None
-    try:  # as most users have them; asking for each with a default takes twice as long
+    try:
         tenant = user.tenant if user.is_authenticated else None
-        name = user.username if tenant else None
     except AttributeError:
-        tenant = getattr(user, "tenant", None) if getattr(user, "is_authenticated", False) else None
-        name = getattr(user, "username", None)
+        return None
     if not tenant:
         return None
+    name = getattr(user, "username", None)
     if name is None:
         try:
             name = user.identity
@@ -183,7 +182,7 @@ def starlette_user(scope: Scope) -> Identity | None:
 def _identity(tenant: str, user: str, grants: str) -> Identity:
     """Make an identity, and remember it. user: "" is none."""
     made = Identity(tenant, user or None, grants)
-    if len(tenant) + len(user) + len(grants) <= 512:
+    if len(tenant) + len(user) + len(grants) <= _LONGEST:
         if len(_identities) >= _IDENTITIES:
             _identities.clear()
         _identities[tenant, user, grants] = made
@@ -191,7 +190,10 @@ def _identity(tenant: str, user: str, grants: str) -> Identity:
 
 
 _IDENTITIES: Final = 4096
-"""Identities remembered by the user's attributes, some 0.3 KiB each: to make one costs more than to find a response."""
+"""Identities remembered by what names them, some 0.3 KiB each: to make one costs more than to find a response."""
+
+_LONGEST: Final = 512
+"""Characters or bytes of what names an identity that is remembered: a client may choose some of it."""
 
 _identities: dict[tuple[str, str, str], Identity] = {}
 
@@ -223,18 +225,29 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
         if name is not None
     }
 
+    known: dict[tuple[tuple[bytes, bytes], ...], Identity] = {}
+
     def identify(scope: Scope) -> Identity | None:
+        sent = tuple([(name, value) for name, value in scope["headers"] if name in wanted])
+        found = known.get(sent)
+        if found is None:
+            found = named_by(sent)
+            if found is not None and sum([len(value) for _, value in sent]) <= _LONGEST:
+                if len(known) >= _IDENTITIES:
+                    known.clear()
+                known[sent] = found
+        return found
+
+    def named_by(sent: Iterable[tuple[bytes, bytes]]) -> Identity | None:
         found: dict[str, str] = {}
-        for name, value in cast(Iterable[tuple[bytes, bytes]], scope["headers"]):
-            role = wanted.get(name)
-            if role is not None:
-                if role in found:
-                    return None
-                found[role] = value.strip(b" \t").decode("latin-1")
+        for name, value in sent:
+            role = wanted[name]
+            if role in found:
+                return None
+            found[role] = value.strip(b" \t").decode("latin-1")
         if not found.get("tenant"):
             return None
-        named = found["tenant"], found.get("user", ""), found.get("grants", "")
-        return _identities.get(named) or _identity(*named)
+        return Identity(found["tenant"], found.get("user") or None, found.get("grants", ""))
 
     return identify
 

@@ -1,0 +1,81 @@
+"""Who asks, out of headers and out of Starlette's user: whom it has seen before it names as if it had not."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+
+from tests.driver import User, scope_of
+from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.layers.asgi import starlette_user, trusted_headers
+
+VALUES = ("", "a", "b", " a\t", "a,b")
+
+
+def headers_of(*values: tuple[str, str]) -> dict[str, object]:
+    return scope_of("/", headers=[("accept", "a"), *values])
+
+
+def test_headers_name_everybody_alike_the_first_time_and_later() -> None:
+    identify = trusted_headers(tenant="X-Tenant", user="X-User", grants="X-Grants")
+    asked = [
+        list(zip(names, values, strict=True))
+        for names in (("x-tenant", "x-user"), ("x-user", "x-tenant"), ("x-tenant", "x-grants"), ("x-tenant",))
+        for values in product(VALUES, repeat=len(names))
+    ]
+    asked += [[*each, ("x-tenant", "a")] for each in asked]
+    for _ in range(2):
+        for sent in asked:
+            said = {name: value.strip() for name, value in sent}
+            twice = len(said) < len(sent)
+            expected = None
+            if said["x-tenant"] and not twice:
+                expected = Identity(said["x-tenant"], said.get("x-user") or None, said.get("x-grants", ""))
+            assert identify(headers_of(*sent)) == expected, sent
+    assert len({identify(headers_of(*sent)) for sent in asked}) > 20
+
+
+def test_headers_of_a_server_that_gives_pairs_as_lists_name_the_same() -> None:
+    identify = trusted_headers(tenant="x-tenant")
+    scope = scope_of("/", headers=[])
+    scope["headers"] = [[b"x-tenant", b"acme"]]
+    assert identify(scope) == Identity("acme")
+
+
+def test_no_client_can_fill_the_memory_of_whom_headers_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.middleware.layers.asgi._IDENTITIES", 4)
+    identify = trusted_headers(tenant="x-tenant", user="x-user")
+    (known,) = (cell.cell_contents for cell in identify.__closure__ or () if cell.cell_contents == {})  # type: ignore[attr-defined]
+    for number in range(10):
+        identify(headers_of(("x-tenant", "acme"), ("x-user", f"{number}")))
+        assert 1 <= len(known) <= 4
+    before = len(known)
+    assert identify(headers_of(("x-tenant", "acme"), ("x-user", "u" * 600))) == Identity("acme", "u" * 600)
+    assert len(known) == before
+
+
+class Named:
+    """A user who has some other attributes than most."""
+
+    is_authenticated = True
+
+    def __init__(self, **attributes: object) -> None:
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        (User("acme", "ann", "admin"), Identity("acme", "ann", "admin")),
+        (Named(tenant="acme", username="ann"), Identity("acme", "ann")),
+        (Named(tenant="acme", identity="ann"), Identity("acme", "ann")),
+        (Named(tenant="acme"), Identity("acme")),
+        (Named(tenant="", username="ann"), None),
+        (Named(username="ann"), None),
+        (Named(tenant="acme", username="ann", is_authenticated=False), None),
+        (SimpleNamespace(tenant="acme", username="ann"), None),
+        (None, None),
+    ],
+)
+def test_a_starlette_user_is_named_by_what_it_has(user: object, expected: Identity | None) -> None:
+    assert starlette_user(scope_of("/", user=user)) == expected
