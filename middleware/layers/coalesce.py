@@ -108,6 +108,7 @@ class CoalesceLayer:
         self._limit_followers = limits.labels("coalesce-followers").inc
         self._limit_wait = limits.labels("coalesce-wait").inc
         self._limit_body = limits.labels("coalesce-body").inc
+        self._limit_hold = limits.labels("coalesce-hold").inc
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -222,6 +223,8 @@ class CoalesceLayer:
                 self._lonely.add(key, self._clock())
             if reason == "too-large":
                 self._limit_body()
+            elif reason == "stream":
+                self._limit_hold()
 
         flight = Flight(
             context=context,

@@ -159,6 +159,7 @@ def test_the_limits_table_tells_the_defaults_of_the_code() -> None:
         "cache-refreshes": str(MAX_REFRESHES),
         "coalesce-followers": default(CoalesceLayer, "max_followers"),
         "coalesce-wait": default(CoalesceLayer, "max_wait"),
+        "coalesce-hold": default(CoalesceLayer, "max_hold"),
         "coalesce-body": default(CoalesceLayer, "max_body"),
         "breaker-circuits": default(BreakerLayer, "max_circuits"),
         "shadow-keys": default(ShadowNotes, "max_keys"),

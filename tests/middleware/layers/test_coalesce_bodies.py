@@ -84,6 +84,7 @@ def test_a_response_of_unknown_length_that_does_not_end_lets_its_followers_go_an
             await leader.has(b"a")
             await follower.has(b"a")
             assert app.runs == 2
+            assert bench.limited("hold") == 1
             third = Client(bench.layer)
             await third.has(b"a")
             assert bench.roles() == (1, 0, 2)
