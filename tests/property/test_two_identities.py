@@ -198,8 +198,9 @@ class TwoIdentities(RuleBasedStateMachine):
             status, body = 304, b""
         else:
             ranges = [value for name, value in scope["headers"] if name == b"range"]
-            if parts and ranges and not failing:
-                first, last = (int(part) for part in ranges[0].removeprefix(b"bytes=").split(b"-"))
+            place = re.fullmatch(rb"bytes=(\d+)-(\d*)", ranges[0]) if parts and ranges and not failing else None
+            if place is not None:
+                first, last = int(place[1]), min(int(place[2] or len(body)), len(body) - 1)
                 headers.append((b"content-range", b"bytes %d-%d/%d" % (first, last, len(body))))
                 status, body = 206, body[first : last + 1]
             headers.append((b"content-length", b"%d" % len(body)))

@@ -1,9 +1,11 @@
 """stale-while-revalidate, executed: in the background, once per key, bounded, ended when the gate is shut."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.driver import Answer, Origin, User, call
 from tests.middleware.layers.test_validation import Bench, Conditional, run
@@ -183,6 +185,33 @@ def test_what_has_no_room_to_be_refreshed_is_asked_for_in_the_foreground() -> No
         return [(await bench.get(61)).hit, (await bench.get()).hit], limit._value.get() - before
 
     assert run(story) == ([False, True], 1)
+
+
+def test_as_many_refreshes_as_allowed_run_at_once_and_one_that_ends_makes_room() -> None:
+    metrics, limit = Metrics.of(CollectorRegistry()), 3
+    refreshes = Refreshes(metrics, limit=limit)
+    doors = [asyncio.Event() for _ in range(5)]
+
+    async def story() -> None:
+        begun = [refreshes.begin(b"%d" % at, partial(_opened, door)) for at, door in enumerate(doors)]
+        assert begun == [True] * limit + [False] * 2
+        assert refreshes.begin(b"0", partial(_opened, doors[0])), "somebody does so already"
+        assert len(refreshes) == limit
+        assert metrics.limits.labels("cache-refreshes")._value.get() == 2
+        first = refreshes._tasks[b"0"]
+        doors[0].set()
+        await asyncio.wait([first], timeout=20)
+        await asyncio.sleep(0)
+        assert refreshes.begin(b"4", partial(_opened, doors[4]))
+        for door in doors:
+            door.set()
+        await settled(refreshes)
+
+    asyncio.run(story())
+
+
+async def _opened(door: asyncio.Event) -> None:
+    await door.wait()
 
 
 def test_a_refresh_has_a_context_of_its_own_and_the_same_identity() -> None:
