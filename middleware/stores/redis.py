@@ -31,8 +31,6 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Mapping, Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
@@ -42,9 +40,11 @@ from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial
+from tidegate.middleware.stores.redis_names import Names
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA
-from tidegate.middleware.stores.redis_servers import Servers, connect_to
+from tidegate.middleware.stores.redis_servers import Servers
 from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
@@ -58,7 +58,6 @@ LARGE: Final = 64 * 1024
 _CHECK_EVERY: Final = 5.0
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
 _POLICY: Final = re.compile(r"^maxmemory_policy:(\S+)", re.MULTILINE)
-_NAMES: Final = 16_384
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ T = TypeVar("T")
 class RedisStore:
     """Stored responses in Redis.
 
-    url: `redis://`, `rediss://` or `unix://`, as redis-py takes it.
+    url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`: see `tidegate.addresses`.
     namespace: first part of every key.
     naming_key: at most 64 bytes; keys the hashes that stand for scopes and tags. All processes need the same.
     max_retain: seconds; no record is kept longer. Stamps older than this are let go.
@@ -100,7 +99,9 @@ class RedisStore:
         try:
             servers = connect_to(url, max_waiting=max_waiting, crowded=made.limits.labels("redis-waiting").inc)
         except ValueError as error:
-            problems.add("url", url, f"cannot be used ({error})", "write redis://host:6379/0, rediss:// or unix://")
+            shown = re.sub("//.*@", "//***@", url)  # to the last @: a password may have a slash in it
+            fix = "write redis://host:6379/0, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+            problems.add("url", shown, f"cannot be used ({error})", fix)
         if not namespace or any(c in namespace for c in "{}: \n"):
             problems.add("namespace", namespace, "is not a name", "use letters, digits, - and _")
         if len(naming_key) > 64:
@@ -114,8 +115,7 @@ class RedisStore:
         problems.raise_if_any()
         assert servers is not None
         self._servers = servers
-        self._prefix = namespace.encode()
-        self._naming_key = naming_key
+        self._names = Names(namespace, naming_key)
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
         self._max_stamps = max_stamps
@@ -126,9 +126,6 @@ class RedisStore:
         self._limit_memory = limits.labels("redis-memory").inc
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
-        # Hashing a name costs more than looking it up; few tenants and tags are asked for often.
-        self._scope = lru_cache(_NAMES)(self._hash_scope)
-        self._stamp_key = lru_cache(_NAMES)(self._hash_tag)
 
     @property
     def checked(self) -> bool:
@@ -159,9 +156,8 @@ class RedisStore:
         Raises:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
-        names = [self._scope(scope) for scope in scopes]
-        name = self._key(key)
-        found, *stamps = await self._run(self._servers.read([name, *[self._name(b"s", scope) for scope in names]]))
+        name = self._names.record(key)
+        found, *stamps = await self._run(self._servers.read([name, *[self._names.position(scope) for scope in scopes]]))
         positions = {scope: _stamp(value) for scope, value in zip(scopes, stamps, strict=True)}
         if found is not None and _TOKEN.fullmatch(found):
             found = await self._large(name, found)
@@ -185,18 +181,18 @@ class RedisStore:
 
     async def _large(self, name: bytes, token: bytes) -> bytes | None:
         """The large record that was written together with this token; None if another has taken its place."""
-        (found,) = await self._run(self._servers.read([self._body(name)], large=True))
+        (found,) = await self._run(self._servers.read([self._names.body(name)], large=True))
         return found[len(token) :] if found is not None and found.startswith(token) else None
 
     async def _valid(self, entry: Entry) -> bool:
         held = dict(entry.positions)
-        keys = [self._stamp_key(scope, WHOLE_SCOPE) for scope in held]
-        keys += [self._name(b"f", self._scope(scope)) for scope in held]
+        keys = [self._names.stamp(scope, WHOLE_SCOPE) for scope in held]
+        keys += [self._names.floor(scope) for scope in held]
         limits = [*held.values(), *held.values()]
         for scope, tag in entry.tags:
             if scope not in held:
                 return False
-            keys.append(self._stamp_key(scope, tag))
+            keys.append(self._names.stamp(scope, tag))
             limits.append(held[scope])
         if not keys:
             return True
@@ -221,7 +217,7 @@ class RedisStore:
         if milliseconds <= 0 or (isinstance(record, Entry) and not _anchored(record)):
             return False
         try:
-            await self._run(self._write(self._key(key), data, milliseconds))
+            await self._run(self._write(self._names.record(key), data, milliseconds))
         except _Full:
             self._limit_memory()
             self._rejected += 1
@@ -234,7 +230,7 @@ class RedisStore:
             await call(name, b"SET", name, data, b"PX", milliseconds)
             return
         token = b"\0" + os.urandom(16)
-        body = self._body(name)
+        body = self._names.body(name)
         # Both at once. If only one is made, or another writer's come between, the tokens differ: a miss.
         written = await asyncio.gather(
             call(body, b"SET", body, b"".join((token, data)), b"PX", milliseconds, large=True),
@@ -251,8 +247,8 @@ class RedisStore:
         Raises:
             StoreError: if Redis cannot be reached, or refuses.
         """
-        name = self._key(key)
-        await self._run(self._servers.call(name, b"UNLINK", name, self._body(name)))
+        name = self._names.record(key)
+        await self._run(self._servers.call(name, b"UNLINK", name, self._names.body(name)))
 
     async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
         """One script per scope. If one of several fails the others may have been made; purging again is harmless.
@@ -264,10 +260,10 @@ class RedisStore:
         for scope, purged in tags.items():
             if not purged:
                 continue
-            name = self._scope(scope)
-            whole = self._stamp_key(scope, WHOLE_SCOPE)
-            stamps = [] if WHOLE_SCOPE in purged else [self._stamp_key(scope, tag) for tag in dict.fromkeys(purged)]
-            keys = [self._name(b"s", name), self._name(b"i", name), whole, self._name(b"f", name), *stamps]
+            names = self._names
+            whole = names.stamp(scope, WHOLE_SCOPE)
+            stamps = [] if WHOLE_SCOPE in purged else [names.stamp(scope, tag) for tag in dict.fromkeys(purged)]
+            keys = [names.position(scope), names.index(scope), whole, names.floor(scope), *stamps]
             named = [key[len(whole) - 1 :] for key in stamps]
             await self._run(self._script(keys, [retention, self._max_stamps, *named]))
         return Purge("done", sum(map(len, tags.values())))
@@ -280,44 +276,20 @@ class RedisStore:
     @property
     def stamp_prefix(self) -> bytes:
         """Of all keys whose change may void an entry."""
-        return self._prefix + b":g:"
+        return self._names.stamps
 
     def stamp_names(self, entry: Entry) -> list[bytes]:
         """Of the keys whose change may void an entry: its tags' stamps, and its scopes' as a whole."""
-        names = [self._stamp_key(scope, WHOLE_SCOPE) for scope, _ in entry.positions]
-        return names + [self._stamp_key(scope, tag) for scope, tag in entry.tags]
+        names = [self._names.stamp(scope, WHOLE_SCOPE) for scope, _ in entry.positions]
+        return names + [self._names.stamp(scope, tag) for scope, tag in entry.tags]
 
     def purged_names(self, tags: Mapping[str, Sequence[str]]) -> list[bytes]:
         """Of the keys that a purge of these tags changes."""
-        return [self._stamp_key(scope, tag) for scope, purged in tags.items() for tag in purged]
+        return [self._names.stamp(scope, tag) for scope, purged in tags.items() for tag in purged]
 
     def stats(self) -> StoreStats:
         """What this process knows: how many records it did not keep."""
         return StoreStats(rejected=self._rejected)
-
-    def _key(self, key: bytes) -> bytes:
-        return b"%b:e:%b" % (self._prefix, key.hex().encode())
-
-    @staticmethod
-    def _body(name: bytes) -> bytes:
-        # What stands in braces decides the slot in a cluster: that of the record's own key.
-        return b"%b:b:{%b}" % (name.partition(b":e:")[0], name)
-
-    def _name(self, kind: bytes, scope: bytes) -> bytes:
-        return b"%b:%b:{%b}" % (self._prefix, kind, scope)
-
-    def _hash_scope(self, scope: str) -> bytes:
-        return self._hash(b"scope", scope.encode("utf-8", "surrogatepass"))
-
-    def _hash_tag(self, scope: str, tag: str) -> bytes:
-        """The key of a tag's stamp."""
-        name = self._scope(scope)
-        # With its scope, so that nobody can see two tenants use the same tag.
-        told = b"*" if tag == WHOLE_SCOPE else self._hash(b"tag", name + tag.encode("utf-8", "surrogatepass"))
-        return b"%b:%b" % (self._name(b"g", name), told)
-
-    def _hash(self, kind: bytes, name: bytes) -> bytes:
-        return blake2b(name, digest_size=16, key=self._naming_key, person=kind).hexdigest().encode()
 
     async def _script(self, keys: list[bytes], arguments: list[Any]) -> None:
         following = (len(keys), *keys, *arguments)

@@ -147,7 +147,7 @@ class Link:
         self._closed = False
         self._waiting = 0
         self._out: list[_Call | _Reads] = []
-        self._reads: _Reads | None = None
+        self._reads: dict[int, _Reads] = {}
         self._sent: deque[_Call | _Reads] = deque()
         self._idle: asyncio.Future[None] | None = None
         self._given_up: asyncio.Future[str] | None = None
@@ -186,16 +186,16 @@ class Link:
         self._out.append(_Call(words, future))
         return future
 
-    def read(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
-        """The values under the keys, by one MGET with those of other callers.
+    def read(self, keys: Sequence[bytes], slot: int = 0) -> asyncio.Future[list[bytes | None]]:
+        """The values under the keys, by one MGET with those that other callers want of the same slot.
 
         Raises:
             StoreError: as `call`.
         """
         future: asyncio.Future[list[bytes | None]] = self._admit().create_future()
-        reads = self._reads
+        reads = self._reads.get(slot)
         if reads is None or len(reads.keys) + len(keys) > MERGED:
-            reads = self._reads = _Reads()
+            reads = self._reads[slot] = _Reads()
             self._out.append(reads)
         reads.add(keys, future)
         return future
@@ -294,7 +294,7 @@ class Link:
                 self._idle = loop.create_future()
                 await self._idle
             self._idle = None
-            leaving, self._out, self._reads = self._out, [], None
+            leaving, self._out, self._reads = self._out, [], {}
             packed: list[bytes] = []
             for each in leaving:
                 if each.awaited:
@@ -322,7 +322,7 @@ class Link:
         """Nobody need wait: what is queued fails, and so do new calls until there is a connection."""
         self._refusal = _told(error)
         self._fail(self._out, error)
-        self._reads = None
+        self._reads = {}
 
     def _fail(self, those: "deque[_Call | _Reads] | list[_Call | _Reads]", error: BaseException) -> None:
         told = _told(error)
@@ -337,7 +337,7 @@ class Link:
         if self._loop is not None and not self._loop.is_closed():
             self._fail(self._sent, lost)
             self._fail(self._out, lost)
-        self._sent, self._out, self._reads, self._idle = deque(), [], None, None
+        self._sent, self._out, self._reads, self._idle = deque(), [], {}, None
         self._waiting = 0
 
 

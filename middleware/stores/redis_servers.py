@@ -5,34 +5,20 @@ A lane is a connection of its own (`redis_link`): a reply of megabytes on the on
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from redis.asyncio.connection import Connection, parse_url
 from redis.exceptions import RedisError
 
+from tidegate.addresses import Address
 from tidegate.middleware.stores.redis_link import Dial, Link, Word
 
-__all__ = ["Lanes", "OneServer", "Servers", "connect_to", "dial"]
+__all__ = ["Lanes", "Many", "OneServer", "Servers", "Way", "dial"]
 
 # redis-py's annotations leave much open; what comes from it is annotated where it is taken.
 _parse: Any = parse_url
 _tcp: Any = Connection
-
-IGNORED: Final = frozenset(
-    {
-        "socket_timeout",
-        "socket_connect_timeout",
-        "timeout",
-        "max_connections",
-        "retry_on_timeout",
-        "health_check_interval",
-        "decode_responses",
-        "encoding",
-        "encoding_errors",
-        "legacy_responses",
-    }
-)
-"""What addresses written for other clients say about waiting, pools and text: here that is the store's affair."""
 
 
 class Servers(Protocol):
@@ -68,13 +54,53 @@ class Servers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Many:
+    """How many callers may wait for one connection, and who is told when more do."""
+
+    most: int
+    crowded: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to connect to a server of an address: kind and options of redis-py's connection."""
+
+    kind: Any
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, address: Address) -> "Way":
+        """The way to the server, or to the first of those that are named.
+
+        Raises:
+            ValueError: if redis-py cannot take its options; the text says why.
+        """
+        options: dict[str, Any] = dict(_parse(address.url))
+        kind = options.pop("connection_class", _tcp)
+        options |= {"socket_timeout": None, "socket_connect_timeout": None, "driver_info": None}
+        try:
+            kind(**options)
+        except (TypeError, ValueError, RedisError, OSError) as error:
+            raise ValueError(str(error).rpartition("__() ")[2]) from error
+        return cls(kind, options)
+
+    def to(self, host: str, port: int) -> "Way":
+        """The same to another server."""
+        return Way(self.kind, self.options | {"host": host, "port": port})
+
+    async def connect(self) -> Any:
+        """A connection that is greeted, logged in, and has its database chosen."""
+        return await dial(self.kind, self.options)
+
+
 class Lanes:
     """The two connections to one server."""
 
-    def __init__(self, dial: Dial, *, max_waiting: int, crowded: Callable[[], object]) -> None:
-        self.small = Link(dial, max_waiting=max_waiting, crowded=crowded)
+    def __init__(self, dial: Dial, many: Many) -> None:
+        self.small = Link(dial, max_waiting=many.most, crowded=many.crowded)
         # A large reply may be long on its way, and only whole ones are seen.
-        self.large = Link(dial, max_waiting=max_waiting, crowded=crowded, silence=5.0)
+        self.large = Link(dial, max_waiting=many.most, crowded=many.crowded, silence=5.0)
 
     def open(self) -> None:
         """Take calls, again after `aclose`."""
@@ -94,9 +120,9 @@ class Lanes:
 class OneServer:
     """A server that holds everything; `dial` may find out anew each time which one that is."""
 
-    def __init__(self, dial: Dial, *, max_waiting: int, crowded: Callable[[], object]) -> None:
+    def __init__(self, dial: Dial, many: Many) -> None:
         self.dial: Dial | None = dial
-        self._lanes = Lanes(dial, max_waiting=max_waiting, crowded=crowded)
+        self._lanes = Lanes(dial, many)
         self.open, self.aclose, self.renew = self._lanes.open, self._lanes.aclose, self._lanes.renew
 
     def read(self, keys: Sequence[bytes], *, large: bool = False) -> Awaitable[list[bytes | None]]:
@@ -121,19 +147,3 @@ async def dial(kind: Any, options: dict[str, Any]) -> Any:
         await connection.disconnect(nowait=True)
         raise
     return connection
-
-
-def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object]) -> Servers:
-    """The servers at an address. Nothing is connected yet.
-
-    Raises:
-        ValueError: if the address cannot be used; the text says why.
-    """
-    options: dict[str, Any] = {name: value for name, value in _parse(url).items() if name not in IGNORED}
-    kind = options.pop("connection_class", _tcp)
-    options |= {"socket_timeout": None, "socket_connect_timeout": None, "driver_info": None}
-    try:
-        kind(**options)
-    except (TypeError, RedisError) as error:
-        raise ValueError(str(error)) from error
-    return OneServer(lambda: dial(kind, options), max_waiting=max_waiting, crowded=crowded)

@@ -54,7 +54,8 @@ class CacheSettings:
 class StoreSettings:
     """Where stored responses live.
 
-    url: `redis://host:port/0`, `rediss://`, `unix:///path`; None: this process's memory (`REDIS_URL`).
+    url: `redis://host:port/0`, `rediss://`, `unix:///path`, `redis+sentinel://host:port,host:port/service/0` or
+        `redis+cluster://host:port,host:port`, see `tidegate.addresses`; None: this process's memory (`REDIS_URL`).
     enabled: False keeps to memory although `url` is set (`REDIS_ENABLED`).
     keys: what seals the records in Redis, each as `tidegate keys new --print` gives it. For secrets that come in the
         environment.

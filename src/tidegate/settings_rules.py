@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from tidegate.addresses import Address
 from tidegate.middleware.core.policy import Authorization, Share
 from tidegate.vocabulary import Unit
 
@@ -75,6 +76,15 @@ def _namespace(value: Any) -> bool:
 _HTTP = _url("http", "https")
 _REDIS = _url("redis", "rediss", "unix")
 
+
+def _address(value: Any) -> bool:
+    try:
+        Address.of(value if isinstance(value, str) else "")
+    except ValueError:
+        return False
+    return True
+
+
 RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "share": (lambda v: v in get_args(Share), "is not a share", "use public, tenant or user"),
     "authorization": (lambda v: v in get_args(Authorization), "is not a rule", "use strict or rfc9111"),
@@ -84,9 +94,10 @@ RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str, str]]] = {
     "shadow_bodies": (_number(0, 16_384, whole=True), "is not a number of bytes", "give 0 to 16384"),
     "show_key": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
     "url": (
-        _REDIS,
+        _address,
         "is not a Redis URL",
-        "write redis://host:6379/0, rediss:// or unix:///path",
+        "write redis://host:6379/0, rediss://, unix:///path, redis+sentinel://host:26379/service or"
+        " redis+cluster://host:6379",
     ),
     "enabled": (lambda v: isinstance(v, bool), "is not true or false", "write true or false"),
     "keys": (_texts, "is not a list of keys", 'write ["tgk1_..."], as tidegate keys new --print gives it'),

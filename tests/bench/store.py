@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.bench.frame import Bench, Case, Target
 from tests.services import Valkey
-from tidegate.middleware.stores.redis_servers import connect_to
+from tidegate.middleware.stores.redis_connect import connect_to
 
 __all__ = ["BENCHES"]
 

@@ -10,6 +10,7 @@ What pip does not bring is fetched by `python -m tests.services.install`.
 
 from tests.services.postgres import Postgres
 from tests.services.prometheus import AlertReceiver, Prometheus, Sample
+from tests.services.replicated import RedisCluster, SentinelTrio
 from tests.services.server import Server, ServiceError, free_port, wait_until
 from tests.services.unleash import Unleash, UnleashAdmin
 from tests.services.valkey import Redis, RedisServer, Valkey
@@ -19,8 +20,10 @@ __all__ = [
     "Postgres",
     "Prometheus",
     "Redis",
+    "RedisCluster",
     "RedisServer",
     "Sample",
+    "SentinelTrio",
     "Server",
     "ServiceError",
     "Unleash",

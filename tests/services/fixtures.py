@@ -4,6 +4,7 @@
 |---|---|---|
 | `valkey`, `redis_server` | the shared server, emptied before the test | a session |
 | `valkey_server`, `shared_redis` | the same, not emptied: for fixtures of a wider scope | a session |
+| `sentinels`, `redis_cluster` | Redis 7 under three Sentinels, a cluster of Valkey 9; emptied | a session |
 | `unleash` | the shared Unleash; take fresh flag names (`unleash.admin.fresh_name()`) | a session |
 | `start_unleash` | a function that starts a private one; `own_postgres=True` gives it a database to break | the test |
 | `prometheus` | a function that starts one with the arguments of `Prometheus` | the test |
@@ -18,6 +19,7 @@ import pytest
 
 from tests.services.postgres import Postgres
 from tests.services.prometheus import Prometheus
+from tests.services.replicated import RedisCluster, SentinelTrio
 from tests.services.server import Server, ServiceError
 from tests.services.unleash import Unleash
 from tests.services.valkey import Redis, Valkey
@@ -25,8 +27,12 @@ from tests.services.valkey import Redis, Valkey
 __all__ = [
     "postgres",
     "prometheus",
+    "redis_cluster",
     "redis_server",
+    "sentinels",
+    "shared_cluster",
     "shared_redis",
+    "shared_sentinels",
     "start_redis",
     "start_unleash",
     "start_valkey",
@@ -98,6 +104,34 @@ def redis_server(shared_redis: Redis) -> Redis:
 def start_redis() -> Iterator[Callable[..., Redis]]:
     """Call with the arguments of `Redis`."""
     yield from _private(Redis)
+
+
+@pytest.fixture(scope="session")
+def shared_sentinels() -> Iterator[SentinelTrio]:
+    with _one_line():
+        trio = SentinelTrio().start()
+    yield trio
+    trio.stop()
+
+
+@pytest.fixture
+def sentinels(shared_sentinels: SentinelTrio) -> SentinelTrio:
+    shared_sentinels.flush()
+    return shared_sentinels
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[RedisCluster]:
+    with _one_line():
+        cluster = RedisCluster().start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def redis_cluster(shared_cluster: RedisCluster) -> RedisCluster:
+    shared_cluster.flush()
+    return shared_cluster
 
 
 @pytest.fixture(scope="session")

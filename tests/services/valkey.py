@@ -71,6 +71,17 @@ class RedisServer(Server):
             raise ServiceError(f"{self.name} names no version: {info[:200]!r}")
         return found[1]
 
+    def connected(self) -> socket.socket:
+        """A connection on which nobody waits longer than a second."""
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(1.0)
+        try:
+            link.connect(str(self.unix_socket))
+        except OSError:
+            link.close()
+            raise
+        return link
+
     def command_reply(self, *words: str) -> bytes:
         """Run one command that answers with a line or one string; for the plumbing of tests, not for their subject.
 
@@ -79,9 +90,7 @@ class RedisServer(Server):
             ServiceError: the server answered with an error.
         """
         parts = [f"*{len(words)}\r\n", *(f"${len(word.encode())}\r\n{word}\r\n" for word in words)]
-        with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(1.0)
-            link.connect(str(self.unix_socket))
+        with self.connected() as link:
             link.sendall("".join(parts).encode())
             with link.makefile("rb") as answer:
                 line = answer.readline().rstrip()

@@ -14,7 +14,7 @@ _HIDDEN = "***"
 _SHORTEST = 4
 """A shorter secret is hidden where it stands in an address or a token's setting, but not wherever its letters occur."""
 
-_SECRET_QUERY = re.compile(r"(?i)([?&](?:password|username|token|secret|key)=)[^&#\s]*")
+_SECRET_QUERY = re.compile(r"(?i)([?&](?:\w*password|\w*username|token|secret|key)=)[^&#\s]*")
 _USER_INFO = re.compile(r"(?<=://)[^/\s?#]*@")
 
 

@@ -9,14 +9,16 @@ from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.redis import RedisStore
 
 SERVERS = {"valkey": "valkey", "redis 7": "redis_server"}
-STORES = ["memory", "valkey", "redis 7", "guarded memory", "guarded valkey", "guarded redis 7"]
+MANY = {"sentinel": "sentinels", "cluster": "redis_cluster"}
+STORES = ["memory", "valkey", "redis 7", "guarded memory", "guarded valkey", "guarded redis 7", *MANY]
 
 
 @pytest.fixture(params=STORES)
 def open_store(request: pytest.FixtureRequest) -> Open:
     name: str = request.param
     kind = name.removeprefix("guarded ")
-    url = request.getfixturevalue(SERVERS[kind]).url if kind in SERVERS else ""
+    fixtures = SERVERS | MANY
+    url = request.getfixturevalue(fixtures[kind]).url if kind in fixtures else ""
 
     def open_one(**limits: int) -> Store:
         metrics = new_metrics()

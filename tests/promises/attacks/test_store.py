@@ -252,7 +252,7 @@ async def main():
             from tidegate.middleware.core.codec import encode
             data = encode(entry)
             for at in range(0, len(data), 1 << 14):
-                name = store._key(b"%d" % (number % 3))
+                name = store._names.record(b"%d" % (number % 3))
                 await store._servers.call(name, b"SETRANGE", name, at, data[at : at + (1 << 14)])
 
 asyncio.run(main())

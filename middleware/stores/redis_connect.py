@@ -1,0 +1,24 @@
+"""From an address to the servers behind it."""
+
+from collections.abc import Callable
+
+from tidegate.addresses import Address
+from tidegate.middleware.stores.redis_cluster import Cluster
+from tidegate.middleware.stores.redis_sentinel import Sentinels
+from tidegate.middleware.stores.redis_servers import Many, OneServer, Servers, Way
+
+__all__ = ["connect_to"]
+
+
+def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object]) -> Servers:
+    """The servers at an address (`tidegate.addresses`). Nothing is connected yet.
+
+    Raises:
+        ValueError: if the address cannot be used; the text says why.
+    """
+    address = Address.of(url)
+    way = Way.of(address)
+    many = Many(most=max_waiting, crowded=crowded)
+    if address.kind == "cluster":
+        return Cluster(address, way, many)
+    return OneServer(Sentinels(address, way).connect if address.kind == "sentinel" else way.connect, many)

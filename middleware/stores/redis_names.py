@@ -1,0 +1,66 @@
+"""What keys are called in Redis: nothing of a tenant can be read in them.
+
+Scopes and tags are named by keyed BLAKE2b. What stands in braces decides the slot of a key in a cluster: all keys of a
+scope lie in one, and so do the two of a large record.
+"""
+
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+
+from tidegate.middleware.core.records import WHOLE_SCOPE
+
+__all__ = ["Names"]
+
+REMEMBERED: Final = 16_384
+
+
+class Names:
+    """The names of one namespace."""
+
+    def __init__(self, namespace: str, naming_key: bytes) -> None:
+        self._prefix = namespace.encode()
+        self._naming_key = naming_key
+        self.stamps = self._prefix + b":g:"
+        """What the names of all stamps begin with."""
+        # Hashing a name costs more than looking it up; few scopes and tags are asked for often.
+        self._scope = lru_cache(REMEMBERED)(self._hash_scope)
+        self.position = lru_cache(REMEMBERED)(self._position)
+        self.floor = lru_cache(REMEMBERED)(self._floor)
+        self.stamp = lru_cache(REMEMBERED)(self._stamp)
+
+    def record(self, key: bytes) -> bytes:
+        """Where a record lies, or the token of a large one."""
+        return b"%b:e:%b" % (self._prefix, key.hex().encode())
+
+    def body(self, record: bytes) -> bytes:
+        """Where a large record lies, by the name under which its token does."""
+        return b"%b:b:{%b}" % (self._prefix, record)
+
+    def index(self, scope: str) -> bytes:
+        """Where the scope's stamped tags lie by stamp."""
+        return self._of(b"i", self._scope(scope))
+
+    def _floor(self, scope: str) -> bytes:
+        """Where the highest stamp lies that the scope let go."""
+        return self._of(b"f", self._scope(scope))
+
+    def _position(self, scope: str) -> bytes:
+        """Where the scope's position lies."""
+        return self._of(b"s", self._scope(scope))
+
+    def _stamp(self, scope: str, tag: str) -> bytes:
+        """Where a tag's stamp lies, or that of the whole scope if the tag is WHOLE_SCOPE."""
+        name = self._scope(scope)
+        # With its scope, so that nobody can see two tenants use the same tag.
+        told = b"*" if tag == WHOLE_SCOPE else self._hash(b"tag", name + tag.encode("utf-8", "surrogatepass"))
+        return b"%b:%b" % (self._of(b"g", name), told)
+
+    def _of(self, kind: bytes, scope: bytes) -> bytes:
+        return b"%b:%b:{%b}" % (self._prefix, kind, scope)
+
+    def _hash_scope(self, scope: str) -> bytes:
+        return self._hash(b"scope", scope.encode("utf-8", "surrogatepass"))
+
+    def _hash(self, kind: bytes, name: bytes) -> bytes:
+        return blake2b(name, digest_size=16, key=self._naming_key, person=kind).hexdigest().encode()
