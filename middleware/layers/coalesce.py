@@ -171,7 +171,7 @@ class CoalesceLayer:
         from then on it is a task of its own, which the leader may leave.
         """
         request = scope["headers"]
-        leader = Leader(receive, send)
+        leader = Leader(scope, receive, send)
         began = self._clock()
         if self._busy.holds(key, began):
             run = asyncio.get_running_loop().create_task(self._run(scope, leader))
@@ -251,6 +251,7 @@ class CoalesceLayer:
                 raise
             self._metrics.fail("coalesce", error)  # the leader, who would have heard of it, is gone
         finally:
+            leader.end_session()
             if leader.flight is not None:
                 leader.flight.finish()
             leader.call()

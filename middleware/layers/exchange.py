@@ -82,18 +82,21 @@ class Exchange(Parted):
         self._asked = self._config.clock()
         self._context.explainer = self
         try:
-            await app(self._scope_for_app(), receive, tee)
+            self._watch_session(self._scope_for_app())
+            await app(self._given, receive, tee)
             if self._again:
                 # Its 304 was about a response that is not ours: only a whole one can help.
                 tee.start_anew()
                 self._context.collapsed = False
-                await app({**self._offered, "headers": without_conditions(self._request)}, no_body(receive), tee)
+                self._watch_session({**self._offered, "headers": without_conditions(self._request)})
+                await app(self._given, no_body(receive), tee)
         except Exception as error:
             if await tee.failed():
                 self._config.metrics.fail("app", error)
             # The server must still hear of it: the client has its answer, the log has the fault.
             raise
         finally:
+            self._end_session()
             self._context.explainer = None  # each holds the other: without this it would be for the garbage collector
         if self._head is not None and self._entry is not None:
             await self._freshen(self._entry, self._head)
@@ -129,6 +132,7 @@ class Exchange(Parted):
         return {**self._scope, "extensions": {name: extensions[name] for name in extensions.keys() - UNREPEATABLE}}
 
     async def _answer(self, send: Send, entry: Entry, reuse: Reuse, note: bytes, extra: Pairs = ()) -> None:
+        self._end_session()
         own_etags = self._context.is_open("etag")
         if self._config.show_key:
             note += self._key_note(self._key)
@@ -203,7 +207,9 @@ class Exchange(Parted):
             return headers, None  # until its window ends the stale response is better than that (RFC 5861 3)
         if self._scope["method"] == "HEAD" and self._entry is not None and status == 200 and self._usable.stores:
             self._head = headers
-        return super().begin(status, headers, trailers=trailers)
+        begun = super().begin(status, headers, trailers=trailers)
+        self._end_session()
+        return begun
 
     def _refreshes(self, app: ASGIApp, entry: Entry) -> bool:
         """Whether the stored response is being refreshed in the background, by this request or another."""

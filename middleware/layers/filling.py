@@ -26,6 +26,7 @@ from tidegate.middleware.core.updating import has_validator
 from tidegate.middleware.layers.asgi import RequestContext, Scope
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.layers.refresh import Refreshes
+from tidegate.middleware.layers.sessions import VARY_COOKIE, SessionWatch, session_use, watch_session
 from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
@@ -108,6 +109,8 @@ class Filling:
         self._asked = 0.0
         self._kept: Kept | None = None
         self._forward = b"miss"
+        self._given = scope
+        self._session: SessionWatch | None = None
 
     def take_up(
         self,
@@ -169,11 +172,23 @@ class Filling:
         """The key of the variant that this request selects (RFC 9111 4.1)."""
         return self._config.names.variant(self._named, variant_values(self._request, names))
 
+    def _watch_session(self, given: Scope) -> None:
+        """The app is about to be given this scope."""
+        self._given, self._session = given, watch_session(given)
+
+    def _end_session(self) -> None:
+        """Something is about to be sent."""
+        if self._session is not None:
+            self._session.end()
+
     def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
         if not self._usable.stores:
             return Refused("credential")
-        if getattr(self._scope.get("session"), "modified", False):
+        use = session_use(self._given, self._session)
+        if use == "changed":
             return Refused("Set-Cookie")  # which a session middleware further out is going to add
+        if use == "read":
+            headers = [*headers, VARY_COOKIE]
         return judge_response(
             status=status,
             headers=headers,
@@ -253,6 +268,8 @@ class Filling:
         stored = storable_headers(headers)
         if status != 204 and single_value(stored, b"content-length") is None:
             stored = (*stored, (b"content-length", b"%d" % len(body)))
+        if session_use(self._given, self._session) == "read" and (self._session is None or not self._session.was_read):
+            stored = (*stored, VARY_COOKIE)  # for the hits: nobody reads the session then, and nobody else would say so
         entry = self._entry_of(status, stored, body, kept=self._kept, sent=headers, own_etag=self._context.own_etag)
         await self._put(entry, self._kept.vary)
 

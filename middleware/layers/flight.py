@@ -12,6 +12,7 @@ from typing import Final, cast
 from tidegate.middleware.core.sharing import judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import Message, RequestContext
+from tidegate.middleware.layers.sessions import SessionUse
 
 __all__ = ["Flight", "Seat"]
 
@@ -188,31 +189,35 @@ class Flight:
         self.close()
         self._wake()
 
-    def publish(self, message: Message) -> None:
-        """Look at a message of the run, and keep what followers need of it."""
+    def publish(self, message: Message, used: SessionUse = "none") -> None:
+        """Look at a message of the run, and keep what followers need of it. used: what it did with its session."""
         if self.refused is not None or self.complete:
             return
         kind = message["type"]
         if kind == "http.response.start" and self._headers is None and message.keys() <= _START_KEYS:
-            self._begin(message)
+            self._begin(message, used)
         elif kind == "http.response.body" and self._headers is not None and message.keys() <= _BODY_KEYS:
             self._extend(message)
         else:
             self.close("extension")
 
-    def _begin(self, message: Message) -> None:
+    def _begin(self, message: Message, used: SessionUse) -> None:
         headers = tuple(cast(list[tuple[bytes, bytes]], message.get("headers", ())))
         status: int = message["status"]
         answer = judge_answer(status, headers, same_user=self._same_user)
         refused = answer.refused
         if message.get("trailers"):
             refused = "extension"
+        elif used == "changed":
+            refused = refused or "set-cookie"  # for a session middleware further out to add
         elif answer.length is not None and answer.length > self._max_body:
             refused = "too-large"
         if refused is not None:
             self.close(refused)
             return
         self._status, self._headers, self._vary = status, headers, answer.vary
+        if used == "read":
+            self._vary += (b"cookie",)
         self._live = answer.length is not None
 
     def _extend(self, message: Message) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 from collections import deque
 
-from tidegate.middleware.layers.asgi import Message, Receive, Send, repeatable
+from tidegate.middleware.layers.asgi import Message, Receive, Scope, Send, repeatable
 from tidegate.middleware.layers.flight import Flight
+from tidegate.middleware.layers.sessions import SessionUse, session_use, watch_session
 
 __all__ = ["Leader"]
 
@@ -23,14 +24,20 @@ class Leader:
         "_failure",
         "_outbox",
         "_receive",
+        "_scope",
         "_send",
         "_sending",
+        "_session",
+        "_used",
         "flight",
         "start",
     )
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.flight: Flight | None = None
+        self._scope = scope
+        self._session = watch_session(scope)
+        self._used: SessionUse = "none"
         self._receive = receive
         self._send = send
         self.start: Message | None = None
@@ -45,7 +52,7 @@ class Leader:
         """The run waits: from now on others may join, unless it has said too much already."""
         self.flight = flight
         if self.start is not None:
-            flight.publish(self.start)
+            flight.publish(self.start, self._used)
         if self._closed:
             flight.close()
 
@@ -67,6 +74,8 @@ class Leader:
         is_start = message["type"] == "http.response.start"
         if is_start:
             message = repeatable(message)
+            self._used = session_use(self._scope, self._session)
+            self.end_session()
         if flight is None:
             if is_start and self.start is None:
                 self.start = {**message, "headers": tuple(message.get("headers", ()))}  # as said: it may be changed
@@ -74,7 +83,7 @@ class Leader:
                 self._closed = True
             await self._send(message)
             return
-        flight.publish(message)
+        flight.publish(message, self._used)
         if flight.abandoned:
             return
         if self._failure is not None:
@@ -86,6 +95,11 @@ class Leader:
             self.call()
         else:
             await self._direct(message)
+
+    def end_session(self) -> None:
+        """The response starts, or there is none: the session says again what it said before."""
+        if self._session is not None:
+            self._session.end()
 
     async def _direct(self, message: Message) -> None:
         while (self._outbox or self._sending) and self._failure is None:

@@ -73,7 +73,15 @@ class Rehearsal(Filling):
             self._stored = record
         policy = context.match.policy
         most = policy.max_body if policy is not None else self._config.max_body
-        await app(self._scope, receive, _Watching(send, self, most))
+        self._watch_session(self._scope)
+        try:
+            await app(self._scope, receive, _Watching(send, self, most))
+        finally:
+            self._end_session()
+
+    def begun(self) -> None:
+        """The answer is about to start."""
+        self._end_session()
 
     @property
     def excerpt(self) -> int:
@@ -258,6 +266,7 @@ class _Watching:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message = repeatable(message)
+            self._rehearsal.begun()
         sent = {**message, "headers": list(message.get("headers", ()))}  # who is further out may write into its own
         await self._send(message)
         if self._over:

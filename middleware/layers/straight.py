@@ -116,6 +116,8 @@ class Misses:
             return None
         if named.primary in self.config.in_part:
             return None  # what is stored in part may be completed
+        if missed.scope.get("session") is not None:
+            return None  # the general way watches what becomes of it
         own = named.scope
         positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))
         if positions is None:
@@ -236,8 +238,8 @@ class Miss:
         await self._general({**message, "headers": given})
 
     def _is_fit(self, given: list[Pair], length: bytes | None) -> bool:
-        """Whether nothing of it is malformed or too long, and nobody further out adds a cookie."""
-        if getattr(self.missed.scope.get("session"), "modified", False):
+        """Whether nothing of it is malformed or too long, and no session may have been read or changed."""
+        if self.missed.scope.get("session") is not None:
             return False
         text = b"".join([part for pair in given for part in pair])
         if len(text) > _MOST or (length is not None and len(length) > _MOST_DIGITS):

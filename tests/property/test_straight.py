@@ -330,7 +330,7 @@ def test_a_plain_miss_is_passed_stored_and_counted_as_the_general_way_would_have
     compare()
     assert sum(misses) > 1500, sum(misses)
     assert sum(stored) > 700, sum(stored)
-    assert sum(taken) > sum(misses) * 0.4, f"{sum(taken)} of {sum(misses)} misses went straight"
+    assert sum(taken) > sum(misses) * 0.35, f"{sum(taken)} of {sum(misses)} misses went straight"
 
 
 def header(answer: Answer) -> str | None:

@@ -2,16 +2,17 @@
 
 import pytest
 
-from tests.promises.attacks import test_identity, test_keys, test_poisoning, test_store, test_whole
+from tests.promises.attacks import test_identity, test_keys, test_poisoning, test_sessions, test_store, test_whole
 from tests.promises.attacks.planting import ATTACKS, Attack, Fault, planted
 
-MODULES = (test_identity, test_keys, test_poisoning, test_store, test_whole)
+MODULES = (test_identity, test_keys, test_poisoning, test_sessions, test_store, test_whole)
 
 
 ADVISORIES = {
     "CVE-2026-6907", "CVE-2026-48587", "CVE-2026-8404", "CVE-2026-48588", "CVE-2026-113593", "CVE-2026-25480",
     "CVE-2026-39972", "CVE-2026-35039", "CVE-2026-24472", "CVE-2025-49826", "CVE-2024-46982", "CVE-2025-49005",
-    "CVE-2025-57752", "CVE-2021-33026", "CVE-2025-69872", "CVE-2026-2970",
+    "CVE-2025-57752", "CVE-2021-33026", "CVE-2025-69872", "CVE-2026-2970", "CVE-2026-35192", "CVE-2014-1418",
+    "CVE-2026-27205",
 }  # fmt: skip
 
 ELSEWHERE = {
