@@ -17,10 +17,13 @@ __all__ = [
     "SCHEMA",
     "climbs",
     "counted_query",
+    "digest",
+    "digest_of_encoded",
     "encode_parts",
     "path_part",
     "primary_parts",
     "scope_of",
+    "tag_of_encoded",
     "tag_of_uri",
     "variant_values",
 ]
@@ -95,7 +98,12 @@ def _text(name: str) -> bytes:
 
 def digest(parts: Sequence[bytes | None], naming_key: bytes) -> bytes:
     """The key under which a store keeps the record: 20 bytes of keyed BLAKE2b, so that nothing of it is readable."""
-    return blake2b(encode_parts(parts), digest_size=20, key=naming_key).digest()
+    return digest_of_encoded(encode_parts(parts), naming_key)
+
+
+def digest_of_encoded(parts: bytes, naming_key: bytes) -> bytes:
+    """As `digest`, of parts that are encoded already."""
+    return blake2b(parts, digest_size=20, key=naming_key).digest()
 
 
 def variant_values(
@@ -145,7 +153,9 @@ def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
 
     A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
     """
-    parts = encode_parts((scheme.encode(), host, raw_path, query))
-    return "uri:" + (
-        parts.decode("latin-1") if len(parts) <= _LONGEST_URI else blake2b(parts, digest_size=20).hexdigest()
-    )
+    return tag_of_encoded(encode_parts((scheme.encode(), host, raw_path, query)))
+
+
+def tag_of_encoded(uri: bytes) -> str:
+    """As `tag_of_uri`, of its parts that are encoded already."""
+    return "uri:" + (uri.decode("latin-1") if len(uri) <= _LONGEST_URI else blake2b(uri, digest_size=20).hexdigest())

@@ -341,7 +341,7 @@ def tags_of(context: RequestContext, named: Named, headers: Pairs) -> tuple[Scop
     names += context.tags or ()
     own = [(named.scope, name) for name in dict.fromkeys(names)]
     groups = [(PUBLIC_SCOPE, name) for name in group_tags(headers, named.uri.scheme, named.uri.host)]
-    return (named.uri.tag, *own, *groups)
+    return (named.tag, *own, *groups)
 
 
 def of_use_past(what: Kept | Entry, *, validator: bool) -> float:

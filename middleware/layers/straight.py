@@ -292,7 +292,7 @@ class Miss:
                 config.metrics.limits.labels("tags").inc()
                 return
         else:
-            tags = (named.uri.tag,)
+            tags = (named.tag,)
         now = config.clock()
         entry = Entry(
             status=self._status,

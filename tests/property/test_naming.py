@@ -1,11 +1,15 @@
 """A remembered name is the one that would be made anew, whatever was remembered before it (P2)."""
 
+from typing import cast
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.driver import scope_of
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.policy import Match, RoutePolicy
+from tidegate.middleware.core.keys import digest, primary_parts
+from tidegate.middleware.core.keys import scope_of as ledger_scope_of
+from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.layers.naming import Named, Names, host_of
 
 NAMES = st.sampled_from(["a", "b", "ab", "\udc80", "1"])
@@ -56,6 +60,23 @@ def test_what_was_asked_before_changes_no_name(asked: list[dict[str, object]], r
     for each in [*asked, *asked]:
         new = Names(namespace=b"v1", naming_key=b"secret")
         assert named(old, each) == named(new, each)
+
+
+@settings(max_examples=150, deadline=None)
+@given(neighbours())
+def test_a_name_is_made_of_all_parts_of_its_key_and_no_other(asked: list[dict[str, object]]) -> None:
+    names = Names(namespace=b"v1", naming_key=b"secret")
+    for each in asked:
+        found, _ = named(names, each)
+        share, identity = cast(Share, each["share"]), cast(Identity, each["identity"])
+        uri = found.uri
+        assert found.parts == primary_parts(
+            namespace=b"v1", share=share, identity=identity, scheme=uri.scheme, host=uri.host, raw_path=uri.raw_path,
+            query=uri.query,
+        )  # fmt: skip
+        assert found.primary == digest(found.parts, b"secret")
+        assert found.tag == uri.tag
+        assert found.scope == ledger_scope_of(identity, share)
 
 
 def test_no_more_is_remembered_than_was_said_and_nothing_long() -> None:
