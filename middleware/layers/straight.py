@@ -196,21 +196,32 @@ class Miss:
         kind = message["type"]
         if self._general is not None:
             await self._general(message)
-        elif kind == "http.response.start" and self._plan is None:
-            await self._begin(message)
         elif kind == "http.response.body":
             # Read before it is sent: compression further out writes its bytes into the same message.
             chunk, more = message.get("body", b""), message.get("more_body", False)
             await self._send(message)
             if self._copy is not None:
-                await self._take(self._copy, chunk, more)
+                body = self._copy.take(chunk, more)
+                if self._copy.over:
+                    self._copy = None
+                if body is not None and not self._keep(body):
+                    await self._taken_up().commit(self._status, self._headers, body)
+        elif kind == "http.response.start" and self._plan is None:
+            given: list[Pair] = []
+            begun = self._begin(message, given)
+            if begun is not None:
+                await self._send(begun)
+                return
+            self._exchange = exchange = self._taken_up()
+            self._general = Tee(self._send, request=self.missed.scope["headers"], keeper=exchange)
+            await self._general({**message, "headers": given})
         else:
             await self._send(message)
             if kind in UNREPEATABLE:
                 self._copy = None
 
-    async def _begin(self, message: Message) -> None:
-        given: list[Pair] = []
+    def _begin(self, message: Message, given: list[Pair]) -> Message | None:
+        """The response's start for the client; None: it is for the general way. given: takes the app's fields."""
         shape: list[Pair] = []
         length: bytes | None = None
         plain = not (self.context.collapsed or message.get("trailers"))
@@ -227,15 +238,24 @@ class Miss:
                     shape.append(_MARKS[name])
                 else:
                     plain = False
-        if plain and self._is_fit(given, length):
-            plan = self._misses.plan(message["status"], shape, given, self)
-            room = self._room()
-            if plan.kept is None or length is None or not length.isdigit() or int(length) <= room:
-                await self._answer(message, given, length, plan, room)
-                return
-        self._exchange = exchange = self._taken_up()
-        self._general = Tee(self._send, request=self.missed.scope["headers"], keeper=exchange)
-        await self._general({**message, "headers": given})
+        if not plain or not self._is_fit(given, length):
+            return None
+        misses, context, policy = self._misses, self.context, self.context.match.policy
+        status: int = message["status"]
+        plan = misses.plan(status, shape, given, self)
+        headers = given
+        if plan.kept is not None:
+            room = policy.max_body if policy is not None else misses.config.max_body
+            if length is not None and length.isdigit() and int(length) > room:
+                return None
+            if plan.ours is not None:
+                headers = [pair for pair in given if pair[0] != b"cache-control"]
+                headers.append(plan.ours)
+            self._copy, self._length = Copy(room, length), length
+            context.storable = plan.storable
+        misses.taken += 1
+        self._plan, self._status, self._given, self._headers = plan, status, given, headers
+        return {**message, "headers": [*headers, plan.note]}
 
     def _is_fit(self, given: list[Pair], length: bytes | None) -> bool:
         """Whether nothing of it is malformed or too long, and no session may have been read or changed."""
@@ -246,43 +266,19 @@ class Miss:
             return False
         return not (b"\n" in text or b"\r" in text or b"\x00" in text)
 
-    def _room(self) -> int:
-        policy = self.context.match.policy
-        return policy.max_body if policy is not None else self._misses.config.max_body
-
-    async def _answer(self, message: Message, given: list[Pair], length: bytes | None, plan: _Plan, room: int) -> None:
-        self._misses.taken += 1
-        self._plan, self._status, self._given, self._headers = plan, message["status"], given, given
-        if plan.kept is not None:
-            if plan.ours is not None:
-                self._headers = [pair for pair in given if pair[0] != b"cache-control"]
-                self._headers.append(plan.ours)
-            self._copy, self._length = Copy(room, length), length
-            self.context.storable = plan.storable
-        await self._send({**message, "headers": [*self._headers, plan.note]})
-
-    async def _take(self, copy: Copy, chunk: bytes, more: bool) -> None:
-        body = copy.take(chunk, more)
-        if copy.over:
-            self._copy = None
-        if body is not None:
-            await self._commit(body)
-
-    async def _commit(self, body: bytes) -> None:
-        plan = self._plan
-        if plan is None or plan.kept is None:
-            return
-        if plan.kept.vary or plan.kept.dropped:
-            await self._taken_up().commit(self._status, [*self._headers, plan.note], body)
-            return
+    def _keep(self, body: bytes) -> bool:
+        """Store the whole response, as Filling does; False: this way cannot. Never raises."""
+        plan, config = self._plan, self._misses.config
+        if plan is None or plan.kept is None or plan.kept.vary or plan.kept.dropped:
+            return False
         try:
-            self._keep(body, plan, plan.kept)
+            self._put(body, plan, plan.kept, config)
         except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
-            self._misses.config.metrics.fail("store", error)
+            config.metrics.fail("store", error)
+        return True
 
-    def _keep(self, body: bytes, plan: _Plan, kept: Kept) -> None:
-        misses, context, named = self._misses, self.context, self.missed.named
-        config = misses.config
+    def _put(self, body: bytes, plan: _Plan, kept: Kept, config: CacheConfig) -> None:
+        context, named = self.context, self.missed.named
         headers = tuple(self._headers)
         if self._length is None and self._status != 204:
             headers = (*headers, (b"content-length", b"%d" % len(body)))
@@ -310,7 +306,7 @@ class Miss:
         )
         retain = entry.born + kept.lifetime + plan.past - now
         if retain > 0:
-            misses.keep(named.primary, entry, retain=retain)
+            self._misses.keep(named.primary, entry, retain=retain)
 
     def explain(self) -> Explanation:
         """What is known now."""
