@@ -57,10 +57,11 @@ def test_a_response_at_the_limit_is_stored_and_one_beyond_it_passes_through_whol
         assert bench.bitten() == ({} if hit else {limit: 2})
 
 
-def test_an_entry_with_more_tags_than_may_be_is_not_stored() -> None:
+@pytest.mark.parametrize("vary", [[], [("vary", "x-kind")]], ids=["plain", "with variants"])
+def test_an_entry_with_more_tags_than_may_be_is_not_stored(vary: list[tuple[str, str]]) -> None:
     class Tagging(Origin):
         def __init__(self, count: int) -> None:
-            super().__init__(headers=[FRESH])
+            super().__init__(headers=[FRESH, *vary])
             self.count = count
 
         async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]

@@ -156,6 +156,46 @@ def test_what_an_entry_takes_beyond_key_and_body_is_bounded() -> None:
     assert taken.bookkeeping < taken.entry < 850
 
 
+def test_stamps_let_go_because_of_the_limit_cost_their_tenant_its_older_entries_and_nobody_else() -> None:
+    metrics = new_metrics()
+
+    async def body() -> None:
+        store = MemoryStore(max_stamps=5, metrics=metrics)
+        positions = ((ACME, 0), (PUBLIC_SCOPE, 0))
+        await store.put(b"older", entry(tags=((ACME, "never purged"),), positions=positions), retain=60)
+        await store.put(b"other", entry(positions=(("tenant:other", 0), (PUBLIC_SCOPE, 0))), retain=60)
+        for number in range(5):
+            await store.purge({ACME: [f"tag {number}"]})
+        assert await found(store, b"older") is not None
+        assert limit(metrics, "memory-stamps") == 0
+        await store.purge({ACME: ["one more"]})
+        assert limit(metrics, "memory-stamps") == store.stats().extra["stamps_forgotten"] == 1
+        assert await found(store, b"older") is None
+        assert await found(store, b"other") is not None
+        assert len(store._ledger._scopes[ACME].stamps) == 5
+
+    run(body)
+
+
+def test_a_row_that_changes_hands_while_it_is_looked_up_gives_nobody_anothers_record() -> None:
+    """As another thread may do it in the middle of `peek`, which takes no lock."""
+    store = MemoryStore(metrics=new_metrics())
+
+    class Rows(dict[bytes, int]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            row = super().get(key, default)
+            if key == b"mine" and row is not None:
+                store._rows = dict(self)
+                asyncio.run(store.delete(b"mine"))
+                assert store.keep(b"theirs", entry(b"theirs"), retain=60)
+                assert store._rows[b"theirs"] == row
+            return row
+
+    assert store.keep(b"mine", entry(b"mine"), retain=60)
+    store._rows = Rows(store._rows)
+    assert store.peek(b"mine") is None
+
+
 def test_hit_fill_and_purge_take_as_many_steps_among_100_000_entries_as_among_1_000() -> None:
     """Counted are the lines that run; a tag that all entries carry is purged."""
 
