@@ -59,6 +59,11 @@ BYPASSED: Final[Mapping[str, Rule]] = {
 }
 
 REFUSED: Final[Mapping[str, Rule]] = {
+    "body": Rule(
+        "the app has read a body of the request, which is no part of a key; over HTTP/2 the head need not tell of one",
+        "P2",
+        "send GET without a body",
+    ),
     "status": Rule("a part or a bare confirmation is not stored by itself", "RFC 9111 3.3, 4.3.3"),
     "no-store": Rule("the response says no-store", "RFC 9111 5.2.2.5", "leave no-store out"),
     "no-cache": Rule(

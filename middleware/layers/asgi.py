@@ -288,6 +288,9 @@ class ContextResolver:
         found = scope.get("tidegate")
         if found is not None:
             return cast(RequestContext, found)
+        if not isinstance(scope["headers"], list | tuple):
+            # ASGI allows any iterable: one that can be read once would hide a cookie from all but its first reader.
+            scope["headers"] = list(scope["headers"])
         identity: Identity | None = None
         try:
             identity = self._identify(scope)

@@ -43,7 +43,7 @@ __all__ = ["CoalesceLayer", "LeaderFailedError"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
-_PASSING: Final = frozenset({"error"})
+_PASSING: Final = frozenset({"body", "error"})
 """Reasons not to share that say nothing about the next run."""
 
 

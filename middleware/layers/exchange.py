@@ -82,14 +82,14 @@ class Exchange(Parted):
         self._asked = self._config.clock()
         self._context.explainer = self
         try:
-            self._watch_session(self._scope_for_app())
-            await app(self._given, receive, tee)
+            given = self._scope_for_app()
+            await app(given, self._watch(given, receive), tee)
             if self._again:
                 # Its 304 was about a response that is not ours: only a whole one can help.
                 tee.start_anew()
                 self._context.collapsed = False
-                self._watch_session({**self._offered, "headers": without_conditions(self._request)})
-                await app(self._given, no_body(receive), tee)
+                given = {**self._offered, "headers": without_conditions(self._request)}
+                await app(given, self._watch(given, no_body(receive)), tee)
         except Exception as error:
             if await tee.failed():
                 self._config.metrics.fail("app", error)

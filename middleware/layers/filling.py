@@ -26,8 +26,9 @@ from tidegate.middleware.core.updating import has_validator
 from tidegate.middleware.layers.asgi import RequestContext, Scope
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.layers.refresh import Refreshes
-from tidegate.middleware.layers.sessions import VARY_COOKIE, SessionWatch, session_use, watch_session
+from tidegate.middleware.layers.sessions import VARY_COOKIE
 from tidegate.middleware.layers.tee import Pairs
+from tidegate.middleware.layers.witness import Witness
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
 
@@ -82,7 +83,7 @@ class CacheConfig:
         return blake2b(key, digest_size=10, key=self.status_key, person=b"cache-status").hexdigest()
 
 
-class Filling:
+class Filling(Witness):
     """One request's dealings with the store. Also the Keeper of its Tee."""
 
     _answered: tuple[int, Pairs, bool] | None = None
@@ -92,6 +93,7 @@ class Filling:
         self, config: CacheConfig, context: RequestContext, scope: Scope, named: Named, usable: Usable,
         wanted: RequestDirectives,
     ) -> None:  # fmt: skip
+        super().__init__(scope)
         self._config = config
         self._context = context
         self._scope = scope
@@ -109,8 +111,6 @@ class Filling:
         self._asked = 0.0
         self._kept: Kept | None = None
         self._forward = b"miss"
-        self._given = scope
-        self._session: SessionWatch | None = None
 
     def take_up(
         self,
@@ -172,19 +172,12 @@ class Filling:
         """The key of the variant that this request selects (RFC 9111 4.1)."""
         return self._config.names.variant(self._named, variant_values(self._request, names))
 
-    def _watch_session(self, given: Scope) -> None:
-        """The app is about to be given this scope."""
-        self._given, self._session = given, watch_session(given)
-
-    def _end_session(self) -> None:
-        """Something is about to be sent."""
-        if self._session is not None:
-            self._session.end()
-
     def _judged(self, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
         if not self._usable.stores:
             return Refused("credential")
-        use = session_use(self._given, self._session)
+        if self._has_body:
+            return Refused("body")
+        use = self._session_use
         if use == "changed":
             return Refused("Set-Cookie")  # which a session middleware further out is going to add
         if use == "read":
@@ -263,12 +256,12 @@ class Filling:
             self._config.metrics.fail("store", error)
 
     async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
-        if self._kept is None:
+        if self._kept is None or self._has_body:
             return
         stored = storable_headers(headers)
         if status != 204 and single_value(stored, b"content-length") is None:
             stored = (*stored, (b"content-length", b"%d" % len(body)))
-        if session_use(self._given, self._session) == "read" and (self._session is None or not self._session.was_read):
+        if self._session_use == "read" and not self._session_was_read:
             stored = (*stored, VARY_COOKIE)  # for the hits: nobody reads the session then, and nobody else would say so
         entry = self._entry_of(status, stored, body, kept=self._kept, sent=headers, own_etag=self._context.own_etag)
         await self._put(entry, self._kept.vary)

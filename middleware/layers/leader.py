@@ -61,6 +61,8 @@ class Leader:
         if self.flight is None or not self.flight.abandoned:
             message = await self._receive()
             if message["type"] != "http.disconnect":
+                if message.get("body"):
+                    self._has_body()
                 return message
         if self.flight is None:
             self._closed = True
@@ -95,6 +97,13 @@ class Leader:
             self.call()
         else:
             await self._direct(message)
+
+    def _has_body(self) -> None:
+        """The answer is one to a body, of which the head need not tell (see `witness`)."""
+        if self.flight is None:
+            self._closed = True
+        else:
+            self.flight.close("body")
 
     def end_session(self) -> None:
         """The response starts, or there is none: the session says again what it said before."""

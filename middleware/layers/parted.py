@@ -112,7 +112,7 @@ class Parted(Explained):
         return tuple(dict.fromkeys((*tags, *self._part.tags)))
 
     async def _commit(self, status: int, headers: Pairs, body: bytes) -> None:
-        if status != 206 or self._kept is None:
+        if status != 206 or self._kept is None or self._has_body:
             await super()._commit(status, headers, body)
             return
         entry = self._entry_of(206, storable_headers(headers), body, kept=self._kept, sent=headers, own_etag=False)

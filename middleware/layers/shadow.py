@@ -73,9 +73,8 @@ class Rehearsal(Filling):
             self._stored = record
         policy = context.match.policy
         most = policy.max_body if policy is not None else self._config.max_body
-        self._watch_session(self._scope)
         try:
-            await app(self._scope, receive, _Watching(send, self, most))
+            await app(self._scope, self._watch(self._scope, receive), _Watching(send, self, most))
         finally:
             self._end_session()
 

@@ -33,6 +33,7 @@ from tidegate.middleware.layers.filling import (
 )
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
+from tidegate.middleware.layers.witness import FRAMED
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Keeps
 
 __all__ = ["NOTHING_SPECIAL", "USABLE", "Miss", "Misses"]
@@ -116,8 +117,8 @@ class Misses:
             return None
         if named.primary in self.config.in_part:
             return None  # what is stored in part may be completed
-        if missed.scope.get("session") is not None:
-            return None  # the general way watches what becomes of it
+        if missed.scope.get("session") is not None or missed.scope.get("http_version") not in FRAMED:
+            return None  # the general way sees whether a session is read, and whether a body comes
         own = named.scope
         positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))
         if positions is None:

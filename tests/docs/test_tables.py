@@ -186,6 +186,7 @@ STORED = {
     "private": {"headers": [("cache-control", "private, max-age=9")], "share": "tenant"},
     "Vary: *": {"headers": [FRESH, ("vary", "*")]},
     "Set-Cookie": {"headers": [FRESH, ("set-cookie", "a=b")]},
+    "body": {"headers": [FRESH], "reads": b"of the request"},
     "malformed": {"headers": [FRESH, ("x-name", "a\r\nset-cookie: a=b")]},
     "credential": {"headers": [FRESH], "share": "public", "identity": None, "asked": [("cookie", "a=b")]},
     "must-understand": {"headers": [("cache-control", "max-age=9, must-understand")], "status": 418},
@@ -218,18 +219,26 @@ def cache_status(
     mode: Any = None,
     path: str = "/",
     times: int = 1,
+    reads: bytes = b"",
 ) -> str | None:
-    """What a cache says about the last of some identical requests."""
+    """What a cache says about the last of some identical requests. reads: a body that the app reads, over HTTP/2."""
     policies = Policies([RoutePolicy(route="/", ttl=9, mode=mode)] if mode else [])
     resolver = ContextResolver(identify=lambda _: identity, policies=policies)
     metrics = Metrics(CollectorRegistry())
     origin = Origin(status=status, headers=headers)
-    layer = CacheLayer(origin, store=MemoryStore(metrics=metrics), share=share, resolver=resolver, metrics=metrics)
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await origin(scope, receive, send)
+
+    app = reading if reads else origin
+    more = {"http_version": "2"} if reads else {}
+    layer = CacheLayer(app, store=MemoryStore(metrics=metrics), share=share, resolver=resolver, metrics=metrics)
 
     async def drive() -> str | None:
         for _ in range(times - 1):
             await call(layer, path, headers=asked, method=method)
-        return (await call(layer, path, headers=asked, method=method)).header("cache-status")
+        return (await call(layer, path, body=reads, headers=asked, method=method, **more)).header("cache-status")
 
     return asyncio.run(drive())
 

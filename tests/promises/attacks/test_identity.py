@@ -5,12 +5,12 @@ import unicodedata
 from itertools import count
 from typing import Any
 
-from tests.driver import User
+from tests.driver import User, scope_of
 from tests.middleware.layers.coalescing import App, Client, settle
 from tests.promises.attacks.faults import NOBODY_CHECKED, ONE_TENANT, blind_answer, blind_sharing, narrowing
 from tests.promises.attacks.planting import Plant, attack
 from tests.promises.attacks.stage import ANN, BEA, BOB, Echo, asked, fields_of, hits, said, stack, tide
-from tidegate import Identity, RoutePolicy
+from tidegate import Identity, RoutePolicy, trusted_headers
 from tidegate.middleware.layers import asgi
 from tidegate.settings import CacheSettings, Settings
 
@@ -54,6 +54,24 @@ def test_a_cookie_is_never_answered_for_another_cookie() -> None:
     answers = asked_with(stack(Echo((b"cache-control", b"max-age=60"))), "cookie", "s=ann", "s=bob", None, None)
     assert [fields_of(answer, "cookie") for answer in answers] == [["s=ann"], ["s=bob"], [], []]
     assert hits(answers)[3]
+
+
+READ_ONCE = Plant(
+    name="header fields are read once",
+    target="middleware.layers.asgi:ContextResolver.of",
+    by=lambda original: lambda self, scope: (self._identify(scope) and None) or original(self, scope),
+)
+
+
+@attack("2", without=[READ_ONCE], cases=["cache", "coalesce", "etag", "all"])
+def test_a_cookie_in_fields_that_can_be_read_once_is_seen_by_all(case: Any) -> None:
+    policy = RoutePolicy(route="/", ttl=600, share="public")
+    layers = {} if case == "all" else {"layers": (case,)}
+    app = tide(policy, identify=trusted_headers(tenant="x-tenant"), **layers)(Echo())
+    fields = [[(b"host", b"example.test"), (b"cookie", name)] for name in (b"s=ann", b"s=bob")]
+    answers = asked(app, *({"scope": scope_of() | {"headers": iter(each)}} for each in fields))
+    assert [fields_of(answer, "cookie") for answer in answers] == [["s=ann"], ["s=bob"]]
+    assert hits(answers) == [False, False]
 
 
 SPARED = narrowing(

@@ -1,9 +1,10 @@
 """Whoever can make the app answer oddly once cannot make the cache answer so to others."""
 
+import asyncio
 from typing import Any
 
 from tests.driver import scope_of
-from tests.middleware.layers.coalescing import App
+from tests.middleware.layers.coalescing import App, Client, settle
 from tests.promises.attacks.faults import ANY_STATUS, blind_answer, blind_request, key_without
 from tests.promises.attacks.planting import Plant, attack
 from tests.promises.attacks.stage import ANN, BOB, Echo, asked, fields_of, hits, said, stack
@@ -81,6 +82,65 @@ def test_a_get_with_a_body_poisons_nothing(case: tuple[str, str]) -> None:
     answers = asked(stack(Echo()), {"headers": [case], "body": b"evil"}, {}, {}, {"headers": [case], "body": b"evil"})
     assert [said(answer)["sent"] for answer in answers] == ["evil", "", "", "evil"]
     assert hits(answers) == [False, False, True, False]
+
+
+EVERY_BODY_IS_TOLD = Plant(
+    name="every version of HTTP tells of bodies",
+    target="middleware.layers.witness:FRAMED",
+    by=lambda _original: frozenset({"1.0", "1.1", "2", "3"}),
+)
+
+
+@attack("12", without=[EVERY_BODY_IS_TOLD], cases=["2", "3"])
+def test_a_body_that_no_field_tells_of_poisons_nothing(case: str) -> None:
+    evil, plain = {"http_version": case, "body": b"evil"}, {"http_version": case}
+    for app in (stack(Echo()), stack(Echo((b"vary", b"accept"))), stack(Late())):
+        answers = asked(app, evil, plain, plain)
+        assert [said(answer)["sent"] for answer in answers] == ["evil", "", ""]
+        assert hits(answers) == [False, False, True]
+
+
+class Late(Echo):
+    """Reads the body when its answer has begun."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def rest(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await send(message)
+
+        await super().__call__(scope, receive, rest)
+
+
+UNHEARD = Plant(
+    name="leaders whose bodies nobody hears of",
+    target="middleware.layers.leader:Leader._has_body",
+    by=lambda _original: lambda _self: None,
+)
+
+
+async def with_its_body(run: Any) -> None:
+    await run.answer((await run.receive())["body"])
+
+
+@attack("12", without=[UNHEARD])
+def test_who_follows_a_get_with_a_body_runs_for_itself() -> None:
+    class Evil(Client):
+        async def receive(self) -> Any:
+            return {**await super().receive(), "body": b"evil"}
+
+    async def together() -> list[Any]:
+        app = App(with_its_body)
+        layers = stack(app)
+        clients = []
+        for kind in (Evil, Client, Client):
+            clients.append(kind(layers, http_version="2"))
+            await settle()
+        app.gate.set()
+        return [(await client.done()).body for client in clients]
+
+    assert asyncio.run(together()) == [b"evil", b"", b""]
 
 
 ALL_ONE = Plant(
