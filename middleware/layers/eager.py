@@ -99,7 +99,7 @@ class _Rest(Coroutine[Any, Any, None]):
 
     def __getattr__(self, name: str) -> Any:
         # What looks into a task's coroutine (repr, stacks, anyio: cr_frame, cr_running, ...) means the run.
-        if name.startswith("cr_") and self._work is not None:
+        if self._work is not None and (name.startswith("cr_") or name in ("__name__", "__qualname__")):
             return getattr(self._work, name)
         if name == "cr_frame" or name == "cr_await":
             return None

@@ -69,7 +69,7 @@ def test_a_run_has_one_task_and_one_context_from_its_first_line_to_its_last() ->
         task = begin(work())
         assert asyncio.current_task() is caller
         assert task is not None
-        assert "work" in repr(task), "people see what runs in it"
+        assert ".work() " in repr(task), "people see what runs in it"
         await task
         assert tasks == [task] * 3
         assert caller is not task
