@@ -16,14 +16,14 @@ ADVISORIES = {
 }  # fmt: skip
 
 ELSEWHERE = {
-    "25": "key rotation: entries are not sealed yet",
+    "25": "key rotation: tests/middleware/stores/test_seals.py, tests/middleware/core/test_keyring.py",
     "28": "a flood by one tenant: the tests of limits",
     "29": "coalescing as denial of service: tests/middleware/layers/test_coalesce*.py",
     "30": "unbounded variants and tags: the tests of limits",
     "31": "there is no warmer yet",
     "32": "there is no administration over HTTP yet; the shadow report is an app of its own, mounted by the operator",
 }
-"""Of the attacks 1 to 32, those that are no test here, and why."""
+"""Of the attacks 1 to 32, those that are no test here, and why. docs/isolation.md says the same."""
 
 
 def test_every_attack_has_a_test_or_a_reason() -> None:
