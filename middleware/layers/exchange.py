@@ -8,7 +8,7 @@ from typing import Final
 from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse
 from tidegate.middleware.core.storing import Kept, client_cache_control
-from tidegate.middleware.core.updating import conditions, is_about, updated, without_conditions
+from tidegate.middleware.core.updating import conditions, has_validator, is_about, updated, without_conditions
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
 from tidegate.middleware.layers.answering import gateway_timeout, send_part, send_stored
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Scope, Send
@@ -165,6 +165,8 @@ class Exchange(Parted):
 
     async def _freshen(self, entry: Entry, news: Pairs) -> None:
         """The app answered a HEAD: what it says renews the stored response, or shows that it is another one."""
+        if self._conditions(entry) and not has_validator(news):
+            return  # it does not say which one it speaks of
         about = is_about(news, entry.headers, own_etag=entry.own_etag, head=True)
         renewed, kept = self._with_news(entry, news)
         await self._replace(entry, renewed, kept if about else None)

@@ -218,6 +218,23 @@ def test_a_304_changes_nothing_that_describes_the_bytes(name: str, value: str) -
     assert others[1].hit
 
 
+@pytest.mark.parametrize("validator", [("etag", '"a"'), ("last-modified", LM)])
+def test_a_head_that_does_not_say_which_version_it_is_of_renews_and_ends_nothing(validator: tuple[str, str]) -> None:
+    app = Conditional(validator, ("cache-control", "max-age=60, stale-if-error=600"))
+    bench = Bench(app)
+
+    async def story() -> list[Answer]:
+        await bench.get()
+        del app.headers[validator[0]]
+        return [await bench.get(61, method="HEAD"), await bench.get()]
+
+    head, again = run(story)
+    assert (head.hit, again.hit) == (False, False)
+    assert app.methods == ["GET", "HEAD", "GET"]
+    # It was still there to be asked about.
+    assert app.asked[2].keys() & {b"if-none-match", b"if-modified-since"}
+
+
 # --- failures while something stale is at hand ------------------------------------------
 
 
