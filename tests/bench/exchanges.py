@@ -27,7 +27,7 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.tracing import opentelemetry_tracer
 
-__all__ = ["BENCHES", "Flags"]
+__all__ = ["BENCHES", "POLICY", "SIZES", "SMALL", "USERS", "Flags", "bare", "five", "raw", "references", "same_page"]
 
 SIZES = {"2 KiB": 2 * 1024, "16 KiB": 16 * 1024, "256 KiB": 256 * 1024}
 SMALL = "2 KiB"
