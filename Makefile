@@ -8,6 +8,8 @@
 #   make conformance SUITE=folder   the score in the public HTTP caching suite, a checkout of http-tests/cache-tests
 #   make bench       what a request costs in one process, against a raw ASGI function and the last recorded table
 #   make kill-figures   how soon `tidegate kill` has shut four workers under load, 20 rounds in each of four worlds
+#   make chaos       readers and writers on one Valkey, connections that die, links that go silent: was a purge honoured?
+#                    CHAOS="--purges 3000 --seed 7 --redis" says how many, which dice, and that it be Redis 7
 #
 # PYTHON=/path/to/python chooses another interpreter than the first suitable one on PATH.
 
@@ -20,7 +22,7 @@ WHEEL_VENV := .cache/wheel-venv
 export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo demo-real test suite check bench conformance kill-figures services environment clean
+.PHONY: help demo demo-real test suite check bench conformance kill-figures chaos services environment clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +50,9 @@ suite: services
 
 kill-figures: services
 	@$(VENV)/python -m tests.promises.kills 20
+
+chaos: services
+	@$(VENV)/python -m tests.promises.chaos $(CHAOS)
 
 CHECKS := "ruff check ." "ruff format --check ." "mypy" "pyright --pythonpath $(VENV)/python" "lint-imports"
 

@@ -10,12 +10,17 @@ __all__ = ["SwallowingProxy"]
 class SwallowingProxy:
     """Passes bytes both ways to a port of this machine until `silent` is set; then it takes them and passes none on.
 
-    Runs in the event loop of whoever enters it. Connections that were made before stay open: nobody is told.
+    Runs in the event loop of whoever enters it. Connections that were made before stay open: nobody is told. What was
+    swallowed is missing afterwards, which no network does to a connection that lives on: `cut` before it speaks again,
+    or `hold` instead.
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._links: set[asyncio.StreamWriter] = set()
         self.silent = False
         self.port = 0
         self.connections = 0
@@ -32,9 +37,23 @@ class SwallowingProxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def hold(self) -> None:
+        """Pass nothing on until `let_go`, and lose nothing: a network that is away for a while."""
+        self._flowing.clear()
+
+    def let_go(self) -> None:
+        """Pass on what was held, and what comes."""
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for link in self._links:
+            link.transport.abort()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        self._links |= {writer, back}
         for source, sink in ((reader, back), (there, writer)):
             task = asyncio.create_task(self._pass(source, sink))
             self._tasks.add(task)
@@ -44,7 +63,9 @@ class SwallowingProxy:
         try:
             with suppress(OSError):
                 while data := await source.read(65536):
+                    await self._flowing.wait()
                     if not self.silent:
                         sink.write(data)
         finally:
+            self._links.discard(sink)
             sink.close()

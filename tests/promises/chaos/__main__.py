@@ -1,0 +1,36 @@
+"""`make chaos`: the chaos of the suite, longer, with its progress and its figures."""
+
+import argparse
+import asyncio
+import random
+
+from tests.promises.chaos.stage import Plan, play
+from tests.services import Redis, Valkey
+
+
+def main() -> None:
+    """Play and print; fail if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.promises.chaos", description=__doc__)
+    parser.add_argument("--purges", type=int, default=30_000, help="how many at least (default: 30000)")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="default: another one each time")
+    parser.add_argument("--redis", action="store_true", help="on Debian's Redis 7, not on Valkey")
+    given = parser.parse_args()
+    times = given.purges / 3000
+    plan = Plan(
+        purges=given.purges,
+        kills=round(100 * times),
+        silences=round(3 * times),
+        from_memory=round(5000 * times),
+        from_redis=round(500 * times),
+        patience=60.0 * max(1.0, times),
+    )
+    with Redis() if given.redis else Valkey() as server:
+        print(f"{server.name} {server.version()}, seed {given.seed}, {plan}", flush=True)
+        played = asyncio.run(play(server, plan, given.seed, lambda line: print(line, flush=True)))
+    print(played.table())
+    if played.verdict.broken:
+        raise SystemExit(f"broken: {played.verdict.broken}")
+
+
+if __name__ == "__main__":
+    main()
