@@ -24,7 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tidegate.errors import StoreError
 
-__all__ = ["CrowdedError", "Dial", "Link", "Word"]
+__all__ = ["CrowdedError", "Dial", "Link", "Word", "hang_up"]
 
 Word = bytes | memoryview | str | int
 """One word of a command."""
@@ -37,6 +37,8 @@ _pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
 
 MERGED: Final = 64
 """Keys in one MGET: with more, the first waits for the last's bytes."""
+
+_GOODBYE: Final = 0.25
 
 LONGEST_PAUSE: Final = 0.5
 """Seconds between two attempts to connect: one within each probe interval of the store's breaker."""
@@ -272,7 +274,7 @@ class Link:
             for task in tasks:
                 if not task.cancelled():
                     task.exception()  # seen: one reason is enough
-            await _hang_up(connection)
+            await hang_up(connection)
 
     async def _receive(self, connection: Any) -> None:
         while True:
@@ -345,6 +347,8 @@ def _told(error: BaseException) -> str:
     return f"redis: {error}" if str(error) else f"redis: {type(error).__name__}"
 
 
-async def _hang_up(connection: Any) -> None:
+async def hang_up(connection: Any) -> None:
+    """Close a connection, with the goodbye that TLS asks for if the other side takes its part at once."""
     with suppress(RedisError, OSError):
-        await connection.disconnect(nowait=True)
+        async with asyncio.timeout(_GOODBYE):
+            await connection.disconnect()

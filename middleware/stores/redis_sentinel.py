@@ -5,13 +5,13 @@ An answer that a write got from a server that takes none makes the store ask aga
 """
 
 import asyncio
-from contextlib import suppress
 from typing import Any, Final
 
 from redis.exceptions import RedisError
 
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.redis_link import hang_up
 from tidegate.middleware.stores.redis_servers import Way
 
 __all__ = ["Sentinels"]
@@ -44,7 +44,7 @@ class Sentinels:
             if role != b"master":
                 raise StoreError(f"{host}:{port} is not the master of {self._service}")
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
             raise
         return connection
 
@@ -71,8 +71,7 @@ class Sentinels:
             named: list[bytes] | None = await _ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
             return named
         finally:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await hang_up(connection)
 
 
 async def _ask(connection: Any, *words: str) -> Any:

@@ -62,6 +62,7 @@ def test_a_store_goes_over_to_the_master_that_the_sentinels_name_next(trio: Sent
             return await serves(store, b"key")
 
         await eventually(works, "records are stored and got", 20.0)
+        await asyncio.to_thread(trio.sentinels[0].kill)  # the first that is asked
         await asyncio.to_thread(trio.master.kill if how == "killed" else trio.master.suspend)
 
         async def replaced() -> bool:
