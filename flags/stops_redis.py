@@ -14,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
+from tidegate.addresses import Address
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.stop_records import Seen, StopRecord, encode
+from tidegate.redis_client import open_client
 
 __all__ = ["RedisHome", "RedisNudges"]
 
@@ -46,37 +45,53 @@ _SLICE: Final = 0.25
 _HOLE: Final = 7
 """Stands where the script puts the number."""
 
-# redis-py's annotations leave much open; what comes from it is annotated where it is taken.
-_redis: Any = Redis
 
+class _Client:
+    """The client of redis-py for an address; of a cluster it is made when it is first needed, which asks the cluster.
 
-def _client(url: str, timeout: float) -> Any:
-    keepalive: dict[str, Any] = {}
-    if not url.startswith("unix:"):
-        # A connection that nobody answers any more is dropped within half a minute, and made anew.
-        options = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
-        keepalive = {"socket_keepalive": True, "socket_keepalive_options": options}
-    try:
-        return _redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            **keepalive,
-        )
-    except (ValueError, TypeError) as error:
-        problems = Problems("stops in redis")
-        fix = "write redis://host:6379/0, rediss:// or unix:///path, or name a file"
-        problems.add("url", _shown(url), f"cannot be used ({error})", fix)
-        problems.raise_if_any()
-        raise
+    Raises:
+        ConfigError: if the url cannot be used.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url = url
+        self._options: dict[str, Any] = {"timeout": timeout, "protocol": 2}
+        if not url.startswith("unix:"):
+            # A connection that nobody answers any more is dropped within half a minute, and made anew.
+            keepalive = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+            self._options |= {"socket_keepalive": True, "socket_keepalive_options": keepalive}
+        self._made: Any = None
+        self._making = threading.Lock()
+        try:
+            if Address.of(url).kind != "cluster":
+                self()
+        except (ValueError, TypeError) as error:
+            problems = Problems("stops in redis")
+            fix = "write redis://host:6379/0, rediss://, unix://, redis+sentinel:// or redis+cluster://, or name a file"
+            problems.add("url", _shown(url), f"cannot be used ({error})", fix)
+            problems.raise_if_any()
+
+    def __call__(self) -> Any:
+        """The client.
+
+        Raises:
+            RedisError: if no node of a cluster answers.
+        """
+        with self._making:
+            if self._made is None:
+                self._made = open_client(self._url, **self._options)
+            return self._made
+
+    def close(self) -> None:
+        """Let go of the connections; a later call makes new ones."""
+        if self._made is not None:
+            self._made.close()
 
 
 class RedisHome:
     """The stop records of one environment in Redis.
 
-    url: `redis://`, `rediss://` or `unix://`. namespace: first part of every key; apps on one Redis need different
+    url: as `tidegate.addresses` has it. namespace: first part of every key; apps on one Redis need different
     ones if a flag of one is not to be stopped with the other's. timeout: seconds for a connection, and for an answer.
 
     Raises:
@@ -86,8 +101,7 @@ class RedisHome:
     def __init__(self, url: str, environment: str, *, namespace: str = "tidegate", timeout: float = 1.0) -> None:
         self._url = url
         self._key = f"{namespace}:stops:{environment}"
-        self._redis = _client(url, timeout)
-        self._write = self._redis.register_script(WRITE)
+        self._redis = _Client(url, timeout)
 
     def __str__(self) -> str:
         return f"{_shown(self._url)} ({self._key})"
@@ -101,7 +115,7 @@ class RedisHome:
         if not flags:
             return {}
         try:
-            found: list[bytes | None] = self._redis.hmget(self._key, flags)
+            found: list[bytes | None] = self._redis().hmget(self._key, flags)
         except (RedisError, OSError) as error:
             raise self._failed("read", error) from error
         return {flag: raw for flag, raw in zip(flags, found, strict=True) if raw is not None}
@@ -117,9 +131,8 @@ class RedisHome:
         before, after = encode(replace(record, number=_HOLE)).split(b'"number": %d, ' % _HOLE)
         now = int(record.since * 1_000_000)
         try:
-            heard: int = self._write(
-                keys=[self._key], args=[record.flag, now, before + b'"number": ', b", " + after], client=self._redis
-            )
+            arguments = [record.flag, now, before + b'"number": ', b", " + after]
+            heard: int = self._redis().eval(WRITE, 1, self._key, *arguments)
         except (RedisError, OSError) as error:
             raise self._failed("written", error) from error
         return heard if heard >= 0 else None
@@ -140,7 +153,7 @@ class RedisNudges:
     def __init__(self, url: str, environment: str, *, namespace: str = "tidegate", timeout: float = 1.0) -> None:
         self._channel = f"{namespace}:stops:{environment}"
         self._url = url
-        self._redis = _client(url, timeout)
+        self._redis = _Client(url, timeout)
 
     def listen(self, heard: Callable[[], None], closing: threading.Event) -> None:
         """Call `heard` once connected and at each nudge, until `closing` is set.
@@ -148,8 +161,9 @@ class RedisNudges:
         Raises:
             FlagError: when the connection is lost, or cannot be made in time.
         """
-        subscription: Any = self._redis.pubsub()
+        subscription: Any = None
         try:
+            subscription = self._redis().pubsub()
             subscription.subscribe(self._channel)
             while not closing.is_set():
                 # The confirmation counts too: from then on nothing is lost, and what was written before is read now.
@@ -159,7 +173,8 @@ class RedisNudges:
             told = _shown(str(error)) or type(error).__name__
             raise FlagError(f"nudges over {_shown(self._url)} are not heard: {told}") from error
         finally:
-            subscription.close()
+            if subscription is not None:
+                subscription.close()
             self._redis.close()
 
 

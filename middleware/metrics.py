@@ -77,6 +77,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.store_bytes = Counter(
+            "tidegate_store_bytes",
+            "Bytes of records read from the remote store and written to it.",
+            ["direction"],
+            registry=registry,
+        )
         self.coalesced = Counter(
             "tidegate_coalesce_requests",
             "Requests by their part in coalescing: leader, follower, alone.",

@@ -124,6 +124,8 @@ class RedisStore:
         limits = self._metrics.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
         self._limit_memory = limits.labels("redis-memory").inc
+        self._read_bytes = self._metrics.store_bytes.labels("read").inc
+        self._written_bytes = self._metrics.store_bytes.labels("written").inc
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
 
@@ -163,6 +165,7 @@ class RedisStore:
             found = await self._large(name, found)
         if found is None:
             return Lookup(None, positions)
+        self._read_bytes(len(found))
         record = self._opened(key, found)
         if record is None:
             return Lookup(None, positions)
@@ -222,6 +225,7 @@ class RedisStore:
             self._limit_memory()
             self._rejected += 1
             return False
+        self._written_bytes(len(data))
         return True
 
     async def _write(self, name: bytes, data: bytes | memoryview, milliseconds: int) -> None:

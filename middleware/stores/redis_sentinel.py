@@ -28,7 +28,7 @@ class Sentinels:
         self._way = way
         # Their own login, and no database; TLS as for the servers.
         options = {name: value for name, value in way.options.items() if name not in ("username", "password", "db")}
-        self._sentinels = [Way(way.kind, options | address.sentinel_login).to(*node) for node in address.nodes]
+        self._sentinels = [Way(way.kind, options | address.sentinel_login, way.tls).to(*node) for node in address.nodes]
 
     async def connect(self) -> Any:
         """A connection to the master.

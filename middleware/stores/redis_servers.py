@@ -64,10 +64,13 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to connect to a server of an address: kind and options of redis-py's connection."""
+    """How to connect to a server of an address: kind and options of redis-py's connection, and the TLS context of all,
+    for which certificates are read once.
+    """
 
     kind: Any
     options: dict[str, Any]
+    tls: Any = None
 
     @classmethod
     def of(cls, address: Address) -> "Way":
@@ -80,18 +83,18 @@ class Way:
         kind = options.pop("connection_class", _tcp)
         options |= {"socket_timeout": None, "socket_connect_timeout": None, "driver_info": None}
         try:
-            kind(**options)
+            one = kind(**options)
         except (TypeError, ValueError, RedisError, OSError) as error:
             raise ValueError(str(error).rpartition("__() ")[2]) from error
-        return cls(kind, options)
+        return cls(kind, options, getattr(one, "ssl_context", None))
 
     def to(self, host: str, port: int) -> "Way":
         """The same to another server."""
-        return Way(self.kind, self.options | {"host": host, "port": port})
+        return Way(self.kind, self.options | {"host": host, "port": port}, self.tls)
 
     async def connect(self) -> Any:
         """A connection that is greeted, logged in, and has its database chosen."""
-        return await dial(self.kind, self.options)
+        return await dial(self.kind, self.options, self.tls)
 
 
 class Lanes:
@@ -138,9 +141,11 @@ class OneServer:
         return [await self._lanes.small.call(*words)]
 
 
-async def dial(kind: Any, options: dict[str, Any]) -> Any:
+async def dial(kind: Any, options: dict[str, Any], tls: Any = None) -> Any:
     """A connection of this kind, greeted, logged in, and with its database chosen."""
     connection = kind(**options)
+    if tls is not None:
+        connection.ssl_context = tls
     try:
         await connection.connect()
     except BaseException:

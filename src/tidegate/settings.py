@@ -83,8 +83,8 @@ class FlagSettings:
         ourselves there, and the environment that the token belongs to.
     poll_interval: seconds between looks at the provider. 2: a shut gate is shut everywhere within 3 s (P8).
     max_staleness: seconds without news after which a flag shuts that is open for some but not for all (P8).
-    stops: where stop records lie, which shut a flag whatever the provider says: a file, or `redis://host:6379/0`
-        (`rediss://`, `unix://`). None: the store's Redis if `store.url` is set and enabled, else
+    stops: where stop records lie, which shut a flag whatever the provider says: a file, or the address of a Redis, as
+        `store.url` has it. None: the store's Redis if `store.url` is set and enabled, else
         `tidegate-stops.json` beside `file`. The same for the apps, the controller and `tidegate kill`.
     stops_namespace: first part of their keys in Redis; apps on one Redis whose flags are not the same need different
         ones.

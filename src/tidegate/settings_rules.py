@@ -66,7 +66,7 @@ def _number(low: float, high: float = float("inf"), *, whole: bool = False) -> C
 
 
 def _stops(value: Any) -> bool:
-    return _REDIS(value) if isinstance(value, str) and "://" in value else _text(value)
+    return _address(value) if isinstance(value, str) and "://" in value else _text(value)
 
 
 def _namespace(value: Any) -> bool:
@@ -74,7 +74,6 @@ def _namespace(value: Any) -> bool:
 
 
 _HTTP = _url("http", "https")
-_REDIS = _url("redis", "rediss", "unix")
 
 
 def _address(value: Any) -> bool:

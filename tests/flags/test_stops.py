@@ -312,6 +312,28 @@ def test_a_nudge_makes_a_reader_look_at_once_and_tells_others(valkey: Valkey) ->
     home.close()
 
 
+@pytest.mark.parametrize("behind", ["sentinels", "redis_cluster"])
+def test_records_lie_under_sentinels_and_in_a_cluster_too(behind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(behind).url
+    stops = follow(RedisHome(url, PRODUCTION), nudges=RedisNudges(url, PRODUCTION), poll_interval=SLOW)
+    home = RedisHome(url, PRODUCTION)
+
+    async def check() -> None:
+        assert not stops.stopped(CACHE)
+
+        async def heard() -> bool:
+            # Until it listens nobody hears; then one write is enough.
+            return bool(await asyncio.to_thread(home.write, record())) and stops.stopped(CACHE)
+
+        deadline = time.monotonic() + 20
+        while not await heard():
+            assert time.monotonic() < deadline, "a write is heard of by who would look again in half a minute only"
+            await asyncio.sleep(0.02)
+
+    run(stops, check)
+    home.close()
+
+
 def test_who_may_not_publish_can_stop_all_the_same(valkey: Valkey) -> None:
     with redis.Redis.from_url(valkey.url) as admin:
         admin.execute_command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "+@all", "resetchannels")

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from tests.operations.running import Shell, until_clients_know
-from tests.services import Prometheus, Redis, Unleash, Valkey
+from tests.services import Prometheus, Redis, RedisCluster, SentinelTrio, Unleash, Valkey
 from tests.services.server import free_port
 from tidegate.operations import doctor
 from tidegate.operations.doctor import PROBE_SECONDS, Finding
@@ -236,6 +236,24 @@ def test_the_mask_hides_a_password_in_an_error_of_a_library() -> None:
         "AUTH *** or *** failed, rediss://***@h/1?password=***&db=2"
     )
     assert mask("a:b.cdef and a:b") == "*** and a:b"
+
+
+def test_a_store_of_many_servers_is_asked_as_a_whole(
+    sentinels: SentinelTrio, redis_cluster: RedisCluster, shell: Shell
+) -> None:
+    for url, told in ((sentinels.url, " answers, "), (redis_cluster.url, " answers from 3 servers, ")):
+        shell.settings(f'[store]\nurl = "{url}"\n')
+        ((level, text),) = examined(shell)[1]["store"]
+        assert level == "ok"
+        assert told in text
+    one = redis_cluster.masters[1]
+    one.command_reply("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        ((level, text),) = examined(shell)[1]["store"]
+    finally:
+        one.command_reply("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert level == "FAIL"
+    assert "allkeys-lru may evict purge stamps" in text
 
 
 def test_a_policy_that_may_evict_stamps_fails(start_redis: Callable[..., Redis], shell: Shell) -> None:

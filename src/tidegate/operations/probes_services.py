@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from tidegate.errors import MetricsError, StoreError
 from tidegate.keyfile import is_readable_by_others, ring_reader
@@ -65,12 +65,15 @@ async def store(settings: Settings) -> list[Finding]:
         fix = "set store.url: several workers share one Redis" if several else ""
         return [Finding(level="warn" if several else "ok", about="store", text=told, fix=fix)]
     url = given.url
-    memory = await in_thread(lambda: _redis_memory(url), _ANSWER_SECONDS, f"the store at {url}")
-    policy = str(memory.get("maxmemory_policy", "unknown"))
-    if not policy.startswith(_SAFE_POLICIES):
-        told = f"{url} answers, but maxmemory-policy {policy} may evict purge stamps"
-        return [Finding(level="FAIL", about="store", text=told, fix="set noeviction or one of volatile-*")]
-    return [Finding(level="ok", about="store", text=f"{url} answers, maxmemory-policy {policy}")]
+    policies = await in_thread(lambda: _policies(url), _ANSWER_SECONDS, f"the store at {url}")
+    for policy in policies:
+        if not policy.startswith(_SAFE_POLICIES):
+            told = f"{url} answers, but maxmemory-policy {policy} may evict purge stamps"
+            return [Finding(level="FAIL", about="store", text=told, fix="set noeviction or one of volatile-*")]
+    servers = f" from {len(policies)} servers" if len(policies) > 1 else ""
+    return [
+        Finding(level="ok", about="store", text=f"{url} answers{servers}, maxmemory-policy {', '.join({*policies})}")
+    ]
 
 
 async def keys(settings: Settings) -> list[Finding]:
@@ -95,17 +98,18 @@ async def keys(settings: Settings) -> list[Finding]:
     return found or [Finding(level="ok", about="keys", text=told)]
 
 
-def _redis_memory(url: str) -> Mapping[str, Any]:
+def _policies(url: str) -> list[str]:
+    """What each server that takes writes evicts when it is full."""
     import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
 
-    connect = cast(Any, redis.Redis).from_url  # its types are in part unknown
-    client = connect(
-        url, socket_timeout=_ANSWER_SECONDS, socket_connect_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
-    )
+    from tidegate.redis_client import memory_of, open_client
+
     try:
-        return cast(Mapping[str, Any], client.info("memory"))
+        client = open_client(url, timeout=_ANSWER_SECONDS)
+    except redis.RedisError as error:
+        raise StoreError(f"the store at {url}: {error}") from error
+    try:
+        return [str(memory.get("maxmemory_policy", "unknown")) for memory in memory_of(client)]
     except redis.RedisError as error:
         raise StoreError(f"the store at {url}: {error}") from error
     finally:

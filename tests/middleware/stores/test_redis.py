@@ -223,6 +223,25 @@ def test_start_returns_at_once_although_nobody_listens() -> None:
     with_store("redis://127.0.0.1:1/0", body, metrics=metrics)
 
 
+def test_bytes_read_and_written_are_counted(server: RedisServer) -> None:
+    metrics = new_metrics()
+
+    def counted(direction: str) -> float:
+        return metrics.store_bytes.labels(direction)._value.get()
+
+    async def body(store: RedisStore, client: Any) -> None:
+        for size in (1_000, 200_000):
+            before = counted("read"), counted("written")
+            assert await store.put(b"key", entry(bytes(size)), retain=60)
+            for _ in range(3):
+                assert await found(store, b"key") is not None
+            written = counted("written") - before[1]
+            assert size < written < size + 300
+            assert counted("read") - before[0] == 3 * written
+
+    with_store(server.url, body, metrics=metrics)
+
+
 def test_options_that_cannot_be_used_are_all_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         RedisStore("http://nowhere", namespace="a b", naming_key=bytes(65), max_retain=0, max_stamps=0)
