@@ -127,6 +127,8 @@ class Opened(Protocol):
     @property
     def shadow(self) -> frozenset[str]: ...
 
+    # And, where it knows: why(flag) -> str, for a flag that is shut.
+
 
 def layers_of(decision: Opened | None) -> tuple[LayerState, ...]:
     """Each layer: open or shut for this request, and why."""
@@ -148,7 +150,9 @@ def _layer(layer: str, flag: str, decision: Opened, known: tuple[str, str] | Non
         why = f"{flag} lets this unit in; it is in the band of {band} %"
         why += ", in shadow mode" if layer in decision.shadow else ""
     elif cohort == CONTROL:
-        why = f"{flag} does not let this unit in, is stopped, or is not known yet; it is in the band of {band} %"
+        asked = getattr(decision, "why", None)
+        why = asked(flag) if asked is not None else f"{flag} does not let this unit in, is stopped, or is not known yet"
+        why += f"; it is in the band of {band} %"
     else:
         why = f"{flag}: no unit is known (no identity), so it is shut"
     return LayerState(layer=layer, open=is_open, why=why, flag=flag, band=band, cohort=cohort)

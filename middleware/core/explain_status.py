@@ -30,6 +30,8 @@ _DETAILS: Final[Mapping[str, str]] = {
     "stale-if-error": "stale; it stood in for a failure of the app (RFC 5861 4)",
     "stale-while-revalidate": "stale; the app is asked in the background (RFC 5861 3)",
     "disconnected": "stale; it stood in for a 502 or 504 (RFC 9111 4.2.4)",
+    "limit-body": "the answer is not stored: its body is longer than max_body (P6)",
+    "limit-headers": "the answer is not stored: it has too many bytes of header fields (P6)",
     "only-if-cached": "the client wanted a stored response or none (RFC 9111 5.2.1.7)",
 }
 

@@ -160,9 +160,9 @@ class CacheLayer:
                     context.explainer = None
                 return
         if scope["method"] not in _SAFE:
-            context.explainer = self._unsafe(scope, context)
+            context.explainer = unsafe = self._unsafe(scope, context)
             try:
-                posted = self._posted(scope, context) if scope["method"] == "POST" else None
+                unsafe.posted = posted = self._posted(scope, context) if scope["method"] == "POST" else None
                 if posted is not None:
                     await posted.watch()
                 await self.app(scope, receive, self._invalidating(scope, context, send, posted))
@@ -246,7 +246,9 @@ class CacheLayer:
             scope = {**scope, "tidegate": self._resolver.as_if(scope, identity)}
         context = self._resolver.of(scope)
         if scope["method"] not in _SAFE:
-            return self._unsafe(scope, context).explain()
+            unsafe = self._unsafe(scope, context)
+            unsafe.posted = self._posted(scope, context) if scope["method"] == "POST" else None
+            return unsafe.explain()
         wanted = request_directives(scope["headers"])
         verdict = self._judge(scope, context, wanted)
         told = explain_request(scope, context, verdict, uri_of(scope, context.match.policy), self._resolver.credentials)
@@ -299,6 +301,8 @@ class CacheLayer:
 
         async def purging(message: Message) -> None:
             nonlocal posted, send
+            if posted is not None and message["type"] == "http.response.start":
+                posted.begun = True
             if message["type"] == "http.response.start" and 200 <= cast(int, message["status"]) < 400:
                 message = repeatable(message)
                 tags = self._purged_by(own, scope, context, lowered(message.get("headers", ())))

@@ -6,7 +6,7 @@ very objects that serve the request; the verdicts are made by the functions that
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -25,7 +25,7 @@ from tidegate.middleware.core.reuse import judge_reuse
 from tidegate.middleware.core.storing import Bypass, Kept, Refused, Usable
 from tidegate.middleware.core.targeted import control_of
 from tidegate.middleware.layers.asgi import Message, RequestContext, Scope
-from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, Filling
+from tidegate.middleware.layers.filling import MAX_HEADER_BYTES, MAX_TAGS, CacheConfig, Filling
 from tidegate.middleware.layers.naming import Uri
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.metrics import Metrics
@@ -115,9 +115,11 @@ class Explained(Filling):
             return "it is the answer of an identical request's run, which stores it"
         if self._lookup.positions is None:
             return _NO_POSITIONS.because
+        if self._limit == "headers":
+            return f"its header fields are longer than {MAX_HEADER_BYTES} bytes"
         policy = self._context.match.policy
         most = policy.max_body if policy is not None else self._config.max_body
-        return f"its body is longer than max_body ({most} bytes), or it has trailers"
+        return f"its body is longer than max_body ({most} bytes)" if self._limit == "body" else "it has trailers"
 
     def _names(self, entry: Entry | None) -> tuple[bytes, ...]:
         """The request fields that count, as far as they are known without a response."""
@@ -160,8 +162,20 @@ class Explained(Filling):
         return replace(told, stored=False, steps=(*told.steps, late), cache_status=status)
 
 
+class KeptForGet(Protocol):
+    """What may keep the answer to a POST for GET. begun: there is one. kept: the verdict, if it is being kept."""
+
+    begun: bool
+
+    @property
+    def kept(self) -> Kept | None: ...
+
+
 class Unsafe:
-    """An unsafe request: its answer is never stored, and its success purges."""
+    """An unsafe request: its success purges, and its answer is not stored, but for a POST's that says so.
+
+    posted: what may keep a POST's answer for GET.
+    """
 
     def __init__(
         self,
@@ -176,14 +190,16 @@ class Unsafe:
         self._uri = uri
         self._tags = tags
         self._credentials = credentials
+        self.posted: KeptForGet | None = None
 
     def explain(self) -> Explanation:
-        """What a success purges, as far as it is known before the response."""
+        """What a success purges, as far as it is known before the response; and whether a POST's answer is kept."""
         context, policy, tags = self._context, self._context.match.policy, self._tags()
+        kept = self.posted.kept if self.posted is not None else None
         steps = (
             Step(
                 about="request",
-                found="goes past the cache: nothing is served or stored",
+                found=f"goes past the cache: nothing is served{'' if self.posted is not None else ' or stored'}",
                 because=f"{self._scope['method']} is not safe",
                 source="RFC 9111 4",
             ),
@@ -198,6 +214,7 @@ class Unsafe:
                 found="Location, Content-Location and Cache-Group-Invalidation of the response purge more",
                 source="RFC 9111 4.4, RFC 9875 3",
             ),
+            *((_kept_for_get(kept, begun=self.posted.begun),) if self.posted is not None else ()),
         )
         return Explanation(
             method=self._scope["method"],
@@ -206,9 +223,21 @@ class Unsafe:
             route=policy.route if policy is not None else None,
             layers=layers_of(context.decision),
             steps=steps,
-            stored=False,
+            stored=None if self.posted is not None and not self.posted.begun else kept is not None,
+            lifetime=kept.lifetime if kept is not None else None,
+            rule=kept.rule if kept is not None else None,
             purges=tuple(tags),
         )
+
+
+def _kept_for_get(kept: Kept | None, *, begun: bool) -> Step:
+    """What becomes of a POST's answer."""
+    if kept is not None:
+        found = f"is kept for GET for {kept.lifetime:g} s, if it comes whole"
+    else:
+        found = f"{'is not' if begun else 'is'} kept for GET{'' if begun else ', if it is what a GET would get'}"
+    because = "a 200 whose Content-Location is its own URL, with max-age, s-maxage or Expires"
+    return Step(about="response", found=found, because=because, source="RFC 9110 9.3.3, RFC 9111 4")
 
 
 class KeepsNothing:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Literal
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core.freshness import born_at
@@ -83,11 +83,17 @@ class CacheConfig:
         return blake2b(key, digest_size=10, key=self.status_key, person=b"cache-status").hexdigest()
 
 
+Limit = Literal["headers", "body"]
+
+
 class Filling(Witness):
     """One request's dealings with the store. Also the Keeper of its Tee."""
 
     _answered: tuple[int, Pairs, bool] | None = None
     """Status and fields of the app's answer as they were judged, and whether the ETag is ours; for explanations."""
+
+    _limit: Limit | None = None
+    """What of the answer was too much to store it."""
 
     def __init__(
         self, config: CacheConfig, context: RequestContext, scope: Scope, named: Named, usable: Usable,
@@ -204,6 +210,8 @@ class Filling(Witness):
             headers = self._for_client(headers, verdict)
             self._context.storable = verdict.reusable
             room = self._room(headers, trailers=trailers)
+            if self._limit is not None:
+                note += b"; detail=limit-" + self._limit.encode()
         else:
             note += refusal_note(verdict)
         if self._context.collapsed:
@@ -236,12 +244,14 @@ class Filling(Witness):
             return None
         if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
             self._config.metrics.limits.labels("headers").inc()
+            self._limit = "headers"
             return None
         policy = self._context.match.policy
         room = policy.max_body if policy is not None else self._config.max_body
         stated = single_value(headers, b"content-length")
         if stated is not None and stated.isdigit() and int(stated) > room:
             self._config.metrics.limits.labels("body").inc()
+            self._limit = "body"
             return None
         return room
 

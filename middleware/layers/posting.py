@@ -38,6 +38,13 @@ class Posted(Filling):
 
     _tagged: tuple[ScopedTag, ...] = ()
     _target: SplitResult | None = None
+    begun = False
+    """An answer has begun."""
+
+    @property
+    def kept(self) -> Kept | None:
+        """The verdict, once the answer has begun and is being kept."""
+        return self._kept
 
     async def watch(self) -> None:
         """Note what was purged so far, and the target, before the app runs (a router may change the scope)."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from tests.driver import call
+from tests.services import Valkey
 from tidegate import CacheLayer, cli
 from tidegate.middleware.core.explain_status import read_cache_status
 from tidegate.middleware.layers.cache import CacheLayer as Layer
@@ -32,6 +34,8 @@ async def handler(scope, receive, send):
     print("noise on stdout")
     ran.append(scope["method"] + " " + scope["path"])
     headers = [(b"set-cookie", b"a=b")] if scope["path"] == "/cookie" else [(b"vary", b"cookie")]
+    if scope["path"] == "/large":
+        headers.append((b"x-large", b"x" * 40_000))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"hello"})
 
@@ -42,6 +46,7 @@ tide = Tidegate(
         RoutePolicy(route="/clients", ttl=60, share="tenant", query=("page", "token"), tags=("clients",)),
         RoutePolicy(route="/rename", invalidates=("clients",)),
         RoutePolicy(route="/cookie", ttl=60),
+        RoutePolicy(route="/large", ttl=60),
     ],
     registry=CollectorRegistry(),
 )
@@ -149,6 +154,68 @@ def test_a_gate_that_is_shut_is_the_first_thing_said(module: str, tmp_path: Path
     assert told["stored"] is False
     assert "the cache is shut" in told["steps"][0]["found"]
     assert [layer["cohort"] for layer in told["layers"]] == ["control"] * 5
+
+
+FLAG = "tidegate.cache"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kill", "words"),
+    [
+        ({"percentage": 0}, False, "is shut for everybody"),
+        ({"percentage": 1}, False, "open for some, and its percentage or conditions do not let this unit in"),
+        ({"percentage": 100}, True, "is stopped by a record, whatever its percentage"),
+        ({"percentage": 100}, False, "lets this unit in"),
+    ],
+)
+def test_of_a_flag_it_says_whether_its_percentage_or_a_stop_shuts_the_layer(
+    module: str, tmp_path: Path, capsys: Any, strategy: Any, kill: bool, words: str
+) -> None:
+    flags = {"version": 1, "flags": {FLAG: {"enabled": True, "strategies": [strategy]}}}
+    (tmp_path / "flags.json").write_text(json.dumps(flags), encoding="utf-8")
+    (tmp_path / "tidegate.toml").write_text('[flags]\nprovider = "local"\n', encoding="utf-8")
+    if kill:
+        assert cli.main(["kill", FLAG]) == 0
+        # It shuts the file's flag as well; here the stop alone is to say so.
+        (tmp_path / "flags.json").write_text(json.dumps(flags), encoding="utf-8")
+        capsys.readouterr()
+    told = explained(capsys, "GET", "http://app.test/clients", "--app", f"{module}:app", "--as", "acme/ann")
+    cache = next(layer for layer in told["layers"] if layer["layer"] == "cache")
+    assert words in cache["why"]
+    assert (words == "lets this unit in") == cache["open"] == ("the cache is shut" not in told["steps"][0]["found"])
+
+
+def test_a_limit_that_bites_is_named_in_words_and_in_cache_status(module: str, capsys: Any) -> None:
+    told = explained(capsys, "GET", "http://app.test/large", "--app", f"{module}:app", "--as", "acme/ann")
+    assert (told["stored"], told["cache_status"]) == (False, "Tidegate; fwd=miss; detail=limit-headers")
+    assert "its header fields are longer than 32768 bytes" in [step["because"] for step in told["steps"]]
+    (said,) = read_cache_status([(b"cache-status", told["cache_status"].encode())]) or []
+    assert "too many bytes of header fields" in " ".join(said.words)
+
+
+def test_what_lies_in_a_real_redis_is_explained_and_left_alone(
+    module: str, tmp_path: Path, capsys: Any, valkey: Valkey
+) -> None:
+    (tmp_path / "tidegate.toml").write_text(f'[store]\nurl = "{valkey.url}"\nbudget = 5.0\n', encoding="utf-8")
+    sys.path.insert(0, str(Path.cwd()))
+    stored = importlib.import_module(module)
+
+    async def fill() -> None:
+        await call(stored.app, "/clients", headers=[("x-tenant", "acme")])
+        await stored.tide.aclose()
+
+    asyncio.run(fill())
+    capsys.readouterr()
+    with Redis.from_url(valkey.url) as redis:
+        before = {key: redis.dump(key) for key in redis.scan_iter()}
+        assert len(before) >= 1
+        words = ("--app", f"{module}:app", "--as")
+        found = explained(capsys, "GET", "http://example.test/clients", *words, "acme/bob")
+        other = explained(capsys, "GET", "http://example.test/clients", *words, "globex/eve")
+        assert {key: redis.dump(key) for key in redis.scan_iter()} == before
+    assert (found["served"], found["found"]["serving"]) == (True, "fresh")
+    assert ["tenant:acme", "clients"] in found["found"]["tags"]
+    assert (other["served"], other["stored"], other["found"]) == (False, True, None)
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

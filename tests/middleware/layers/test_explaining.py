@@ -82,14 +82,36 @@ def test_a_response_that_is_not_stored_says_why_and_what_to_do() -> None:
     ("of", "asked", "words"),
     [
         ({"method": "HEAD"}, {}, "HEAD has no body"),
-        ({}, {"policy": RoutePolicy(route="/", ttl=9, max_body=3), "length": True}, "max_body (3 bytes)"),
+        (
+            {},
+            {"policy": RoutePolicy(route="/", ttl=9, max_body=3), "more": ("content-length", "5")},
+            "max_body (3 bytes)",
+        ),
+        ({}, {"more": ("x-large", "x" * 40_000)}, "header fields are longer than 32768 bytes"),
     ],
 )
 def test_a_response_that_may_be_stored_and_is_not_says_why(of: Any, asked: Any, words: str) -> None:
-    app = Curious([FRESH, *([("content-length", "5")] if asked.pop("length", False) else [])])
+    asked = dict(asked)
+    app = Curious([FRESH, *([asked.pop("more")] if "more" in asked else [])])
     asyncio.run(call(layer_over(app, **asked), **of))
     assert app.after.stored is False
     assert any(words in step.because for step in app.after.steps)
+
+
+def test_a_posts_answer_that_is_kept_for_get_says_so_and_one_that_is_not_too() -> None:
+    app = Curious([FRESH, ("content-location", "/")])
+    asyncio.run(call(layer_over(app), method="POST"))
+    assert (app.before.stored, app.after.stored, app.after.lifetime) == (None, True, 60.0)
+    assert "is kept for GET for 60 s, if it comes whole" in [step.found for step in app.after.steps]
+    assert app.after.purges
+    for headers, status in (([FRESH], 200), ([FRESH, ("content-location", "/")], 404)):
+        app = Curious(headers, status)
+        asyncio.run(call(layer_over(app), method="POST"))
+        assert (app.before.stored, app.after.stored) == (None, False)
+        assert "is not kept for GET" in [step.found for step in app.after.steps]
+    app = Curious([])
+    asyncio.run(call(layer_over(app, identity=None), method="POST"))
+    assert (app.before.stored, app.after.stored) == (False, False)
 
 
 def test_a_request_that_goes_past_the_cache_says_why() -> None:
