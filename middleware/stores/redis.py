@@ -146,9 +146,10 @@ class RedisStore:
         """Close all connections."""
         if self._seals is not None:
             await self._seals.aclose()
-        if self._check is not None:
-            self._check.cancel()
-            await asyncio.wait([self._check])
+        check = self._check
+        if check is not None and not check.done() and check.get_loop() is asyncio.get_running_loop():
+            check.cancel()
+            await asyncio.wait([check])
         await self._servers.aclose()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:

@@ -252,3 +252,24 @@ def test_options_that_cannot_be_used_are_all_reported() -> None:
         "max_retain",
         "max_stamps",
     ]
+
+
+def test_a_store_that_was_closed_starts_and_closes_again_on_another_event_loop(server: RedisServer) -> None:
+    server.flush()
+    store = RedisStore(server.url, metrics=new_metrics())
+
+    async def life(expected: Any) -> None:
+        await store.start()
+
+        async def checked() -> bool:
+            return store.checked
+
+        await eventually(checked, "the policy was looked at")
+        assert await found(store, b"key") == expected
+        await write(store, b"key", TAGGED)
+        await store.aclose()
+        left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert left == []
+
+    for expected in (None, TAGGED):
+        asyncio.run(life(expected))
