@@ -1,9 +1,10 @@
 """ETags for responses that have none, and 304 for clients that have the bytes already (RFC 9110 8.8.3, 13.1.2).
 
-A strong ETag is made of the body where the body comes whole in one message. Only a response that states its
-Content-Length is held for that, from its start to its first body message: a stream (SSE, a generator) states none and
-passes as it comes. Inside a content coding the tag is weak, because the coding may be applied anew each time. The
-application's own ETag is never touched.
+A strong ETag is made of the body where its first message has all of it. Only a response that states its Content-Length
+is held for that, from its start to its first body message: a stream (SSE, a generator) states none and passes as it
+comes. Some frameworks say only in a second, empty message that a body is over; the length says so before. Inside a
+content coding the tag is weak, because the coding may be applied anew each time. The application's own ETag is never
+touched.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -72,7 +73,9 @@ class _Labelling:
     def __call__(self, message: Message) -> Awaitable[None]:
         if self._held is not None:
             start, self._held = self._held, None
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if message["type"] == "http.response.body" and (
+                not message.get("more_body", False) or b"%d" % len(message.get("body", b"")) == self._length
+            ):
                 return self._label(start, message)
             return _both(self._send, start, message)
         if self._swallow:

@@ -22,6 +22,7 @@ INSTALLED_APPS = [
 ]
 AUTH_USER_MODEL = "django_people.Person"
 MIDDLEWARE = [
+    "django.middleware.common.CommonMiddleware",  # as a new project has it; it states the length of each response
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "tests.frameworks.django_site.refusals",

@@ -236,5 +236,4 @@ DJANGO = Framework(
     background=False,
     pieces=False,
     cookies=True,
-    etags=False,
 )

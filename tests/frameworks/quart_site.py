@@ -184,4 +184,4 @@ def build(world: World, tide: Tidegate | None, how: How) -> App:
     return tide(both) if tide is not None and how == "around" else both
 
 
-QUART = Framework(name="quart", build=build, identify=lambda _how: identify, headers=headers, etags=False)
+QUART = Framework(name="quart", build=build, identify=lambda _how: identify, headers=headers)

@@ -203,7 +203,6 @@ class Framework:
     state: what the handlers find of what the lifespan made; None where the framework has no lifespan.
     background: whether it runs tasks after the response.
     pieces: whether a handler reads a body as it comes.
-    etags: whether it sends a plain response in one message with its length, as the etag layer asks.
     cookies: whether answers that depend on the user say `Vary: Cookie`; then a tenant's copy serves one user of it.
     """
 
@@ -215,4 +214,3 @@ class Framework:
     background: bool = True
     pieces: bool = True
     cookies: bool = False
-    etags: bool = True

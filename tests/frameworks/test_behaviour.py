@@ -178,7 +178,7 @@ def test_a_write_is_seen_by_the_next_reader_and_what_it_does_not_concern_stays(f
     assert json.loads(report.body) == {"clients": ["renamed"]}
 
 
-@pytest.mark.parametrize("framework", [one for one in FRAMEWORKS if one.etags], ids=lambda one: one.name)
+@every_framework
 @every_place
 @pytest.mark.parametrize("path", ["/page", "/me"])
 def test_who_has_it_already_gets_304(framework: Framework, how: How, path: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.driver import Answer, Origin, call
+from tests.driver import Answer, Origin, call, scope_of
 from tidegate.middleware.layers.etag import ETagLayer
 
 
@@ -79,6 +79,34 @@ def says(*messages: dict[str, Any]) -> Any:
 def test_what_states_its_length_and_does_not_come_as_one_body_passes_whole(rest: list[dict[str, Any]]) -> None:
     messages = [start((b"content-length", b"2")), *rest]
     assert ask(ETagLayer(says(*messages))).messages == messages
+
+
+def test_a_body_that_is_whole_in_its_first_message_is_labelled_before_the_app_says_that_it_was_the_last() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"2")))
+        assert sent == []
+        await send(part(b"ab", more=True))
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+        await send(part(b"", more=False))
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        await ETagLayer(app)(scope_of(), None, send)  # type: ignore[arg-type]
+        etag = dict(sent[0]["headers"])[b"etag"]
+        assert sent[1:] == [part(b"ab", more=True), part(b"", more=False)]
+        assert (
+            etag == dict((await call(ETagLayer(says(start((b"content-length", b"2")), part(b"ab"))))).headers)[b"etag"]
+        )
+        sent.clear()
+        app_without_looks = says(start((b"content-length", b"2")), part(b"ab", more=True), part(b"", more=False))
+        kept = await call(ETagLayer(app_without_looks), headers=[("if-none-match", etag.decode())])
+        assert (kept.status, kept.body, len(kept.messages)) == (304, b"", 2)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
