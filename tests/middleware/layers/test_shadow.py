@@ -79,6 +79,39 @@ def test_it_finds_nothing_in_a_clean_app_though_writes_run_beside_the_requests(s
     assert report["waiting"] == 0
 
 
+def test_what_somebody_further_out_writes_into_the_very_messages_is_no_difference_of_the_apps() -> None:
+    writes = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-of", b"the app")]})
+        await send({"type": "http.response.body", "body": b"the same ", "more_body": True})
+        await send({"type": "http.response.body", "body": b"each time"})
+
+    stand = Stand(app)
+
+    async def compressing(scope: Any, receive: Any, send: Any) -> None:
+        async def written(message: Any) -> None:
+            nonlocal writes
+            writes += 1
+            if message["type"] == "http.response.start":
+                message["status"] = 203
+                message["headers"].append((b"x-written", b"%d" % writes))
+            else:
+                message["body"] = b"%d" % writes
+            await send(message)
+
+        await stand.layer(scope, receive, written)
+
+    async def run() -> dict[str, Any]:
+        answers = [await call(compressing, user=ANN) for _ in range(5)]
+        assert len({answer.body for answer in answers}) == 5
+        return await stand.settled()
+
+    report = asyncio.run(run())
+    assert report["routes"]["/"]["match"] == 4
+    assert (total([report], "mismatch"), report["learned_fields"]) == (0, {})
+
+
 def test_the_layers_inside_change_nothing_about_that() -> None:
     mistaken, clean = (Watched(4, policies, whole=True).run(1500) for policies in (CLEAN + MISTAKEN, CLEAN))
     assert (found(mistaken), found(clean), total(clean, "mismatch")) == (PLANTED, set(), 0)

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from tests.driver import Answer, App, User, call
+from tests.middleware.stores.support import eventually
 from tests.promises.attacks.faults import ONE_TENANT
 from tests.promises.attacks.planting import Plant, attack
 from tests.promises.attacks.stage import ANN, BEA, BOB, Echo, asked, fields_of, hits, said, stack, tide
@@ -94,12 +95,14 @@ async def on_valkey(valkey: Valkey, policy: RoutePolicy) -> AsyncIterator[tuple[
 
 async def until_hit(app: Any, **of: Any) -> Answer:
     """Ask until it is answered from the store: writes go there in the background."""
-    async with asyncio.timeout(30):
-        while True:
-            answer = await call(app, **of)
-            if answer.hit:
-                return answer
-            await asyncio.sleep(0.01)
+    answers: list[Answer] = []
+
+    async def hit() -> bool:
+        answers.append(await call(app, **of))
+        return answers[-1].hit
+
+    await eventually(hit, "an answer from the store", 30.0)
+    return answers[-1]
 
 
 def kept(valkey: Valkey) -> Any:
