@@ -47,6 +47,11 @@ def _tags(headers: Pairs, field: bytes, scheme: str, host: bytes) -> list[str]:
     ]
 
 
+def _bare(authority: str, scheme: str) -> str:
+    """Without the port that goes without saying (RFC 9110 4.2.3)."""
+    return authority.removesuffix(":443" if scheme == "https" else ":80")
+
+
 def invalidated_targets(
     headers: Pairs, *, scheme: str, host: bytes, raw_path: bytes, query: bytes
 ) -> list[tuple[bytes, bytes]]:
@@ -65,6 +70,6 @@ def invalidated_targets(
             target = urlsplit(urljoin(base, value.decode("latin-1").strip()))
         except ValueError:
             continue
-        if target.scheme == scheme and target.netloc.lower().encode("latin-1") == host:
+        if target.scheme == scheme and _bare(target.netloc.lower(), scheme) == _bare(host.decode("latin-1"), scheme):
             found.append(((target.path or "/").encode("latin-1"), target.query.encode("latin-1")))
     return found

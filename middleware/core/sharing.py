@@ -69,7 +69,7 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
     refused = "error" if status >= 500 else None
     control: list[bytes] = []
     vary: list[bytes] = []
-    varies = False
+    varied: list[tuple[bytes, bytes]] = []
     lengths: list[bytes] = []
     for cased, value in headers:
         name = cased.lower()
@@ -78,7 +78,7 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
         elif name == b"cache-control":
             control.append(value)
         elif name == b"vary":
-            varies = True
+            varied.append((b"vary", value))
         elif name == b"access-control-allow-origin" and value.strip() != b"*":
             vary.append(b"origin")
         elif name == b"set-cookie":
@@ -91,8 +91,8 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
             refused = refused or "no-store"
         elif b"private" in found and not same_user:
             refused = refused or "private"
-    if varies:
-        names = vary_names([(name.lower(), value) for name, value in headers])
+    if varied:
+        names = vary_names(varied)
         refused, vary = refused if names is not None else refused or "vary", [*(names or ()), *vary]
     length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
     return Answer(refused, length, tuple(vary))

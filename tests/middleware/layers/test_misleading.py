@@ -342,3 +342,44 @@ def test_a_head_for_a_part_is_answered_by_the_app_alone() -> None:
         return await call(bench.layer, method="HEAD", headers=[("range", "bytes=2-5")], user=ANN)
 
     assert not run(story).hit
+
+
+# --- what a write clears ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "cleared"),
+    [
+        ("/b", True),
+        ("b", True),
+        ("/x/../b", True),
+        ("/b#f", True),
+        ("//example.test/b", True),
+        ("HTTP://EXAMPLE.TEST/b", True),
+        ("http://example.test:80/b", True),
+        ("http://example.test:443/b", False),
+        ("https://example.test/b", False),
+        ("http://evil.test/b", False),
+        ("http://example.test@evil.test/b", False),
+        ("http://example.test.evil.test/b", False),
+        ("http://[", False),
+        ("/c", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["location", "content-location"])
+def test_a_write_clears_what_it_names_of_its_own_origin_for_every_share(
+    name: str, location: str, cleared: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        said = [FRESH] if scope["method"] == "GET" else [(name, location)]
+        await Origin(headers=said)(scope, receive, send)
+
+    bench = Bench(app)
+
+    async def story() -> list[bool]:
+        await call(bench.layer, "/b", user=ANN)
+        assert (await call(bench.layer, "/b", user=ANN)).hit
+        await call(bench.layer, "/a", method="PATCH", user=User("globex", "eve"))
+        return [(await call(bench.layer, "/b", user=ANN)).hit]
+
+    assert run(story) == [not cleared]
