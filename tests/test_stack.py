@@ -15,14 +15,15 @@ from starlette.routing import Route
 
 from tests.driver import Answer, Origin, User, call
 from tests.flags.following import until
-from tests.services import wait_until
+from tests.middleware.stores.support import eventually
+from tests.services import Valkey, wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import StoreError
 from tidegate.flags import FlagContext, ProviderHealth, Reach
 from tidegate.keyfile import fresh_items
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
 
-ANN, BEN = User("acme", "ann"), User("acme", "ben")
+ANN, BEN, ZOE = User("acme", "ann"), User("acme", "ben"), User("zorg", "zoe")
 POLICY = RoutePolicy(route="/", ttl=60, share="tenant")
 
 
@@ -191,6 +192,36 @@ def test_a_purge_from_code_reaches_the_tenants_entries() -> None:
         return [before, untouched, (await call(layers, user=ANN)).hit]
 
     assert asyncio.run(run()) == [True, True, False]
+
+
+def test_all_of_a_tenant_is_purged_at_once_and_all_of_everybody(valkey: Valkey) -> None:
+    async def run(url: str | None) -> None:
+        store = {"store": {"url": url, "budget": 10.0}} if url is not None else {}
+        policies = [
+            RoutePolicy(route="/mine", ttl=60, share="user"),
+            RoutePolicy(route="/ours", ttl=60, share="tenant", tags=("clients",)),
+            RoutePolicy(route="/all", ttl=60, share="public"),
+        ]
+        tide = Tidegate(Settings.of(store), policies=policies, registry=CollectorRegistry())
+        layers = tide(Origin())
+        asked = [(path, user) for path in ("/mine", "/ours", "/all") for user in (ANN, ZOE)]
+
+        async def hits() -> list[tuple[str, User]]:
+            return [(path, user) for path, user in asked if (await call(layers, path, user=user)).hit]
+
+        async def all_hit() -> bool:
+            return await hits() == asked
+
+        await eventually(all_hit, "all is stored", 20.0)
+        assert (await tide.purge_all(ANN.tenant)).state == "done"
+        assert await hits() == [asked[1], asked[3], asked[4], asked[5]]
+        await eventually(all_hit, "all is stored", 20.0)
+        assert (await tide.purge_all()).state == "done"
+        assert set(await hits()) <= {asked[5]}, "who asks second for what is public may get what the first one made"
+        await tide.aclose()
+
+    for url in (None, valkey.url):
+        asyncio.run(run(url))
 
 
 def test_metrics_are_exposed_with_every_cohort_at_zero_only_where_there_are_flags(tmp_path: Any) -> None:

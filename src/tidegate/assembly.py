@@ -178,8 +178,11 @@ class Tidegate:
 
     async def purge(self, *tags: str, tenant: str | None = None) -> Purge:
         """Purge tags of a tenant, or public ones; for code that changes data outside an HTTP request."""
-        scope = PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
-        return await self.store.purge({scope: tags})
+        return await self.store.purge({_scope_of(tenant): tags})
+
+    async def purge_all(self, tenant: str | None = None) -> Purge:
+        """Purge all that is stored for a tenant and its users; without a tenant, all that is stored for anybody."""
+        return await self.store.purge({_scope_of(tenant): (WHOLE_SCOPE,)})
 
     def shadow_report(self) -> dict[str, Any]:
         """What shadow mode has seen in this process, as JSON has it; `shadow_app` answers it over HTTP.
@@ -266,6 +269,10 @@ def _decider(
         return gates.decide(FlagContext(unit=known.get(unit_field), properties=known))
 
     return by_properties
+
+
+def _scope_of(tenant: str | None) -> str:
+    return PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
 
 
 def _gate(layer: Layer) -> Gate:
