@@ -288,9 +288,10 @@ class ContextResolver:
         found = scope.get("tidegate")
         if found is not None:
             return cast(RequestContext, found)
-        if not isinstance(scope["headers"], list | tuple):
+        fields = scope["headers"]
+        if type(fields) is not list and not isinstance(fields, tuple):  # the first says it in a third of the time
             # ASGI allows any iterable: one that can be read once would hide a cookie from all but its first reader.
-            scope["headers"] = list(scope["headers"])
+            scope["headers"] = list(fields)
         identity: Identity | None = None
         try:
             identity = self._identify(scope)
