@@ -86,6 +86,7 @@ class _Ears(asyncio.Protocol):
         self._end(exc or StoreError("the connection was closed"))
 
     def eof_received(self) -> bool:
+        self._ended()  # now: `connection_lost` comes a pass of the event loop later, and requests may come before it
         return False  # close
 
     def _end(self, error: Exception) -> None:

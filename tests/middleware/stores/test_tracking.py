@@ -14,7 +14,7 @@ from redis.asyncio.connection import Connection
 from tests.middleware.stores.support import eventually
 from tests.services import RedisServer
 from tests.services.swallowing import SwallowingProxy
-from tidegate.middleware.stores.tracking import LEASE, Tracking
+from tidegate.middleware.stores.tracking import LEASE, Tracking, _Ears
 
 
 class Ear:
@@ -218,5 +218,18 @@ def test_a_change_is_told_before_a_request_that_came_with_it_is_served(server: R
                 await eventually(served, "the request is served", 20.0)
             link.close()
         assert [len(names) for names in seen] == list(range(1, 21))
+
+    listening(server.port, body, server)
+
+
+def test_the_end_of_a_connection_is_known_where_it_is_read(server: RedisServer) -> None:
+    """Not a pass of the event loop later, when requests that came with it have been answered."""
+
+    async def body(ear: Ear, client: Any) -> None:
+        await eventually(ear.live, "it hears", 20.0)
+        ears = _Ears(lambda _push: None, ear.tracking._deaf)
+        assert ear.tracking.live
+        assert ears.eof_received() is False
+        assert not ear.tracking.live
 
     listening(server.port, body, server)

@@ -39,7 +39,7 @@ class Plan:
     silences: int = 3
     from_memory: int = 5000
     from_redis: int = 500
-    patience: float = 60.0
+    patience: float = 80.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +80,16 @@ class _Run:
         )
 
     async def keep_killing(self) -> None:
-        """One tracking connection, now and then all of them."""
+        """One tracking connection, now and then all of them; not so fast that a slow machine never hears."""
         while True:
+            served = self._board.total(Count.MEMORY)
+            await _until(lambda: self._board.total(Count.MEMORY) >= served + 20, 60.0, "it serves")  # noqa: B023
             links = [link["id"] for link in await self._client.client_list() if "t" in link["flags"]]
             if links and self._chance.random() < 0.9:
                 links = [self._chance.choice(links)]
             for link in links:
                 self.kills += await self._client.client_kill_filter(_id=link)
-            await asyncio.sleep(self._chance.uniform(0, 0.2))
+            await asyncio.sleep(self._chance.uniform(0, 0.12))
 
     async def keep_silencing(self) -> None:
         """The link swallows all, and is cut in the end; or holds all back, and brings it in the end."""
