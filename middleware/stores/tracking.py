@@ -160,7 +160,9 @@ class Tracking:
             before = self.connections
             try:
                 await self._session()
-            except (RedisError, OSError, StoreError, TimeoutError) as error:
+            except TimeoutError:
+                self._failed(StoreError(f"no connection that hears of purges within {_HANDSHAKE:g} s"))
+            except Exception as error:  # noqa: BLE001 - P5; counted, and tried again
                 self._failed(error)
             self._deaf()
             pause = 0.02 if self.connections != before else min(_LONGEST_PAUSE, pause * 2)

@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.crowd import Crowd, batch, hit_ratio
 from tests.e2e.stage import ENVIRONMENT, App, metric, open_by_hand, shut_by_hand
 from tests.services import Unleash, Valkey, free_port, wait_until
+from tidegate.keyfile import fresh_items
 
 REFUSED, BLACK_HOLE = "refused", "black hole"
 LISTENING_SECONDS = 2.0
@@ -41,15 +42,16 @@ def test_without_flags_and_store_every_request_is_answered_and_each_layer_works_
                 TIDEGATE_FLAGS_UNIT="user",
                 TIDEGATE_FLAGS_POLL_INTERVAL="0.5",
                 TIDEGATE_STORE_URL=f"redis://127.0.0.1:{port}/0",
+                TIDEGATE_STORE_KEYS=",".join(fresh_items()),  # without keys there is one more line
                 # In the store's Redis they would keep every layer shut until it comes.
                 TIDEGATE_FLAGS_STOPS=str(tmp_path / "stops.json"),
             )
             assert_answers_soon(app)
             assert not any(one.gated for one in batch(app.port, 50)), "who knows no flags opens no layer"
-            assert_says_so_once_a_second(app, {"flags.unleash", "redis-check"})
+            assert_says_so_once_a_second(app, {"flags.unleash", "redis-check", "tracking"})
         wait_until(lambda: all(one.gated for one in batch(app.port, 20)), 20, "the flags are known, the layers open")
         assert_answers_soon(app)
-        assert_says_so_once_a_second(app, {"store", "redis-check"})
+        assert_says_so_once_a_second(app, {"store", "redis-check", "tracking"})
         assert not any(one.hit for one in batch(app.port, 50)), "there is nothing to have hits from"
     with Crowd(app.port) as crowd:
         start_valkey(port=port)
@@ -114,7 +116,7 @@ def assert_says_so_once_a_second(app: App, components: set[str]) -> None:
     for component in components:
         assert named(component) - before[component] <= seconds + 1, f"{component}: at most one line a second"
         assert metric(app.metrics(), "tidegate_errors_total", component=component) > 0
-    others = {line.partition(" failed")[0] for line in lines} - {"store", "redis-check", "flags.unleash"}
+    others = {line.partition(" failed")[0] for line in lines} - {"store", "redis-check", "flags.unleash", "tracking"}
     assert not others, "nothing else fails"
     assert not [line for line in lines if line.rstrip().endswith(":")], "each line says what is wrong"
 
