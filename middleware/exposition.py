@@ -8,8 +8,11 @@ always are, where they have a folder.
 import asyncio
 import json
 import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -31,7 +34,7 @@ class MetricsApp:
         self._cohorts = cohorts
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._registry = CollectorRegistry()
-            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+            _Workers(self._registry)  # type: ignore[no-untyped-call]
         else:
             self._registry = registry
 
@@ -49,6 +52,24 @@ class MetricsApp:
         method = scope["method"]
         status, body = (200, await asyncio.to_thread(self.render)) if method in ("GET", "HEAD") else (405, b"")
         await _answer(method, send, status, CONTENT_TYPE_PLAIN_0_0_4.encode(), body)
+
+
+class _Workers(MultiProcessCollector):
+    """prometheus_client's sum over workers, without what a worker that is just starting has made but not yet filled:
+    it would raise struct.error over such a file, so that /metrics failed whenever a worker started.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        theirs: Any = self  # its types are unknown
+        files = [str(file) for file in Path(theirs._path).glob("*.db") if _has_bytes(file)]
+        return cast(Iterable[Metric], theirs.merge(files, accumulate=True))
+
+
+def _has_bytes(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # of a worker that has gone
+        return False
 
 
 class ShadowApp:
