@@ -7,16 +7,24 @@ as well, by what asyncio documents for other implementations of tasks ("Extendin
 Guaranteed: the run has one task from its first line to its last, and it is not the caller's: what binds itself to
 `asyncio.current_task()` (time-outs, task groups, cancel scopes) sees no difference between before and after its first
 wait. It runs in a copy of the caller's context, as in a task. Whoever cancels the caller does not touch it.
+
+A task that a run without waits left as it found it, so that nobody can tell, serves the next run of the same turn: of
+many requests that come in one turn, as they do under load, the first alone pays for a task. Whatever is left on a task
+(a reference, a weak one, a callback, an attribute, a name, a cancellation) keeps it from others.
 """
 
 import asyncio
+import threading
 from asyncio.tasks import (  # documented for other implementations of tasks, in spite of their names
     _enter_task,  # pyright: ignore[reportPrivateUsage]
     _leave_task,  # pyright: ignore[reportPrivateUsage]
 )
 from collections.abc import Coroutine, Generator
 from contextvars import Context, copy_context
+from gc import get_referents
+from sys import getrefcount
 from typing import Any, Final
+from weakref import getweakrefcount
 
 __all__ = ["begin"]
 
@@ -30,28 +38,53 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
         BaseException: what the run raised, if it did not wait.
     """
     loop = asyncio.get_running_loop()
-    # Made before the run begins, which may want to know its task, and for it alone: what hangs on a task (a session of
-    # a database, say) is not for the next request. Where nobody needs it, it ends in the loop's next turn. A task
-    # factory could start it now, so it is not asked.
-    rest = _Rest()
-    task: asyncio.Task[None] = asyncio.Task(rest, loop=loop, name=_NAME)
+    rest, task = _free.rest, _free.task
+    if rest is None or task is None or _free.loop is not loop:
+        # Made before the run begins, which may want to know its task. Where nobody needs it, it ends in the loop's next
+        # turn. A task factory could start it now, so it is not asked.
+        rest = _Rest()
+        task = asyncio.Task(rest, loop=loop, name=_NAME)
+        _free.holds = len(get_referents(task))
+    holds, _free.rest, _free.task = _free.holds, None, None  # a run may begin another
     context = copy_context()
     caller = asyncio.current_task(loop)
     if caller is not None:
         _leave_task(loop, caller)
+    references, weak = getrefcount(task), getweakrefcount(task)
     _enter_task(loop, task)
     try:
         awaited = context.run(work.send, None)
     except StopIteration:
         if task.cancelling():
             raise asyncio.CancelledError from None  # as its task would have ended
-        return None
+    else:
+        rest.take(work, context, awaited)
+        return task
     finally:
         _leave_task(loop, task)
         if caller is not None:
             _enter_task(loop, caller)
-    rest.take(work, context, awaited)
-    return task
+    if getrefcount(task) == references and getweakrefcount(task) == weak and _is_untouched(task, holds):
+        _free.loop, _free.rest, _free.task, _free.holds = loop, rest, task, holds
+    return None
+
+
+class _Free(threading.local):
+    """A task of this thread that nobody has been given, until the loop's next turn ends it."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    rest: "_Rest | None" = None
+    task: "asyncio.Task[None] | None" = None
+    holds: int = 0
+
+
+_free: Final = _Free()
+
+
+def _is_untouched(task: "asyncio.Task[None]", holds: int) -> bool:
+    """Whether nothing is left on a task of what leaves no reference to it. holds: how many objects it held at first."""
+    # One more is a callback, an attribute, or what a cancellation was told, though it was taken back.
+    return task.get_name() is _NAME and len(get_referents(task)) == holds
 
 
 class _Rest(Coroutine[Any, Any, None]):
@@ -71,6 +104,7 @@ class _Rest(Coroutine[Any, Any, None]):
     def send(self, value: Any, /) -> Any:
         """The task's next step."""
         if self._work is None or self._context is None:
+            self._is_over()
             raise StopIteration
         if self._awaited is not None:
             (awaited,), self._awaited = self._awaited, None
@@ -80,6 +114,7 @@ class _Rest(Coroutine[Any, Any, None]):
     def throw(self, error: Any, value: Any = None, traceback: Any = None, /) -> Any:
         """The task's next step, where an exception comes out of what the run waits for, or it is cancelled."""
         if self._work is None or self._context is None:
+            self._is_over()
             raise error
         if self._awaited is not None:
             # Cancelled before the task's first step: what the run waits for is cancelled, as asyncio does it.
@@ -88,6 +123,11 @@ class _Rest(Coroutine[Any, Any, None]):
             if isinstance(error, asyncio.CancelledError) and waiting is not None and waiting.cancel():
                 return waiting
         return self._context.run(self._work.throw, error)
+
+    def _is_over(self) -> None:
+        """No run has taken the task until its first step, and none can any more."""
+        if _free.rest is self:
+            _free.loop = _free.rest = _free.task = None
 
     def close(self) -> None:
         """The loop is gone."""

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -12,6 +13,7 @@ import pytest
 
 from tests.driver import Answer, scope_of
 from tests.middleware.layers.coalescing import Bench, Client, run, settle
+from tidegate.middleware.layers import eager
 from tidegate.middleware.layers.eager import begin
 
 variable: ContextVar[str] = ContextVar("variable", default="outside")
@@ -76,6 +78,9 @@ def test_a_run_has_one_task_and_one_context_from_its_first_line_to_its_last() ->
         assert variable.get() == "outside"
 
     run(body)
+
+
+async def does_not_wait() -> None: ...
 
 
 async def times_out() -> None:
@@ -188,17 +193,169 @@ def test_an_error_comes_out_at_once_or_out_of_the_task_and_the_next_run_is_untou
     run(body)
 
 
-def test_no_two_runs_have_one_task() -> None:
-    tasks: list[Any] = []
+def keeps_it(task: Any, kept: list[Any]) -> None:
+    kept.append(task)
 
-    async def over() -> None:
-        tasks.append(asyncio.current_task())
+
+def keeps_a_weak_reference(task: Any, kept: list[Any]) -> None:
+    kept.append(WeakKeyDictionary({task: "of this request"}))
+
+
+def keeps_it_in_a_closure(task: Any, kept: list[Any]) -> None:
+    kept.append(lambda: task)
+
+
+def wants_to_hear_of_its_end(task: Any, kept: list[Any]) -> None:
+    task.add_done_callback(kept.append)
+
+
+def leaves_an_attribute(task: Any, kept: list[Any]) -> None:
+    task.user = "ann"
+
+
+def names_it(task: Any, kept: list[Any]) -> None:
+    task.set_name("request of ann")
+
+
+def cancels_and_thinks_better_of_it(task: Any, kept: list[Any]) -> None:
+    task.cancel()
+    task.uncancel()
+
+
+def leaves_a_time_out_running(task: Any, kept: list[Any]) -> None:
+    kept.append(asyncio.get_running_loop().call_later(60, task.cancel))
+
+
+LEAVINGS = [
+    keeps_it, keeps_a_weak_reference, keeps_it_in_a_closure, wants_to_hear_of_its_end, leaves_an_attribute, names_it,
+    cancels_and_thinks_better_of_it, leaves_a_time_out_running,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("leave", LEAVINGS)
+def test_a_task_on_which_something_is_left_serves_no_other_run(leave: Callable[[Any, list[Any]], None]) -> None:
+    kept: list[Any] = []
+    seen: list[tuple[int, object, str]] = []
+
+    async def leaves() -> None:
+        task: Any = asyncio.current_task()
+        seen.append((id(task), getattr(task, "user", None), task.get_name()))
+        leave(task, kept)
+
+    async def looks() -> None:
+        task: Any = asyncio.current_task()
+        seen.append((id(task), getattr(task, "user", None), task.get_name()))
+        assert not task.cancelling()
+        assert not [of for of in kept if isinstance(of, WeakKeyDictionary) and task in of]
+
+    async def body() -> None:
+        for work in (looks, leaves, looks, leaves, looks):
+            assert begin(work()) is None
+        own, *others = seen
+        assert own[0] == others[0][0], "what nothing was left on is used again"
+        assert others[0][0] != others[1][0] == others[2][0] != others[3][0]
+        assert {each[1:] for each in seen} == {own[1:]}
+        for timer in kept:
+            if isinstance(timer, asyncio.TimerHandle):
+                timer.cancel()
+        await settle()
+
+    run(body)
+
+
+def test_a_task_serves_the_runs_of_one_turn_and_only_one_at_a_time() -> None:
+    seen: list[asyncio.Task[Any] | None] = []
+    numbers: list[int] = []
+
+    async def notes() -> None:
+        numbers.append(id(asyncio.current_task()))
+
+    async def begins_another() -> None:
+        await notes()
+        assert begin(notes()) is None
+        assert id(asyncio.current_task()) == numbers[-2]
+
+    async def waits() -> None:
+        seen.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        seen.append(asyncio.current_task())
+
+    async def body() -> None:
+        assert begin(notes()) is None
+        assert begin(begins_another()) is None
+        assert numbers[0] == numbers[1] != numbers[2]
+        waiting = begin(waits())
+        assert waiting is not None
+        assert begin(notes()) is None
+        assert numbers[-1] != id(waiting)
+        await waiting
+        assert seen == [waiting, waiting]
+        await settle()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert eager._free.task is None  # pyright: ignore[reportPrivateUsage]
+
+    run(body)
+
+
+def test_a_loop_that_stopped_in_the_middle_of_its_turn_lends_no_task_to_another() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def notes() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loops.append(task.get_loop())
+
+    async def body() -> None:
+        assert begin(notes()) is None
+
+    first = asyncio.new_event_loop()
+    first.call_soon(lambda: begin(notes()))
+    first.call_soon(first.stop)
+    first.run_forever()
+    run(body)
+    first.run_until_complete(settle())
+    first.close()
+    assert len(set(loops)) == 2
+
+
+def test_no_task_outlives_its_loop_and_none_is_missed_at_its_end() -> None:
+    async def over() -> None: ...
 
     async def body() -> None:
         for _ in range(3):
             assert begin(over()) is None
-        assert len({*tasks, asyncio.current_task()}) == 4, "what hangs on a task is not for the next request"
-        await settle()
+
+    for _ in range(2):
+        with asyncio.Runner() as runner:
+            runner.run(body())
+            runner.run(body())
+        assert eager._free.task is None  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    "later", [times_out, groups, is_cancelled_by_a_scope, moves_on, is_overdue_before_its_first_wait]
+)
+def test_time_outs_and_scopes_that_did_not_wait_leave_nothing_to_the_next_run(
+    later: Callable[[], Awaitable[None]],
+) -> None:
+    async def within_bounds() -> None:
+        async with asyncio.timeout(60):
+            with anyio.CancelScope(), anyio.fail_after(60):
+                await does_not_wait()
+        async with asyncio.TaskGroup():
+            pass
+
+    async def fails() -> None:
+        async with asyncio.timeout(60):
+            await does_not_wait()
+            raise ValueError("its own")
+
+    async def body() -> None:
+        for _ in range(2):
+            await finished(within_bounds())
+            with pytest.raises(ValueError, match="its own"):
+                await finished(fails())
+            await finished(later())
 
     run(body)
 
