@@ -18,11 +18,12 @@ __all__ = [
     "climbs",
     "counted_query",
     "digest",
-    "digest_of_encoded",
+    "digest_begun",
     "encode_parts",
     "path_part",
     "primary_parts",
     "scope_of",
+    "tag_begun",
     "tag_of_encoded",
     "tag_of_uri",
     "variant_values",
@@ -98,12 +99,12 @@ def _text(name: str) -> bytes:
 
 def digest(parts: Sequence[bytes | None], naming_key: bytes) -> bytes:
     """The key under which a store keeps the record: 20 bytes of keyed BLAKE2b, so that nothing of it is readable."""
-    return digest_of_encoded(encode_parts(parts), naming_key)
+    return digest_begun(encode_parts(parts), naming_key).digest()
 
 
-def digest_of_encoded(parts: bytes, naming_key: bytes) -> bytes:
-    """As `digest`, of parts that are encoded already."""
-    return blake2b(parts, digest_size=20, key=naming_key).digest()
+def digest_begun(parts: bytes, naming_key: bytes) -> blake2b:
+    """The hash of parts that are encoded already, which others may follow."""
+    return blake2b(parts, digest_size=20, key=naming_key)
 
 
 def variant_values(
@@ -153,9 +154,17 @@ def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
 
     A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
     """
-    return tag_of_encoded(encode_parts((scheme.encode(), host, raw_path, query)))
+    return tag_of_encoded(tag_begun(scheme, host), encode_parts((raw_path, query)))
 
 
-def tag_of_encoded(uri: bytes) -> str:
-    """As `tag_of_uri`, of its parts that are encoded already."""
-    return "uri:" + (uri.decode("latin-1") if len(uri) <= _LONGEST_URI else blake2b(uri, digest_size=20).hexdigest())
+def tag_begun(scheme: str, host: bytes) -> str:
+    """How all tags of URIs of an origin begin, but those of long ones."""
+    return "uri:" + encode_parts((scheme.encode(), host)).decode("latin-1")
+
+
+def tag_of_encoded(origin: str, rest: bytes) -> str:
+    """As `tag_of_uri`. origin: as `tag_begun` has it. rest: the other two parts, encoded."""
+    tag = origin + rest.decode("latin-1")
+    if len(tag) <= len("uri:") + _LONGEST_URI:
+        return tag
+    return "uri:" + blake2b(tag[4:].encode("latin-1"), digest_size=20).hexdigest()

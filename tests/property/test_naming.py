@@ -1,8 +1,8 @@
 """A remembered name is the one that would be made anew, whatever was remembered before it (P2)."""
 
-from typing import cast
+from typing import Any, cast
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.driver import scope_of
@@ -10,7 +10,7 @@ from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.keys import digest, primary_parts
 from tidegate.middleware.core.keys import scope_of as ledger_scope_of
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
-from tidegate.middleware.layers.naming import Named, Names, host_of
+from tidegate.middleware.layers.naming import Named, Names, host_of, uri_of
 
 NAMES = st.sampled_from(["a", "b", "ab", "\udc80", "1"])
 IDENTITIES = st.builds(Identity, tenant=NAMES, user=NAMES, grants=st.sampled_from(["", "a", "b"]))
@@ -21,8 +21,8 @@ VALUES = st.lists(
 ).map(tuple)
 
 FIELDS: dict[str, st.SearchStrategy[object]] = {
-    "path": st.sampled_from(["/a", "/b", "/" + "a" * 1100]),
-    "raw": st.sampled_from([None, b"/a", b"/%61", b""]),
+    "path": st.sampled_from(["/a", "/b", "/a?x", "/" + "a" * 1100]),
+    "raw": st.sampled_from([None, b"/a", b"/%61", b"/a?x", b""]),
     "root": st.sampled_from(["", "/a"]),
     "query": st.sampled_from(["", "x=1", "x=1&y=2", "y=2"]),
     "scheme": st.sampled_from(["http", "https"]),
@@ -43,10 +43,20 @@ def neighbours(draw: st.DrawFn) -> list[dict[str, object]]:
     return asked
 
 
-def named(names: Names, asked: dict[str, object]) -> tuple[Named, bytes]:
+def told(found: Named) -> tuple[object, ...]:
+    """All that a name says."""
+    return found.policy, found.uri, found.parts, found.primary, found.tag, found.scope
+
+
+def scope_as(asked: dict[str, object]) -> dict[str, Any]:
     scope = scope_of(str(asked["path"]), query=str(asked["query"]), scheme=asked["scheme"], root_path=asked["root"])
     scope["raw_path"] = asked["raw"]
     scope["headers"] = [(b"host", host.encode()) for host in asked["hosts"]]  # type: ignore[attr-defined]
+    return scope
+
+
+def named(names: Names, asked: dict[str, object]) -> tuple[Named, bytes]:
+    scope = scope_as(asked)
     policy: RoutePolicy | None = asked["policy"]  # type: ignore[assignment]
     match = Match(policy, policy.route if policy is not None else "other", {})
     found = names.of(scope, host_of(scope), match, asked["share"], asked["identity"])  # type: ignore[arg-type]
@@ -57,19 +67,25 @@ def named(names: Names, asked: dict[str, object]) -> tuple[Named, bytes]:
 @given(neighbours(), st.integers(1, 30))
 def test_what_was_asked_before_changes_no_name(asked: list[dict[str, object]], remember: int) -> None:
     old = Names(namespace=b"v1", naming_key=b"secret", remember=remember)
-    for each in [*asked, *asked]:
-        new = Names(namespace=b"v1", naming_key=b"secret")
-        assert named(old, each) == named(new, each)
+    for each in [*asked, *asked, *asked]:
+        known, made = named(old, each), named(Names(namespace=b"v1", naming_key=b"secret"), each)
+        assert (told(known[0]), known[1]) == (told(made[0]), made[1])
+
+
+ASKED = dict.fromkeys(FIELDS) | {"path": "/b", "raw": b"/b", "query": "", "scheme": "http", "hosts": []}
+ASKED |= {"share": "public", "values": ()}
 
 
 @settings(max_examples=150, deadline=None)
 @given(neighbours())
+@example([ASKED | {"root": "", "path": "/a?x", "raw": b"/a?x"}])  # a server that leaves the query in both
 def test_a_name_is_made_of_all_parts_of_its_key_and_no_other(asked: list[dict[str, object]]) -> None:
     names = Names(namespace=b"v1", naming_key=b"secret")
     for each in asked:
         found, _ = named(names, each)
         share, identity = cast(Share, each["share"]), cast(Identity, each["identity"])
         uri = found.uri
+        assert uri == uri_of(scope_as(each), cast(RoutePolicy | None, each["policy"]))
         assert found.parts == primary_parts(
             namespace=b"v1", share=share, identity=identity, scheme=uri.scheme, host=uri.host, raw_path=uri.raw_path,
             query=uri.query,
@@ -79,24 +95,29 @@ def test_a_name_is_made_of_all_parts_of_its_key_and_no_other(asked: list[dict[st
         assert found.scope == ledger_scope_of(identity, share)
 
 
-def test_no_more_is_remembered_than_was_said_and_nothing_long() -> None:
+def test_what_is_asked_for_twice_is_remembered_but_no_more_than_was_said_and_nothing_long() -> None:
     names = Names(namespace=b"v1", naming_key=b"", remember=2)
     match = Match(None, "other", {})
-    ann = Identity("acme", "ann")
-    first = scope_of("/1")
-    remembered = names.of(first, b"", match, "user", ann)
-    assert names.of(first, b"", match, "user", ann) is remembered
-    for path in ("/2", "/3"):
-        names.of(scope_of(path), b"", match, "user", ann)
-    assert names.of(first, b"", match, "user", ann) is not remembered
-    long = scope_of("/" + "a" * 1200)
-    assert names.of(long, b"", match, "user", ann) is not names.of(long, b"", match, "user", ann)
+
+    def asked(path: str) -> Named:
+        return names.of(scope_of(path), b"", match, "user", Identity("acme", "ann"))
+
+    once, remembered = asked("/1"), asked("/1")
+    assert once is not remembered
+    assert asked("/1") is remembered
+    for path in map("/{}".format, range(2, 50)):
+        asked(path)
+    assert asked("/1") is remembered, "what was asked for once pushes out nothing"
+    for path in ("/2", "/2", "/3", "/3"):
+        asked(path)
+    assert asked("/1") is not remembered
+    long = "/" + "a" * 1200
+    assert len({id(each) for each in [asked(long) for _ in range(4)]}) == 4
 
 
 def test_one_path_under_two_roots_has_two_names() -> None:
     names = Names(namespace=b"v1", naming_key=b"secret")
-    asked = dict.fromkeys(FIELDS) | {"path": "/b", "raw": b"/b", "query": "", "scheme": "http", "hosts": []}
-    asked |= {"share": "public", "values": ()}
-    one, other = named(names, asked | {"root": ""}), named(names, asked | {"root": "/a"})
-    assert other == named(Names(namespace=b"v1", naming_key=b"secret"), asked | {"root": "/a"})
-    assert one != other
+    one, other = named(names, ASKED | {"root": ""}), named(names, ASKED | {"root": "/a"})
+    made = named(Names(namespace=b"v1", naming_key=b"secret"), ASKED | {"root": "/a"})
+    assert told(other[0]) == told(made[0])
+    assert one[0].primary != other[0].primary
