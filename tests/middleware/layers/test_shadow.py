@@ -17,7 +17,7 @@ from tidegate.middleware.core.shadow import Sight
 from tidegate.middleware.core.shadow_kinds import Told
 from tidegate.middleware.layers import shadow_notes
 from tidegate.middleware.layers.asgi import ContextResolver
-from tidegate.middleware.layers.shadow_notes import MAX_ASKERS, MAX_SIGHTS, Difference, Ring, ShadowNotes
+from tidegate.middleware.layers.shadow_notes import MAX_ASKERS, MAX_LEARNED, MAX_SIGHTS, Difference, Ring, ShadowNotes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup
 from tidegate.middleware.stores.guard import GuardedStore
@@ -426,6 +426,22 @@ def test_a_field_that_changes_from_answer_to_answer_is_learned_to_mean_nothing()
     assert report["learned_fields"] == {"/": ["x-served-after"]}
     assert report["findings"] == []
     assert report["routes"]["/"]["match"] == 6
+
+
+def test_no_more_fields_of_a_route_are_learned_than_may_be() -> None:
+    origin = Origin(b"body")
+    stand = Stand(origin)
+
+    async def run() -> dict[str, Any]:
+        for number in range(24):
+            kind = b"early" if number < 8 else b"late"
+            origin.headers = [(b"x-%s-%d" % (kind, field), b"%d" % number) for field in range(20)]
+            await answers(stand.layer, {})
+            await stand.settled()
+        return await stand.settled()
+
+    learned = asyncio.run(run())["learned_fields"]["/"]
+    assert 0 < len(learned) <= MAX_LEARNED
 
 
 def test_what_goes_with_a_cookie_is_laid_to_the_cookie_and_not_to_time() -> None:

@@ -187,6 +187,35 @@ def test_a_server_without_memory_refuses_writes_but_takes_purges_and_answers(sta
     assert metrics.limits.labels("redis-memory")._value.get() > 0
 
 
+def test_a_record_that_is_too_large_is_counted(server: RedisServer) -> None:
+    metrics = new_metrics()
+
+    async def body(store: RedisStore, client: Any) -> None:
+        for size, kept in ((5_000, True), (20_000, False)):
+            assert await store.put(b"key", entry(bytes(size)), retain=60) is kept
+
+    with_store(server.url, body, metrics=metrics, max_entry_bytes=10_000)
+    assert metrics.limits.labels("redis-entry-bytes")._value.get() == 1
+
+
+def test_calls_beyond_those_that_may_wait_are_refused_and_counted(start_server: Start) -> None:
+    server, metrics = start_server(), new_metrics()
+
+    async def body(store: RedisStore, client: Any) -> None:
+        await store.get(b"key", SCOPES)
+        await asyncio.to_thread(server.suspend)
+        waiting = [asyncio.create_task(store.get(b"key", SCOPES)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="3 calls wait already"):
+                await store.get(b"key", SCOPES)
+        await asyncio.to_thread(server.resume)
+        assert [lookup.record for lookup in await asyncio.gather(*waiting)] == [None] * 3
+
+    with_store(server.url, body, metrics=metrics, max_waiting=3)
+    assert metrics.limits.labels("redis-waiting")._value.get() == 2
+
+
 @pytest.mark.parametrize(
     ("policy", "reported"), [("noeviction", 0), ("volatile-lru", 0), ("allkeys-lru", 1), ("allkeys-random", 1)]
 )
