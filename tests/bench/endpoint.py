@@ -34,7 +34,7 @@ def endpoint(bench: Bench) -> list[Case]:
     """The endpoint, and hits of five layers in front of it."""
     app = five(bench, fastapi(), POLICY)
     bench.warm(app, same_page()(len(USERS)))
-    tenfold = Target(of_other=(f"{ENDPOINT}, {SMALL}", 0.1))
+    tenfold = Target(of_others=((f"{ENDPOINT}, {SMALL}", 0.1),))
 
     def case(name: str, app: App, *, hit: bool, target: Target | None = None) -> Case:
         return bench.requests(

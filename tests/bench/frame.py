@@ -12,7 +12,7 @@ import time
 import timeit
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final, NamedTuple, Self
 
@@ -30,13 +30,18 @@ BARE = "bare handler"
 class Target:
     """What a case may cost: `microseconds` of CPU, or that much more than the case of the same size that is named in
     `above`; or how many times as many requests it serves with one core as the raw function, at least; or at most which
-    part of what another case costs.
+    part of what each of some other cases costs, by their titles.
     """
 
     microseconds: float = 0.0
     above: str = ""
     of_raw: float | None = None
-    of_other: tuple[str, float] | None = None
+    of_others: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether it is no number of microseconds."""
+        return self.of_raw is not None or bool(self.of_others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,8 @@ class Figure:
     """What a case cost: medians over the rounds.
 
     times_raw: its cost over that of the raw function. above_bare: microseconds more than the bare handler.
-    above_other, times_other: microseconds more than the case that its target names, and its cost over that case's.
+    above_other: microseconds more than the case that its target names. times_others: its cost over that of each that
+    its target names.
     per_second, of_raw: of a server, its requests a second, and over those of the raw function. None where there is
     nothing to compare with, or it is that itself.
     """
@@ -81,7 +87,7 @@ class Figure:
     times_raw: float | None = None
     above_bare: float | None = None
     above_other: float | None = None
-    times_other: float | None = None
+    times_others: Mapping[str, float] = field(default_factory=dict[str, float])
     per_second: float | None = None
     of_raw: float | None = None
 
@@ -91,10 +97,12 @@ class Figure:
         target = self.case.target
         if target is None:
             return ""
-        if target.of_other is not None:
-            other, part = target.of_other
-            told = f"{self.case.title}: {self.times_other or 0:.2f} of {other}, target {part:g}"
-            return told if self.times_other is not None and self.times_other > part else ""
+        if target.of_others:
+            return "; ".join(
+                f"{self.case.title}: {self.times_others[other]:.2f} of {other}, target {part:g}"
+                for other, part in target.of_others
+                if self.times_others.get(other, 0.0) > part
+            )
         if target.of_raw is not None:
             reached = 1 / self.times_raw if self.times_raw else target.of_raw
             told = f"{self.case.title}: {reached:.2f} x raw, target {target.of_raw:g}"
@@ -252,7 +260,11 @@ def _figure(case: Case, taken: _Taken) -> Figure:
         times_raw=of_raw(taken.cpu),
         above_bare=above(BARE) if case.name not in (RAW, BARE) else None,
         above_other=above(case.target.above) if case.target is not None and case.target.above else None,
-        times_other=times(case.target.of_other[0]) if case.target is not None and case.target.of_other else None,
+        times_others={
+            other: ratio
+            for other, _ in (case.target.of_others if case.target is not None else ())
+            if (ratio := times(other)) is not None
+        },
         per_second=median(rate) if rate is not None else None,
         of_raw=of_raw(taken.rate),
     )

@@ -17,11 +17,11 @@ from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.memory import MemoryStore
 
-__all__ = ["SIZE", "alone", "bare", "five", "raw"]
+__all__ = ["IDENTIFY", "SIZE", "alone", "bare", "five", "raw"]
 
 SIZE = 2 * 1024
 
-_IDENTIFY = trusted_headers(tenant="x-tenant", user="x-user")
+IDENTIFY = trusted_headers(tenant="x-tenant", user="x-user")
 
 
 def _body(tenant: bytes, user: bytes) -> bytes:
@@ -60,11 +60,11 @@ def bare() -> App:
 def alone() -> App:
     """The cache layer on that."""
     metrics = Metrics.of(CollectorRegistry())
-    resolver = ContextResolver(identify=_IDENTIFY, policies=Policies([POLICY]))
+    resolver = ContextResolver(identify=IDENTIFY, policies=Policies([POLICY]))
     return CacheLayer(bare(), store=MemoryStore(metrics=metrics), resolver=resolver, metrics=metrics)
 
 
 def five() -> App:
     """All five layers on that, every flag open."""
-    tide = Tidegate(identify=_IDENTIFY, policies=[POLICY], provider=Flags(on=True), registry=CollectorRegistry())
+    tide = Tidegate(identify=IDENTIFY, policies=[POLICY], provider=Flags(on=True), registry=CollectorRegistry())
     return tide(bare())

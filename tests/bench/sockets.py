@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import cycle
@@ -20,12 +21,14 @@ from tests.bench.frame import BARE, RAW, Bench, Case, Target
 from tests.bench.served import SIZE
 from tests.services.server import Server, free_port, http_request
 
-__all__ = ["BENCHES"]
+__all__ = ["BENCHES", "SIZED", "served"]
 
 ROOT = Path(__file__).parents[2]
 CONNECTIONS = 64
 PEOPLE = [(f"tenant{tenant}", f"user{tenant}-{user}") for tenant in range(50) for user in range(20)]
 FAST = all(find_spec(name) is not None for name in ("uvloop", "httptools"))
+SIZED = "sockets" if FAST else "sockets without uvloop"
+"""What stands for the size in the titles of these cases."""
 LONGER = 5.0
 """Times as long as other cases: of what a server does now and then, each round is to have its share."""
 _PATIENCE: Final = 60.0
@@ -33,24 +36,25 @@ _PATIENCE: Final = 60.0
 
 
 class Served(Server):
-    """One application of `served` under uvicorn."""
+    """One application of this package, by module and function, under uvicorn with these environment variables."""
 
     name: ClassVar[str] = "bench"
 
-    def __init__(self, app: str) -> None:
+    def __init__(self, app: str, variables: Mapping[str, str]) -> None:
         super().__init__()
         self._app = app
+        self._variables = dict(variables)
         self.port = free_port()
 
     def command(self) -> list[str]:
         """Program and arguments."""
-        uvicorn = [sys.executable, "-m", "uvicorn", f"tests.bench.served:{self._app}", "--factory"]
+        uvicorn = [sys.executable, "-m", "uvicorn", f"tests.bench.{self._app}", "--factory"]
         fast = ["--loop", "uvloop", "--http", "httptools"] if FAST else ["--loop", "asyncio", "--http", "h11"]
         return [*uvicorn, "--app-dir", str(ROOT), "--port", str(self.port), "--no-access-log", *fast]
 
     def environment(self) -> dict[str, str]:
         """Where uvloop and httptools are, if they are there. Whole paths: the server runs in a folder of its own."""
-        return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if os.path.isabs(path))}
+        return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if os.path.isabs(path))} | self._variables
 
     def answers(self) -> bool:
         """Whether it serves a page."""
@@ -110,11 +114,18 @@ def sockets(bench: Bench) -> list[Case]:
     """Hits over sockets, against the raw function and the handler itself."""
     wanted = {"five": Target(of_raw=0.75), "alone": Target(of_raw=0.85)}
     names = {"raw": RAW, "bare": BARE, "alone": "hit, cache alone", "five": "hit, five layers"}
-    return [_case(bench, app, name, wanted.get(app)) for app, name in names.items()]
+    return [
+        served(bench, f"served:{app}", name, hit=app in ("alone", "five"), target=wanted.get(app))
+        for app, name in names.items()
+    ]
 
 
-def _case(bench: Bench, app: str, name: str, target: Target | None) -> Case:
-    server = bench.closing.enter_context(Served(app))
+def served(bench: Bench, app: str, name: str, *, hit: bool, target: Target | None = None, **variables: str) -> Case:
+    """A case that asks an application (`module:function`) for everybody's page. hit: whether a cache layer answers.
+
+    variables: of its environment.
+    """
+    server = bench.closing.enter_context(Served(app, variables))
     _ask(server.port, len(PEOPLE))
     elapsed = 0.0
 
@@ -126,16 +137,14 @@ def _case(bench: Bench, app: str, name: str, target: Target | None) -> Case:
 
     def verify() -> None:
         status, body, headers = server.page()
-        hit = "; hit" in headers.get("cache-status", "")
-        if (status, len(body), hit) != (200, SIZE, app in ("alone", "five")):
+        if (status, len(body), "; hit" in headers.get("cache-status", "")) != (200, SIZE, hit):
             raise AssertionError(f"{app}: answered {status} {headers}, which is something else")
 
-    size = "sockets" if FAST else "sockets without uvloop"
     return Case(
         name=name,
         seconds=seconds,
         verify=verify,
-        size=size,
+        size=SIZED,
         target=target,
         longer=LONGER,
         elapsed=lambda: elapsed,

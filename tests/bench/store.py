@@ -44,7 +44,7 @@ def redis(bench: Bench) -> list[Case]:
         return (await servers.read([key]))[0]
 
     bench.run(fill())
-    target = Target(of_other=(PLAIN, 0.25))
+    target = Target(of_others=((PLAIN, 0.25),))
     return [
         _case(bench, USUAL, usual.get),
         _case(bench, PLAIN, client.get),

@@ -66,9 +66,11 @@ def _figure(figure: Figure) -> dict[str, float | str]:
         "above_bare": figure.above_bare,
         "per_second": figure.per_second,
         "of_raw": figure.of_raw,
-        "target": target.microseconds if target is not None and target.of_raw is target.of_other is None else None,
+        "target": target.microseconds
+        if target is not None and target.of_raw is None and not target.of_others
+        else None,
         "target_of_raw": target.of_raw if target is not None else None,
-        "times_other": figure.times_other,
+        "times_other": min(figure.times_others.values(), default=None),
     }
     kept: dict[str, float | str] = {name: round(value, 3) for name, value in values.items() if value is not None}
     return kept | {"target_above": target.above} if target is not None and target.above else kept
@@ -113,9 +115,11 @@ def _verdict(figure: Figure) -> str:
     if target is None:
         return ""
     word = "missed" if figure.missed else "met"
-    if target.of_other is not None:
-        other, part = target.of_other
-        return f"  {word}, {figure.times_other or 0:.2f} of {other}, at most {part:g}"
+    if target.of_others:
+        terms = (
+            f"{figure.times_others.get(other, 0):.2f} of {other}, at most {part:g}" for other, part in target.of_others
+        )
+        return f"  {word}, {'; '.join(terms)}"
     if target.of_raw is not None:
         return f"  {word}, at least {target.of_raw:.2f} x raw by CPU"
     spent = f"{figure.above_other:+.2f}, " if figure.above_other is not None and target.above != BARE else ""
