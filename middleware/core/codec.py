@@ -17,7 +17,7 @@ from typing import Any, Final, TypeGuard, TypeVar
 import msgpack  # type: ignore[import-untyped]
 
 from tidegate.errors import StoreError
-from tidegate.middleware.core.records import Entry, Record, Variants
+from tidegate.middleware.core.records import Entry, Record, Variants, new_entry
 
 __all__ = ["VERSION", "CodecError", "decode", "encode", "encoded"]
 
@@ -102,7 +102,7 @@ def _entry(fields: list[object], body: bytes) -> Entry:
     status, headers, born, lifetime, swr, sie, must, no_cache, vary, tags, positions, own, length = fields
     if _whole(length) != len(body):
         raise CodecError(f"body of {len(body)} bytes, not {length}")
-    return Entry(
+    return new_entry(
         status=_status(status),
         headers=_pairs(headers, _bytes, _bytes),
         body=body,

@@ -30,7 +30,7 @@ from tidegate.middleware.layers.sessions import VARY_COOKIE
 from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.layers.witness import Witness
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants, new_entry
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -280,7 +280,7 @@ class Filling(Witness):
         """The entry of a response whose fields came as `sent` just now."""
         if kept.dropped:
             stored = [pair for pair in stored if pair[0] not in kept.dropped]
-        return Entry(
+        return new_entry(
             status=status,
             headers=tuple(stored),
             body=body,

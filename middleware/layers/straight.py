@@ -34,7 +34,7 @@ from tidegate.middleware.layers.filling import (
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Keeps
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
 
 __all__ = ["NOTHING_SPECIAL", "USABLE", "Miss", "Misses"]
 
@@ -291,7 +291,7 @@ class Miss:
         else:
             tags = (named.tag,)
         now = config.clock()
-        entry = Entry(
+        entry = new_entry(
             status=self._status,
             headers=headers,
             body=body,

@@ -22,6 +22,7 @@ from tidegate.middleware.core.records import (
     Record,
     ScopedTag,
     Variants,
+    new_entry,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Store",
     "StoreStats",
     "Variants",
+    "new_entry",
 ]
 
 MAX_RETAIN: Final = 7 * 24 * 3600.0

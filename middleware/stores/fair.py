@@ -34,16 +34,17 @@ class Owner:
     """A tenant or the public: how many records it has, what they weigh, and the one that is looked at next.
 
     bound, ticket: not less than what it takes, and the number under which it is filed with that.
+    most_bytes, most_count: the bytes and records up to which it takes no more than its bound.
     """
 
-    __slots__ = ("bound", "bytes", "count", "hand", "name", "ticket")
+    __slots__ = ("bound", "bytes", "count", "hand", "most_bytes", "most_count", "name", "ticket")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
         self.bytes = 0
         self.hand = 0
-        self.bound = 0
+        self.bound = self.most_bytes = self.most_count = 0
         self.ticket = -1
 
 
@@ -104,7 +105,7 @@ class Fair:
             owner.hand = before[row] = after[row] = row
         owner.count += 1
         owner.bytes += size
-        if owner.bytes * self._max_entries > owner.bound or owner.count * self._max_bytes > owner.bound:
+        if owner.bytes > owner.most_bytes or owner.count > owner.most_count:
             takes = self._takes(owner)
             self._file(owner, takes + (takes >> _SLACK))
 
@@ -153,15 +154,20 @@ class Fair:
             takes = self._takes(owner)
             if takes == -bound:
                 return owner
-            owner.bound = takes
+            self._bind(owner, takes)
             heapreplace(self._filed, (-takes, ticket, owner))
 
     def _file(self, owner: Owner, bound: int) -> None:
         self._ticket += 1
-        owner.bound, owner.ticket = bound, self._ticket
+        owner.ticket = self._ticket
+        self._bind(owner, bound)
         if len(self._filed) > 2 * len(self._owners) + 64:
             # One owner's growth leaves entries behind that are out of date: half are, and go at once.
             self._filed = [(-each.bound, each.ticket, each) for each in self._owners.values()]
             heapify(self._filed)
         else:
             heappush(self._filed, (-bound, self._ticket, owner))
+
+    def _bind(self, owner: Owner, bound: int) -> None:
+        owner.bound = bound
+        owner.most_bytes, owner.most_count = bound // self._max_entries, bound // self._max_bytes

@@ -12,15 +12,22 @@ __all__ = ["Interning"]
 
 _REMEMBERED: Final = 4096
 """Parts of a kind. When there are more all are forgotten, and those in use are remembered again as they come; so what
-occurs only once, such as ETags, needs no telling apart from what recurs."""
+occurs only once needs no telling apart from what recurs."""
 
 _LONGEST: Final = 128
 """Characters of what is remembered: long values seldom recur, and all that is remembered is to stay near a MiB."""
 
+_OWN: Final = frozenset({b"date", b"etag", b"last-modified", b"set-cookie"})
+"""Fields whose values are mostly one entry's own: looked for, as the others, and not remembered."""
+
 _Seen = dict[Any, Any]
 
-_put = object.__setattr__
-"""An entry is frozen against changes of what it says. To put equal parts in the place of others is none."""
+# An entry is frozen against changes of what it says. To put equal parts in the place of others is none. By the slots:
+# `object.__setattr__` takes twice as long.
+_set_headers = Entry.__dict__["headers"].__set__
+_set_positions = Entry.__dict__["positions"].__set__
+_set_tags = Entry.__dict__["tags"].__set__
+_set_vary = Entry.__dict__["vary"].__set__
 
 
 class Interning:
@@ -43,30 +50,33 @@ class Interning:
             fields.clear()
         if len(names) > _REMEMBERED:
             names.clear()
-        headers = tuple(map(fields.get, entry.headers))
-        _put(entry, "headers", headers if None not in headers else _kept(fields, entry.headers))
+        get = fields.get
+        _set_headers(entry, tuple([get(pair) or _learnt(fields, pair) for pair in entry.headers]))
         if entry.vary:
-            _put(entry, "vary", _kept(fields, entry.vary))
-        if entry.tags:
-            tags = tuple(map(names.get, entry.tags))
-            _put(entry, "tags", tags if None not in tags else _kept(names, entry.tags))
-        positions = names.get(entry.positions)
-        if positions is not None:
-            _put(entry, "positions", positions)
-        elif sum(len(scope) for scope, _ in entry.positions) <= _LONGEST:
-            names[entry.positions] = entry.positions
+            _set_vary(entry, tuple([get(pair) or _learnt(fields, pair) for pair in entry.vary]))
+        tags, positions = entry.tags, entry.positions
+        if tags:
+            # All of one URL's entries have the same; most entries have no other tag.
+            known = names.get(tags)
+            if known is not None:
+                _set_tags(entry, known)
+            elif len(tags) > 1:
+                _set_tags(entry, tuple([names.get(pair) or _learnt(names, pair) for pair in tags]))
+            elif sum([len(tag) for _, tag in tags]) <= _LONGEST:
+                names[tags] = tags
+        known = names.get(positions)
+        if known is not None:
+            _set_positions(entry, known)
+        elif sum([len(scope) for scope, _ in positions]) <= _LONGEST:
+            names[positions] = positions
 
 
-def _kept(seen: _Seen, pairs: tuple[tuple[Any, Any], ...]) -> tuple[tuple[Any, Any], ...]:
-    """The pairs, those that were seen before shared, and the others' names; all but long ones are remembered."""
-    kept: list[tuple[Any, Any]] = []
-    for pair in pairs:
-        known = seen.get(pair)
-        if known is None:
-            name, value = known = pair
-            if len(name) <= _LONGEST:
-                known = (seen.setdefault(name, name), value)
-                if value is None or len(value) <= _LONGEST:
-                    seen[known] = known
-        kept.append(known)
-    return tuple(kept)
+def _learnt(seen: _Seen, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """A pair that was not seen before, with the name that was; remembered, but where it will hardly come again."""
+    name, value = pair
+    if len(name) > _LONGEST:
+        return pair
+    pair = (seen.setdefault(name, name), value)
+    if name not in _OWN and (value is None or len(value) <= _LONGEST):
+        seen[pair] = pair
+    return pair

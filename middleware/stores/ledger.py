@@ -82,14 +82,21 @@ class Ledger:
 
     def allows(self, entry: Entry, since: int = 0) -> bool:
         """Whether an entry is newer than every purge that concerns it. since: tells no more than its positions."""
-        positions = dict(entry.positions)
-        for name, position in entry.positions:
-            scope = self._scopes.get(name)
-            if position < self._floor or (scope is not None and position < scope.floor):
+        positions, scopes, floor = dict(entry.positions), self._scopes, self._floor
+        purged = False
+        for name, position in positions.items():
+            if position < floor:
                 return False
+            scope = scopes.get(name)
+            if scope is not None and position < scope.last:
+                if position < scope.floor:
+                    return False
+                purged = True
         for name, tag in entry.tags:
-            position = positions.get(name, -1)
-            scope = self._scopes.get(name)
-            if position < (_NEVER if scope is None else scope.stamps.get(tag, _NEVER)):
+            if positions.get(name, -1) < _NEVER:
                 return False
+            if purged:  # since the positions were read, which of most entries that are looked at they were just now
+                scope = scopes.get(name)
+                if scope is not None and positions[name] < scope.stamps.get(tag, _NEVER):
+                    return False
         return True

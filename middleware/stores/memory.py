@@ -209,25 +209,33 @@ class MemoryStore:
     def keep(self, key: bytes, record: Record, *, retain: float, since: int | None = None) -> bool:
         """As `put`. since: the judge's stamp when the record was found valid; None: now."""
         size = size_of(key, record)
-        with self._lock:
+        lock = self._lock
+        lock.acquire()  # `with` takes twice as long
+        try:
+            ledger = self._ledger
             if since is None:
-                since = self._ledger.stamp
+                since = ledger.stamp
             if size > self._max_entry_bytes:
                 self._rejected += 1
                 self._limit_entry.inc()
                 return False
-            if retain <= 0 or (isinstance(record, Entry) and not self._ledger.allows(record, since)):
+            if retain <= 0:
                 return False
-            known = self._rows.get(key)
+            if isinstance(record, Entry):
+                if not ledger.allows(record, since):
+                    return False
+                self._interning.share(record)
+            rows = self._rows
+            known = rows.get(key)
             if known is not None:
                 self._drop(known)
-            if isinstance(record, Entry):
-                self._interning.share(record)
             now = self._clock()
             self._write(key, record, size, now + retain, since)
-            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
+            while self._bytes > self._max_bytes or len(rows) > self._max_entries:
                 self._make_room(now)
             return True
+        finally:
+            lock.release()
 
     def _write(self, key: bytes, record: Record, size: int, expires: float, since: int) -> None:
         """Put a record into a free row."""
