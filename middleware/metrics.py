@@ -71,6 +71,13 @@ class Metrics:
             ["store", "operation", "result"],
             registry=registry,
         )
+        self.purges = Counter(
+            "tidegate_purges",
+            "Purges by what became of them: done (no replicas), durable, not-durable, pending; and tags whose"
+            " purge a failover had lost, and that were purged again: reissued.",
+            ["outcome"],
+            registry=registry,
+        )
         self.seal_refusals = Counter(
             "tidegate_seal_refusals",
             "Records in the shared store that did not open, by reason; each was a miss.",

@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-__all__ = ["PUBLIC_SCOPE", "WHOLE_SCOPE", "Entry", "Headers", "Record", "ScopedTag", "Variants", "new_entry"]
+__all__ = [
+    "PUBLIC_SCOPE",
+    "WHOLE_SCOPE",
+    "Aim",
+    "Entry",
+    "Headers",
+    "Record",
+    "ScopedTag",
+    "Target",
+    "Variants",
+    "new_entry",
+]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header fields in order, names in lower case, duplicates kept."""
@@ -103,3 +114,38 @@ class Variants:
 
 
 Record = Entry | Variants
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a purge is aimed at, where that is more than to void what carries one tag.
+
+    tags: what carries all of these, at most MAX_AIMED; WHOLE_SCOPE alone: all of the scope. In one order, so that the
+        same aim is equal.
+    soft: it becomes stale, not void (`core.softening`).
+
+    Raises:
+        ValueError: if there are no tags, too many, or WHOLE_SCOPE among others.
+    """
+
+    tags: tuple[str, ...]
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        tags = tuple(sorted(set(self.tags)))
+        if not 0 < len(tags) <= MAX_AIMED or (WHOLE_SCOPE in tags and len(tags) > 1):
+            raise ValueError(f"1 to {MAX_AIMED} tags belong to an aim, none of them empty")
+        object.__setattr__(self, "tags", tags)
+
+    def hits(self, scope: str, entry: Entry) -> bool:
+        """Whether the entry carries all of the tags, in this scope."""
+        if self.tags == (WHOLE_SCOPE,):
+            return any(scope == held for held, _ in entry.positions)
+        return all((scope, tag) in entry.tags for tag in self.tags)
+
+
+MAX_AIMED: Final = 16
+"""Tags of one aim."""
+
+Target = str | Aim
+"""What a purge is aimed at; a tag alone: what carries it becomes void."""

@@ -29,7 +29,7 @@ from tidegate.middleware.layers.filling import MAX_HEADER_BYTES, MAX_TAGS, Cache
 from tidegate.middleware.layers.naming import Uri
 from tidegate.middleware.layers.refresh import Refreshes
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, ScopedTag, Store, StoreStats
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, ScopedTag, Store, StoreStats, Target
 
 __all__ = ["Collected", "Explained", "KeepsNothing", "NoRefreshes", "Unsafe", "explain_request", "without_effect"]
 
@@ -265,7 +265,7 @@ class KeepsNothing:
 
     async def delete(self, key: bytes) -> None: ...
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         return Purge("done", sum(map(len, tags.values())))
 
     def stats(self) -> StoreStats:

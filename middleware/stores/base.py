@@ -17,10 +17,12 @@ from typing import Final, Literal, Protocol, runtime_checkable
 from tidegate.middleware.core.records import (
     PUBLIC_SCOPE,
     WHOLE_SCOPE,
+    Aim,
     Entry,
     Headers,
     Record,
     ScopedTag,
+    Target,
     Variants,
     new_entry,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "MAX_RETAIN",
     "PUBLIC_SCOPE",
     "WHOLE_SCOPE",
+    "Aim",
     "Entry",
     "Headers",
     "Keeps",
@@ -37,8 +40,10 @@ __all__ = [
     "Purge",
     "Record",
     "ScopedTag",
+    "Settles",
     "Store",
     "StoreStats",
+    "Target",
     "Variants",
     "new_entry",
 ]
@@ -51,19 +56,26 @@ MAX_RETAIN: Final = 7 * 24 * 3600.0
 class Lookup:
     """What a store found: the record or None, and the positions of the scopes asked for.
 
-    `positions` is None when the store could not tell: then nothing may be stored for this request.
+    `positions` is None when the store could not tell: then nothing may be stored for this request. `softened`: a soft
+    purge made the record stale (`core.softening`); it lies in the store as it was.
     """
 
     record: Record | None
     positions: Mapping[str, int] | None
+    softened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Outcome of a purge: `done`, or `pending` (accepted here, not yet known everywhere), and how many tags."""
+    """Outcome of a purge: `done`, or `pending` (accepted here, not yet known everywhere), and how many tags.
+
+    durable: whether a replica has it, so that a failover keeps it. False: not within the time that there was, or the
+        purge is pending; it is made again if the failover comes (`docs/coherence.md`). None: there is no replica.
+    """
 
     state: Literal["done", "pending"]
     tags: int
+    durable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +130,10 @@ class Store(Protocol):
         """
         ...
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Purge tags, given by scope: no entry that carries one of them and was filled before is served again.
 
-        The tag WHOLE_SCOPE stands for all of its scope.
+        The tag WHOLE_SCOPE stands for all of its scope. An Aim may ask for less: several tags together, or stale.
 
         Raises:
             StoreError: if the store cannot answer (then the purge did not happen here).
@@ -130,6 +142,19 @@ class Store(Protocol):
 
     def stats(self) -> StoreStats:
         """Counts as they stand now."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A store that can say whether a failover would keep a purge."""
+
+    async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
+        """Whether a purge of these that was done has reached a replica; None: there is none.
+
+        Raises:
+            StoreError: if the store cannot answer.
+        """
         ...
 
 

@@ -18,7 +18,18 @@ from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, report_to
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Keeps, Lookup, Peeks, Purge, Record, Store, StoreStats
+from tidegate.middleware.stores.base import (
+    Entry,
+    Keeps,
+    Lookup,
+    Peeks,
+    Purge,
+    Record,
+    Settles,
+    Store,
+    StoreStats,
+    Target,
+)
 from tidegate.middleware.stores.pending import PendingPurges, concerns
 from tidegate.middleware.stores.stepping import within
 from tidegate.middleware.stores.writes import Writes
@@ -39,6 +50,9 @@ ATTEMPT: Final = 0.5
 
 PURGE_BATCH: Final = 500
 """Tags in one attempt: a script of a few milliseconds."""
+
+_DURABLE: Final = {True: "durable", False: "not-durable", None: "done"}
+_OUTCOMES: Final = (*_DURABLE.values(), "pending")
 
 T = TypeVar("T")
 
@@ -71,6 +85,7 @@ class GuardedStore:
     ) -> None:
         self._inner = inner
         self._peek = inner.peek if isinstance(inner, Peeks) else None
+        self._settles = inner if isinstance(inner, Settles) else None
         self._here = inner if isinstance(inner, Keeps) and inner.local else None
         self._name = name
         self._budget = budget
@@ -83,6 +98,7 @@ class GuardedStore:
         self._put = _Meter(self._metrics, name, "put")
         self._delete = _Meter(self._metrics, name, "delete")
         self._purge = _Meter(self._metrics, name, "purge")
+        self._purges = {name: self._metrics.purges.labels(name).inc for name in _OUTCOMES}
         self._pending = PendingPurges(
             limit=max_pending, overflow=self._metrics.limits.labels("store-pending-purges").inc
         )
@@ -202,8 +218,10 @@ class GuardedStore:
         self._writes.forget(key)
         await self._attempt(self._delete, self._budget, self._inner.delete, (key,), None)
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Purge now if the store answers within the budget; else keep the purge, refuse its tags, and go on trying.
+
+        What is left of the budget is spent to learn whether a replica has it too.
 
         A purge does not ask the breaker, which may be about to close. While it is open the attempt is left to the
         background, so that the writer does not wait for it.
@@ -211,15 +229,28 @@ class GuardedStore:
         count = sum(map(len, tags.values()))
         # Kept before it is tried: a caller that is cancelled halfway has still asked for it.
         number = self._pending.add(tags)
+        began = self._clock()
         try:
             if self._breaker.state != "open" and await self._purge_now(tags, self._budget):
                 self._pending.done(tags, number)
-                return Purge("done", count)
+                durable = await self._settled(tags, self._budget - (self._clock() - began))
+                self._purges[_DURABLE[durable]]()
+                return Purge("done", count, durable)
         finally:
             self._work_off()
-        return Purge("pending", count)
+        self._purges["pending"]()
+        return Purge("pending", count, False if self._settles is not None else None)
 
-    def purge_soon(self, tags: Mapping[str, Sequence[str]]) -> None:
+    async def _settled(self, tags: Mapping[str, Sequence[Target]], left: float) -> bool | None:
+        """Whether a replica has a purge that was done, as far as that can be known in the time that is left."""
+        if self._settles is None:
+            return None
+        try:
+            return await within(max(left, 0.001), self._settles.settled(tags))
+        except (StoreError, TimeoutError):
+            return False
+
+    def purge_soon(self, tags: Mapping[str, Sequence[Target]]) -> None:
         """Refuse these tags from now on, and purge them as soon as the store can. Never waits; for any thread.
 
         Before `start` the purge is only kept: who is not started serves nobody yet.
@@ -289,7 +320,7 @@ class GuardedStore:
 
         await self._attempt(self._put, ATTEMPT, put, (), False)
 
-    async def _purge_now(self, tags: Mapping[str, Sequence[str]], budget: float) -> bool:
+    async def _purge_now(self, tags: Mapping[str, Sequence[Target]], budget: float) -> bool:
         started = self._clock()
         try:
             await within(budget, self._inner.purge(tags))

@@ -9,12 +9,47 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tidegate.middleware.stores.base import WHOLE_SCOPE, Entry
+from tidegate.middleware.stores.base import WHOLE_SCOPE, Aim, Entry, Target
 
-__all__ = ["Ledger"]
+__all__ = ["MAX_TOGETHER", "Ledger"]
+
+MAX_TOGETHER: Final = 16
+"""Combinations remembered of one first tag; beyond, the oldest becomes a purge of that tag alone."""
 
 _NEVER: Final = 0
 """Stamp of a tag that was never purged. Positions are never below it, the first stamp is above it."""
+
+
+class _More:
+    """A tag's stamp where more was asked for than to void what carries it: `hard` is that, `aims` the rest, oldest
+    first, each with its stamp and the time. Those that a later hard purge covers are gone.
+    """
+
+    __slots__ = ("aims", "hard")
+
+    def __init__(self, hard: int) -> None:
+        self.hard = hard
+        self.aims: OrderedDict[Aim, tuple[int, float]] = OrderedDict()
+
+    def add(self, aim: Aim, stamp: int, now: float) -> int:
+        """Remember an aim; returns how many were let go."""
+        self.aims[aim] = (stamp, now)
+        self.aims.move_to_end(aim)
+        together = [known for known in self.aims if len(known.tags) > 1]
+        surplus = together[: max(0, len(together) - MAX_TOGETHER)]
+        for known in surplus:
+            self.hard = max(self.hard, self.aims.pop(known)[0])
+        return len(surplus)
+
+    def above(self, position: int, scope: str, entry: Entry) -> int:
+        """The highest stamp that voids this entry, if there is one above its position."""
+        void = [at for aim, (at, _) in self.aims.items() if at > position and not aim.soft and aim.hits(scope, entry)]
+        return max(self.hard, *void, _NEVER)
+
+    @property
+    def newest(self) -> int:
+        """The highest stamp."""
+        return max(self.hard, *(stamp for stamp, _ in self.aims.values()), _NEVER)
 
 
 class _Scope:
@@ -25,7 +60,7 @@ class _Scope:
     def __init__(self) -> None:
         self.floor = _NEVER
         self.last = _NEVER
-        self.stamps: OrderedDict[str, int] = OrderedDict()
+        self.stamps: OrderedDict[str, int | _More] = OrderedDict()
 
 
 class Ledger:
@@ -41,6 +76,10 @@ class Ledger:
         """The last stamp given, in whichever scope."""
         self.forgotten = 0
         """Stamps let go because of a limit."""
+        self.together = 0
+        """Combinations that became purges of one tag because of a limit."""
+        self.aimed = False
+        """Whether an Aim was ever asked for: who never does pays nothing for them."""
         self._max_stamps = max_stamps
         self._max_scopes = max_scopes
         self._floor = _NEVER
@@ -49,28 +88,43 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._scopes)
 
-    def purge(self, tags: Mapping[str, Sequence[str]]) -> None:
-        """Stamp these tags, given by scope, all with one new stamp."""
+    def purge(self, tags: Mapping[str, Sequence[Target]], now: float) -> None:
+        """Stamp these, given by scope, all with one new stamp. now: wall-clock seconds."""
         self.stamp = stamp = self.stamp + 1
-        for name, purged in tags.items():
+        for name, targets in tags.items():
             scope = self._scopes.get(name)
             if scope is None:
                 scope = self._scopes[name] = _Scope()
             self._scopes.move_to_end(name)
             scope.last = stamp
-            for tag in purged:
-                if tag == WHOLE_SCOPE:
-                    scope.floor = stamp
-                    scope.stamps.clear()
-                    break
-                scope.stamps[tag] = stamp
-                scope.stamps.move_to_end(tag)
+            if WHOLE_SCOPE in targets:
+                scope.floor = stamp
+                scope.stamps.clear()
+                continue
+            for target in targets:
+                if isinstance(target, Aim):
+                    self._aim(scope, target, stamp, now)
+                else:
+                    scope.stamps[target] = stamp
+                    scope.stamps.move_to_end(target)
             while len(scope.stamps) > self._max_stamps:
-                scope.floor = max(scope.floor, scope.stamps.popitem(last=False)[1])
+                let_go = scope.stamps.popitem(last=False)[1]
+                scope.floor = max(scope.floor, let_go if isinstance(let_go, int) else let_go.newest)
                 self.forgotten += 1
         while len(self._scopes) > self._max_scopes:
             self._floor = max(self._floor, self._scopes.popitem(last=False)[1].last)
             self.forgotten += 1
+
+    def _aim(self, scope: _Scope, aim: Aim, stamp: int, now: float) -> None:
+        self.aimed = True
+        first = aim.tags[0]
+        more = scope.stamps.get(first, _NEVER)
+        if isinstance(more, int):
+            if more == stamp:
+                return  # the same purge voids what carries it
+            more = scope.stamps[first] = _More(more)
+        self.together += more.add(aim, stamp, now)
+        scope.stamps.move_to_end(first)
 
     def positions(self, scopes: Sequence[str]) -> dict[str, int]:
         """Where each scope stands: its last stamp, or the floor of all where that is higher."""
@@ -81,7 +135,7 @@ class Ledger:
         return found
 
     def allows(self, entry: Entry, since: int = 0) -> bool:
-        """Whether an entry is newer than every purge that concerns it. since: tells no more than its positions."""
+        """Whether an entry is newer than every purge that voids it. since: tells no more than its positions."""
         positions, scopes, floor = dict(entry.positions), self._scopes, self._floor
         purged = False
         for name, position in positions.items():
@@ -97,6 +151,21 @@ class Ledger:
                 return False
             if purged:  # since the positions were read, which of most entries that are looked at they were just now
                 scope = scopes.get(name)
-                if scope is not None and positions[name] < scope.stamps.get(tag, _NEVER):
+                stamp = _NEVER if scope is None else scope.stamps.get(tag, _NEVER)
+                if isinstance(stamp, _More):
+                    stamp = stamp.above(positions[name], name, entry)
+                if positions[name] < stamp:
                     return False
         return True
+
+    def softened(self, entry: Entry) -> float | None:
+        """When the last soft purge was that made an entry stale which is not void; None: there was none."""
+        positions = dict(entry.positions)
+        times = [
+            time
+            for name, tag in (*entry.tags, *((name, WHOLE_SCOPE) for name in positions))
+            if (scope := self._scopes.get(name)) is not None and isinstance(more := scope.stamps.get(tag), _More)
+            for aim, (stamp, time) in more.aims.items()
+            if aim.soft and stamp > positions.get(name, -1) and aim.hits(name, entry)
+        ]
+        return max(times, default=None)

@@ -11,8 +11,9 @@ from threading import Lock
 from typing import Final, Protocol
 
 from tidegate.errors import Problems
+from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.fair import Fair, owner_of
 from tidegate.middleware.stores.interning import Interning
 from tidegate.middleware.stores.ledger import Ledger
@@ -52,6 +53,9 @@ class Judge(Protocol):
 
     stamp: int
     forgotten: int
+    together: int
+    aimed: bool
+    """Whether `softened` need be asked at all."""
 
     def __len__(self) -> int: ...
 
@@ -59,8 +63,12 @@ class Judge(Protocol):
         """Whether an entry that was valid when `stamp` was `since` still is."""
         ...
 
-    def purge(self, tags: Mapping[str, Sequence[str]]) -> None:
-        """Void the entries with these tags, by scope."""
+    def softened(self, entry: Entry) -> float | None:
+        """When a soft purge made an entry stale that is allowed, in wall-clock seconds; None: there was none."""
+        ...
+
+    def purge(self, tags: Mapping[str, Sequence[Target]], now: float) -> None:
+        """Void the entries with these tags, by scope, or what an Aim says."""
         ...
 
     def positions(self, scopes: Sequence[str]) -> dict[str, int]:
@@ -130,6 +138,7 @@ class MemoryStore:
         self._limit_tenant = limits.labels("memory-tenant-share")
         self._limit_entry = limits.labels("memory-entry-bytes")
         self._limit_stamps = limits.labels("memory-stamps")
+        self._limit_together = limits.labels("memory-purged-together")
 
     def _empty(self) -> None:
         """No records. What is known of each stands in columns: an object for each would take twice the memory, and
@@ -224,6 +233,8 @@ class MemoryStore:
             if isinstance(record, Entry):
                 if not ledger.allows(record, since):
                     return False
+                if ledger.aimed and (at := ledger.softened(record)) is not None:
+                    record = softened(record, at)
                 self._interning.share(record)
             rows = self._rows
             known = rows.get(key)
@@ -287,8 +298,12 @@ class MemoryStore:
         """Whether the record is newer than every purge of its tags; looked up once after each purge."""
         record, stamp = self._records[row], self._ledger.stamp
         if self._valid_at[row] != stamp:
-            if isinstance(record, Entry) and not self._ledger.allows(record, self._valid_at[row]):
-                return False
+            if isinstance(record, Entry):
+                if not self._ledger.allows(record, self._valid_at[row]):
+                    return False
+                if self._ledger.aimed and (at := self._ledger.softened(record)) is not None:
+                    self._written += 1
+                    self._records[row] = softened(record, at)
             self._valid_at[row] = stamp
         return True
 
@@ -303,14 +318,17 @@ class MemoryStore:
             if row is not None:
                 self._drop(row)
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Stamp the tags. Records that carry them go when they are next asked for, when room is wanted, or by age."""
         with self._lock:
-            before = self._ledger.forgotten
-            self._ledger.purge(tags)
-            forgotten = self._ledger.forgotten - before
+            ledger = self._ledger
+            forgotten, together = ledger.forgotten, ledger.together
+            ledger.purge(tags, self._clock())
+            forgotten, together = ledger.forgotten - forgotten, ledger.together - together
         if forgotten:
             self._limit_stamps.inc(forgotten)
+        if together:
+            self._limit_together.inc(together)
         return Purge("done", sum(map(len, tags.values())))
 
     def stats(self) -> StoreStats:

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
-from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Target
 
 __all__ = ["PendingPurges", "concerns"]
 
-_Tags = Mapping[str, Collection[str]]
+_Tags = Mapping[str, Collection[Target]]
 
 
 class PendingPurges:
@@ -28,18 +28,21 @@ class PendingPurges:
         self._number = 0
         self.count = 0
         """Tags that are kept; an attribute, because every hit asks."""
-        self._scopes: dict[str, dict[str, int]] = {}
+        self._aimed = False
+        """Whether an Aim may be among them."""
+        self._scopes: dict[str, dict[Target, int]] = {}
         self._changing = threading.Lock()
         self._watching: dict[int, list[_Tags]] = {}
 
     def __len__(self) -> int:
         return self.count
 
-    def add(self, tags: Mapping[str, Sequence[str]]) -> int:
+    def add(self, tags: Mapping[str, Sequence[Target]]) -> int:
         """Keep a purge; returns its number, for `done`."""
         with self._changing:
             self._number += 1
             for scope, names in tags.items():
+                self._aimed = self._aimed or any(isinstance(name, Aim) for name in names)
                 kept = self._scopes.setdefault(scope, {})
                 before = len(kept)
                 for name in [WHOLE_SCOPE] if WHOLE_SCOPE in kept else names:
@@ -59,9 +62,9 @@ class PendingPurges:
             self._scopes = {PUBLIC_SCOPE: {WHOLE_SCOPE: self._number}}
             self.count = 1
 
-    def batch(self, size: int) -> tuple[dict[str, list[str]], int]:
+    def batch(self, size: int) -> tuple[dict[str, list[Target]], int]:
         """Up to `size` tags, the longest kept scope first, and the number to call `done` with."""
-        tags: dict[str, list[str]] = {}
+        tags: dict[str, list[Target]] = {}
         with self._changing:
             for scope, names in self._scopes.items():
                 if size <= 0:
@@ -70,7 +73,7 @@ class PendingPurges:
                 size -= len(tags[scope])
             return tags, self._number
 
-    def done(self, tags: Mapping[str, Sequence[str]], number: int) -> None:
+    def done(self, tags: Mapping[str, Sequence[Target]], number: int) -> None:
         """The store has accepted these; what was asked for again after `number` stays."""
         with self._changing:
             for accepted in self._watching.values():
@@ -83,10 +86,11 @@ class PendingPurges:
                         self.count -= 1
                 if not kept:
                     self._scopes.pop(scope, None)
+            self._aimed = self._aimed and bool(self._scopes)
 
     def concern(self, entry: Entry) -> bool:
-        """Whether one of them would purge this entry."""
-        return concerns(self._scopes, entry)
+        """Whether one of them would purge this entry; a soft one too: how stale it will be is not known yet."""
+        return concerns(self._scopes, entry, aimed=self._aimed)
 
     @contextmanager
     def watched(self) -> Generator[Sequence[_Tags]]:
@@ -102,8 +106,15 @@ class PendingPurges:
             del self._watching[id(accepted)]
 
 
-def concerns(purged: _Tags, entry: Entry) -> bool:
-    """Whether a purge of these tags, by scope, voids this entry."""
+def concerns(purged: _Tags, entry: Entry, *, aimed: bool = True) -> bool:
+    """Whether a purge of these, by scope, voids this entry or makes it stale. aimed: an Aim may be among them."""
     if any(tag in purged.get(scope, ()) for scope, tag in entry.tags):
         return True
-    return any(WHOLE_SCOPE in purged.get(scope, ()) for scope, _ in entry.positions)
+    held = [scope for scope, _ in entry.positions]
+    if any(WHOLE_SCOPE in purged.get(scope, ()) for scope in held):
+        return True
+    return aimed and any(
+        isinstance(target, Aim) and target.hits(scope, entry)
+        for scope in dict.fromkeys([*held, *(scope for scope, _ in entry.tags)])
+        for target in tuple(purged.get(scope, ()))  # at once: other threads may add some
+    )

@@ -9,7 +9,7 @@ is loaded again.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tidegate.middleware.core.records import Entry
+from tidegate.middleware.core.records import Entry, Target
 
 __all__ = ["Pushes"]
 
@@ -28,6 +28,9 @@ class Pushes:
     ) -> None:
         self.stamp = 0
         """The last number given."""
+        self.aimed = False
+        self.together = 0
+        """None: combinations are the other store's."""
         self.forgotten = 0
         """Names let go because of the limit."""
         self._names_of = names_of
@@ -64,7 +67,11 @@ class Pushes:
         told = self._names.get
         return all(told(name, 0) <= since for name in self._names_of(entry))
 
-    def purge(self, tags: Mapping[str, Sequence[str]]) -> None:
+    def softened(self, entry: Entry) -> float | None:
+        """Never: what changed is loaded again, and the other store says what it is now."""
+        return None
+
+    def purge(self, tags: Mapping[str, Sequence[Target]], now: float) -> None:
         """Nothing is purged here: see `changed`."""
         raise NotImplementedError(f"purge the other store of {tags}")
 

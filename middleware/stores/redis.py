@@ -5,10 +5,11 @@ Keys, all under `namespace`:
     <ns>:e:<hex key>          a record (core.codec), expires; of a large one only a token
     <ns>:b:{<ns>:e:<hex key>} the token and the large record, expires; in the same slot
     <ns>:s:{<scope>}          the scope's position: its last stamp; never expires
-    <ns>:g:{<scope>}:<tag>    the tag's last purge; never expires
+    <ns>:g:{<scope>}:<tag>    the tag's last purge (`redis_purge`); never expires
     <ns>:g:{<scope>}:*        the last purge of the whole scope; never expires
     <ns>:f:{<scope>}          the scope's floor: the highest stamp that was let go; never expires
     <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
+    <ns>:w:{<scope>}          written after a purge, to wait for a replica to have it; expires
 
 Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis. Records are sealed if the store
 is given `seals`; else whoever may read Redis can read them.
@@ -21,7 +22,8 @@ the script lets a stamp go (too old for any entry to be older, or too many), it 
 this errs to a miss.
 
 Guaranteed: a purge that returned done is honoured by every `get` that begins later, in every process.
-Not guaranteed, and said: a failover may lose what was not replicated; a server whose policy may evict keys without
+Not guaranteed, and said: a failover may lose what was not replicated, but the purges of this process are made again
+before anything is read from the new master (`redis_recent`); a server whose policy may evict keys without
 expiry (`allkeys-*`) may lose stamps, which is reported at start. A scope that lost its position alone misses on the
 tags purged before until it is purged again.
 A call waits for as long as its caller lets it (`GuardedStore`); see `redis_link` for what becomes of connections.
@@ -30,21 +32,25 @@ A call waits for as long as its caller lets it (`GuardedStore`); see `redis_link
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
-from tidegate.middleware.core.records import WHOLE_SCOPE, Entry, Record
+from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
+from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
 from tidegate.middleware.stores.redis_connect import connect_to
-from tidegate.middleware.stores.redis_link import Dial
+from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_names import Names
-from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA
+from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
+from tidegate.middleware.stores.redis_recent import Recent
 from tidegate.middleware.stores.redis_servers import Servers
+from tidegate.middleware.stores.redis_stamps import VOID, judge, stamp_of
 from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
@@ -71,6 +77,7 @@ class RedisStore:
     max_retain: seconds; no record is kept longer. Stamps older than this are let go.
     max_entry_bytes: a larger record is refused, so that it does not hold up the others on its connection.
     max_stamps: purged tags remembered in one scope; above it the scope's floor rises.
+    max_recent: purged tags of this process that are purged again where a failover may have lost them: see `Recent`.
     max_waiting: calls that may wait for each connection; more are refused.
     seals: seals and opens the records; None: they lie there as they are.
 
@@ -89,6 +96,7 @@ class RedisStore:
         max_retain: float = MAX_RETAIN,
         max_entry_bytes: int = 8 * 1024 * 1024,
         max_stamps: int = 100_000,
+        max_recent: int = 10_000,
         max_waiting: int = 10_000,
         seals: Seals | None = None,
         metrics: Metrics | None = None,
@@ -96,8 +104,13 @@ class RedisStore:
         problems = Problems("redis store")
         servers: Servers | None = None
         made = metrics if metrics is not None else Metrics.of()
+        self._names = names = Names(namespace, naming_key)
+        self._purging = purging = Purging(names, retention=max_retain, max_stamps=max_stamps)
+        bites, reissued = made.limits.labels("redis-recent-purges").inc, made.purges.labels("reissued").inc
+        self._recent = Recent(purging, most=max_recent, bites=bites, reissued=reissued)
+        crowded = made.limits.labels("redis-waiting").inc
         try:
-            servers = connect_to(url, max_waiting=max_waiting, crowded=made.limits.labels("redis-waiting").inc)
+            servers = connect_to(url, max_waiting=max_waiting, crowded=crowded, greet=self._recent.greet)
         except ValueError as error:
             shown = re.sub("//.*@", "//***@", url)  # to the last @: a password may have a slash in it
             fix = "write redis://host:6379/0, rediss://, unix://, redis+sentinel:// or redis+cluster://"
@@ -109,21 +122,21 @@ class RedisStore:
         for name, value in (("max_retain", max_retain), ("max_entry_bytes", max_entry_bytes)):
             if value <= 0:
                 problems.add(name, value, "is not a limit", "give a number above 0")
-        for name, value in (("max_stamps", max_stamps), ("max_waiting", max_waiting)):
+        for name, value in (("max_stamps", max_stamps), ("max_recent", max_recent), ("max_waiting", max_waiting)):
             if value < 1:
                 problems.add(name, value, "is not a limit", "give a whole number above 0")
         problems.raise_if_any()
         assert servers is not None
         self._servers = servers
-        self._names = Names(namespace, naming_key)
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
-        self._max_stamps = max_stamps
+        self._clock = time.time
         self._seals = seals
         self._metrics = made
         limits = self._metrics.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
         self._limit_memory = limits.labels("redis-memory").inc
+        self._limit_together = limits.labels("redis-purged-together").inc
         self._read_bytes = self._metrics.store_bytes.labels("read").inc
         self._written_bytes = self._metrics.store_bytes.labels("written").inc
         self._rejected = 0
@@ -161,7 +174,7 @@ class RedisStore:
         """
         name = self._names.record(key)
         found, *stamps = await self._run(self._servers.read([name, *[self._names.position(scope) for scope in scopes]]))
-        positions = {scope: _stamp(value) for scope, value in zip(scopes, stamps, strict=True)}
+        positions = {scope: stamp_of(value) for scope, value in zip(scopes, stamps, strict=True)}
         if found is not None and _TOKEN.fullmatch(found):
             found = await self._large(name, found)
         if found is None:
@@ -170,9 +183,15 @@ class RedisStore:
         record = self._opened(key, found)
         if record is None:
             return Lookup(None, positions)
-        if isinstance(record, Entry) and not await self._valid(record):
+        if not isinstance(record, Entry):
+            return Lookup(record, positions)
+        soft = await self._judged(record)
+        if soft == VOID:
             return Lookup(None, positions)
-        return Lookup(record, positions)
+        if soft:
+            # The server's clock: where it is ahead of ours, the purge was not in the future all the same.
+            record = softened(record, min(soft / 1_000_000, self._clock()))
+        return Lookup(record, positions, soft > 0)
 
     def _opened(self, key: bytes, data: bytes) -> Record | None:
         if self._seals is not None:
@@ -188,20 +207,18 @@ class RedisStore:
         (found,) = await self._run(self._servers.read([self._names.body(name)], large=True))
         return found[len(token) :] if found is not None and found.startswith(token) else None
 
-    async def _valid(self, entry: Entry) -> bool:
+    async def _judged(self, entry: Entry) -> int:
+        """What the stamps say of it: see `judge`."""
         held = dict(entry.positions)
         keys = [self._names.stamp(scope, WHOLE_SCOPE) for scope in held]
         keys += [self._names.floor(scope) for scope in held]
         limits = [*held.values(), *held.values()]
         for scope, tag in entry.tags:
             if scope not in held:
-                return False
+                return VOID
             keys.append(self._names.stamp(scope, tag))
             limits.append(held[scope])
-        if not keys:
-            return True
-        stamps = await self._run(self._servers.read(keys))
-        return all(_stamp(value) <= limit for value, limit in zip(stamps, limits, strict=True))
+        return judge(keys, await self._run(self._servers.read(keys)), limits) if keys else 0
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.
@@ -255,28 +272,41 @@ class RedisStore:
         name = self._names.record(key)
         await self._run(self._servers.call(name, b"UNLINK", name, self._names.body(name)))
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """One script per scope. If one of several fails the others may have been made; purging again is harmless.
 
         Raises:
             StoreError: if Redis cannot be reached, or refuses.
         """
-        retention = int(self._max_retain * 1_000_000)
-        for scope, purged in tags.items():
-            if not purged:
+        for scope, targets in tags.items():
+            if not targets:
                 continue
-            names = self._names
-            whole = names.stamp(scope, WHOLE_SCOPE)
-            stamps = [] if WHOLE_SCOPE in purged else [names.stamp(scope, tag) for tag in dict.fromkeys(purged)]
-            keys = [names.position(scope), names.index(scope), whole, names.floor(scope), *stamps]
-            named = [key[len(whole) - 1 :] for key in stamps]
-            await self._run(self._script(keys, [retention, self._max_stamps, *named]))
+            wanted = [WHOLE_SCOPE] if WHOLE_SCOPE in targets else list(dict.fromkeys(targets))
+            words = self._purging.words(scope, [(target, None) for target in wanted])
+            stamp, folded, _ = await self._run(self._script(self._names.position(scope), words))
+            self._recent.add(scope, wanted, int(stamp))
+            if folded:
+                self._limit_together(folded)
         return Purge("done", sum(map(len, tags.values())))
+
+    async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
+        """Whether a purge of these that was done has reached a replica; None: there is none, nor is there to be one.
+
+        Raises:
+            StoreError: if Redis cannot be reached.
+        """
+        marks = [self._names.mark(scope) for scope, targets in tags.items() if targets]
+        reached = await asyncio.gather(*[self._servers.reached(mark) for mark in marks])
+        return None if None in reached or not reached else all(reached)
 
     @property
     def dial(self) -> Dial | None:
         """Connects to the server that takes writes; None where there are several."""
         return self._servers.dial
+
+    def elsewhere(self, told: Callable[[str], object]) -> None:
+        """Call this when another server has taken the place of the one that takes writes."""
+        self._servers.elsewhere.append(told)
 
     @property
     def stamp_prefix(self) -> bytes:
@@ -288,20 +318,25 @@ class RedisStore:
         names = [self._names.stamp(scope, WHOLE_SCOPE) for scope, _ in entry.positions]
         return names + [self._names.stamp(scope, tag) for scope, tag in entry.tags]
 
-    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> list[bytes]:
-        """Of the keys that a purge of these tags changes."""
-        return [self._names.stamp(scope, tag) for scope, purged in tags.items() for tag in purged]
+    def purged_names(self, tags: Mapping[str, Sequence[Target]]) -> list[bytes]:
+        """Of the keys that a purge of these changes."""
+        named = self._names.stamp
+        return [
+            named(scope, target.tags[0] if isinstance(target, Aim) else target)
+            for scope, targets in tags.items()
+            for target in targets
+        ]
 
     def stats(self) -> StoreStats:
         """What this process knows: how many records it did not keep."""
         return StoreStats(rejected=self._rejected)
 
-    async def _script(self, keys: list[bytes], arguments: list[Any]) -> None:
-        following = (len(keys), *keys, *arguments)
+    async def _script(self, key: bytes, words: tuple[Word, ...]) -> list[Any]:
         try:
-            await self._servers.call(keys[0], b"EVALSHA", PURGE_SHA, *following)
+            made: list[Any] = await self._servers.call(key, b"EVALSHA", PURGE_SHA, *words)
         except NoScriptError:
-            await self._servers.call(keys[0], b"EVAL", PURGE, *following)
+            made = await self._servers.call(key, b"EVAL", PURGE, *words)
+        return made
 
     async def _run(self, asked: Awaitable[T]) -> T:
         try:
@@ -344,12 +379,3 @@ def _anchored(entry: Entry) -> bool:
 
 def _text(reply: object) -> str:
     return reply.decode() if isinstance(reply, bytes) else str(reply)
-
-
-def _stamp(value: bytes | None) -> int:
-    if value is None:
-        return 0
-    try:
-        return int(value)
-    except ValueError as error:
-        raise StoreError(f"redis: {value[:20]!r} is no stamp") from error

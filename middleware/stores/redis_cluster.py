@@ -7,7 +7,7 @@ those who need not. A slot that is on its way is followed (ASK). Replicas are no
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import CrowdedError, Dial, Link, Word
-from tidegate.middleware.stores.redis_servers import Lanes, Many, Way
+from tidegate.middleware.stores.redis_servers import Greet, Lanes, Many, Way, greeted
 
 __all__ = ["Cluster"]
 
@@ -43,10 +43,12 @@ class Cluster:
 
     dial: Dial | None = None
 
-    def __init__(self, address: Address, way: Way, many: Many) -> None:
+    def __init__(self, address: Address, way: Way, many: Many, greet: Greet) -> None:
         self._seeds = address.nodes
         self._way = way
         self._many = many
+        self._greet = greet
+        self.elsewhere: list[Callable[[str], object]] = []
         self._lanes: dict[Node, Lanes] = {}
         self._slots: list[Node | None] = [None] * SLOTS
         self._closed = False
@@ -79,6 +81,10 @@ class Cluster:
         if not masters:
             raise StoreError(self._unknown)
         return [await self._lane(node, large=False).call(*words) for node in sorted(masters)]
+
+    async def reached(self, mark: bytes) -> bool | None:
+        """Whether all that was written to the master that has the key's slot has reached a replica."""
+        return await self._lanes_to(await self._holder(_slot_of(mark))).replicas.reached(mark)
 
     async def call(self, key: bytes, *words: Word, large: bool = False) -> Any:
         """The reply of the master that has the key's slot."""
@@ -134,12 +140,17 @@ class Cluster:
         raise StoreError(f"redis: the slot has not come to rest after {HOPS} nodes")
 
     def _lane(self, node: Node, *, large: bool) -> Link:
+        lanes = self._lanes_to(node)
+        return lanes.large if large else lanes.small
+
+    def _lanes_to(self, node: Node) -> Lanes:
         if self._closed:
             raise StoreError("redis: the store is closed")
         lanes = self._lanes.get(node)
         if lanes is None:
-            lanes = self._lanes[node] = Lanes(self._way.to(*node).connect, self._many)
-        return lanes.large if large else lanes.small
+            dial = greeted(self._way.to(*node).connect, self._greet)
+            lanes = self._lanes[node] = Lanes(dial, self._many, replicated=True)
+        return lanes
 
     async def _holder(self, slot: int) -> Node:
         node = self._slots[slot]
@@ -189,7 +200,12 @@ class Cluster:
         for first, last, (host, port, *_), *_ in ranges:
             # No host: that of whoever was asked.
             slots[first : last + 1] = [(host.decode() if host else asked[0], int(port))] * (last + 1 - first)
-        self._slots = slots
+        before, self._slots = set(self._slots), slots
+        if before != {None}:
+            for node in set(slots) - before:
+                # Whoever was a replica when the connection was greeted has not been told what it may have missed.
+                if node is not None and node in self._lanes:
+                    self._lanes[node].renew("it has become a master")
 
     async def _let_go(self) -> None:
         """Close the connections to whoever has no slots any more."""

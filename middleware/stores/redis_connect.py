@@ -5,13 +5,15 @@ from collections.abc import Callable
 from tidegate.addresses import Address
 from tidegate.middleware.stores.redis_cluster import Cluster
 from tidegate.middleware.stores.redis_sentinel import Sentinels
-from tidegate.middleware.stores.redis_servers import Many, OneServer, Servers, Way
+from tidegate.middleware.stores.redis_servers import Greet, Many, OneServer, Servers, Way
 
 __all__ = ["connect_to"]
 
 
-def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object]) -> Servers:
+def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object], greet: Greet) -> Servers:
     """The servers at an address (`tidegate.addresses`). Nothing is connected yet.
+
+    greet: called with each connection that is made.
 
     Raises:
         ValueError: if the address cannot be used; the text says why.
@@ -20,5 +22,7 @@ def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object]) -> 
     way = Way.of(address)
     many = Many(most=max_waiting, crowded=crowded)
     if address.kind == "cluster":
-        return Cluster(address, way, many)
-    return OneServer(Sentinels(address, way).connect if address.kind == "sentinel" else way.connect, many)
+        return Cluster(address, way, many, greet)
+    if address.kind == "sentinel":
+        return OneServer(Sentinels(address, way).connect, many, greet, replicated=True)
+    return OneServer(way.connect, many, greet)

@@ -41,6 +41,10 @@ class Names:
         """Where the scope's stamped tags lie by stamp."""
         return self._of(b"i", self._scope(scope))
 
+    def mark(self, scope: str) -> bytes:
+        """What is written after a purge, to wait for a replica to have it."""
+        return self._of(b"w", self._scope(scope))
+
     def _floor(self, scope: str) -> bytes:
         """Where the highest stamp lies that the scope let go."""
         return self._of(b"f", self._scope(scope))

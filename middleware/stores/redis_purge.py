@@ -1,33 +1,88 @@
-"""The script that makes a purge in one scope of the ledger: see `redis` for what the keys are."""
+"""The script that makes a purge in one scope of the ledger: see `redis` for what the keys are.
 
+A tag's stamp is a decimal number, its last hard purge (0: none), and behind it, each after a space, what else was asked
+for: `~=<stamp>` its last soft purge; `&<others>=<stamp>` the last purge of what carries this tag and these others
+(their names, with commas between); `~&<others>=<stamp>` the same, soft. What a later hard purge covers is dropped.
+"""
+
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import Final
 
-__all__ = ["PURGE", "PURGE_SHA"]
+from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Target
+from tidegate.middleware.stores.redis_link import Word
+from tidegate.middleware.stores.redis_names import Names
+
+__all__ = ["MAX_TOGETHER", "PURGE", "PURGE_SHA", "Purging"]
+
+MAX_TOGETHER: Final = 16
+"""Combinations remembered of one first tag; beyond, the oldest becomes a purge of that tag alone."""
 
 PURGE: Final = """#!lua flags=allow-oom
--- KEYS: position, index, whole scope, floor, tags' stamps.
--- ARGV: retention (us), most stamps, tags' names; no name: the whole scope.
+-- KEYS: position, index, whole scope, floor; for each target its first tag's stamp.
+-- ARGV: retention (us), most stamps, most combinations; for each target its first tag's name (empty: the whole scope),
+-- how ('', '~', '&...', '~&...'), and its stamp (empty: a new one; else this was made before, on another server).
+local function text(number) return string.format('%.0f', number) end
+local function hard_of(value) return tonumber(string.match(value or '', '^%d+') or '0') end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-local stamp = now
-if stamp <= last then stamp = last + 1 end
-local text = string.format('%.0f', stamp)
-redis.call('SET', KEYS[1], text)
-for i = 3, #ARGV do
-  redis.call('SET', KEYS[i + 2], text)
-  redis.call('ZADD', KEYS[2], text, ARGV[i])
+local new = now
+if new <= last then new = last + 1 end
+local newest, folded, written = last, 0, 0
+
+local function stamp(key, how, at, anew)
+  if how == '' and anew then
+    redis.call('SET', key, text(at))
+    written = written + 1
+    return at
+  end
+  local value = redis.call('GET', key) or ''
+  local hard, others = hard_of(value), {}
+  for kind, number in string.gmatch(value, '(%S+)=(%d+)') do others[kind] = tonumber(number) end
+  if how == '' then hard = math.max(hard, at) else others[how] = math.max(others[how] or 0, at) end
+  local names = {}
+  for kind in pairs(others) do if kind ~= '~' then names[#names + 1] = kind end end
+  table.sort(names, function(a, b) return others[a] > others[b] or (others[a] == others[b] and a < b) end)
+  while #names > tonumber(ARGV[3]) do
+    local oldest = table.remove(names)
+    if string.sub(oldest, 1, 1) == '~' then
+      others['~'] = math.max(others['~'] or 0, others[oldest])
+    else
+      hard = math.max(hard, others[oldest])
+    end
+    folded = folded + 1
+  end
+  local soft = others['~'] or 0
+  local words = {text(hard)}
+  local highest = math.max(hard, soft)
+  if soft > hard then words[2] = '~=' .. text(soft) end
+  for _, kind in ipairs(names) do
+    local stands = others[kind] > hard and (string.sub(kind, 1, 1) ~= '~' or others[kind] > soft)
+    if stands then words[#words + 1] = kind .. '=' .. text(others[kind]) end
+    highest = math.max(highest, others[kind])
+  end
+  local told = table.concat(words, ' ')
+  if told ~= value then
+    redis.call('SET', key, told)
+    written = written + 1
+  end
+  return highest
 end
-local raised = math.max(tonumber(redis.call('GET', KEYS[3]) or '0'), tonumber(redis.call('GET', KEYS[4]) or '0'))
+
+for i = 5, #KEYS do
+  local name, how, given = ARGV[3 * i - 11], ARGV[3 * i - 10], ARGV[3 * i - 9]
+  local at = tonumber(given) or new
+  newest = math.max(newest, at)
+  local highest = stamp(KEYS[i], how, at, given == '')
+  if name ~= '' then redis.call('ZADD', KEYS[2], text(highest), name) end
+end
+if newest > last then redis.call('SET', KEYS[1], text(newest)) end
+local raised = math.max(hard_of(redis.call('GET', KEYS[3])), tonumber(redis.call('GET', KEYS[4]) or '0'))
 local trimmed = 0
-if #ARGV == 2 then
-  redis.call('SET', KEYS[3], text)
-  raised = stamp
-end
 -- Let go of more than came in, so that the index shrinks to its limit, and of a bounded number, so that nobody waits.
 local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[2])
-local oldest = redis.call('ZRANGE', KEYS[2], 0, #ARGV + 100, 'WITHSCORES')
+local oldest = redis.call('ZRANGE', KEYS[2], 0, #KEYS + 100, 'WITHSCORES')
 local gone = {}
 for i = 1, #oldest, 2 do
   local score = tonumber(oldest[i + 1])
@@ -39,13 +94,46 @@ for i = 1, #oldest, 2 do
   gone[#gone + 1] = oldest[i]
 end
 -- A key of its own: whoever follows the purges need not hear of what is only forgotten.
-if trimmed > 0 then redis.call('SET', KEYS[4], string.format('%.0f', trimmed)) end
+if trimmed > 0 then redis.call('SET', KEYS[4], text(trimmed)) end
 local prefix = string.sub(KEYS[3], 1, -2)
 for _, tag in ipairs(gone) do
   redis.call('DEL', prefix .. tag)
   redis.call('ZREM', KEYS[2], tag)
 end
-return text
+return {text(newest), folded, written}
 """
 
 PURGE_SHA: Final = sha1(PURGE.encode()).hexdigest()
+
+
+class Purging:
+    """Writes the script's words.
+
+    retention: seconds that any entry lives at most. max_stamps: tags remembered in one scope.
+    """
+
+    def __init__(self, names: Names, *, retention: float, max_stamps: int) -> None:
+        self._names = names
+        self._limits: tuple[Word, ...] = (int(retention * 1_000_000), max_stamps, MAX_TOGETHER)
+
+    def words(self, scope: str, targets: Iterable[tuple[Target, int | None]]) -> tuple[Word, ...]:
+        """What stands behind EVAL and the script. Each target with its stamp, or None for a new one."""
+        names = self._names
+        whole = names.stamp(scope, WHOLE_SCOPE)
+        keys = [names.position(scope), names.index(scope), whole, names.floor(scope)]
+        arguments: list[Word] = []
+        for target, stamp in targets:
+            key, name, how = self._aimed(scope, whole, target)
+            keys.append(key)
+            arguments += [name, how, b"" if stamp is None else stamp]
+        return (len(keys), *keys, *self._limits, *arguments)
+
+    def _aimed(self, scope: str, whole: bytes, target: Target) -> tuple[bytes, bytes, bytes]:
+        tags, soft = (target.tags, target.soft) if isinstance(target, Aim) else ((target,), False)
+        first, *others = tags
+        key = self._names.stamp(scope, first)
+        if key == whole:
+            return whole, b"", b"~" if soft else b""
+        prefix = len(whole) - 1
+        how = b"&" + b",".join(self._names.stamp(scope, tag)[prefix:] for tag in others) if others else b""
+        return key, key[prefix:], b"~" + how if soft else how

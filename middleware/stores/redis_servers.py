@@ -12,9 +12,13 @@ from redis.asyncio.connection import Connection, parse_url
 from redis.exceptions import RedisError
 
 from tidegate.addresses import Address
-from tidegate.middleware.stores.redis_link import Dial, Link, Word
+from tidegate.middleware.stores.redis_link import Dial, Link, Word, hang_up
+from tidegate.middleware.stores.redis_replicas import Replicas
 
-__all__ = ["Lanes", "Many", "OneServer", "Servers", "Way", "dial"]
+__all__ = ["Greet", "Lanes", "Many", "OneServer", "Servers", "Way", "dial", "greeted"]
+
+Greet = Callable[[Any], Awaitable[str | None]]
+"""Called with each new connection before anybody reads over it; returns what stands for its server, None: unknown."""
 
 # redis-py's annotations leave much open; what comes from it is annotated where it is taken.
 _parse: Any = parse_url
@@ -28,6 +32,9 @@ class Servers(Protocol):
     def dial(self) -> Dial | None:
         """Connects to the one server that takes writes; None where there are several."""
         ...
+
+    elsewhere: list[Callable[[str], object]]
+    """Called with why, where another server has taken the place of the one that takes writes."""
 
     def open(self) -> None:
         """Take calls, again after `aclose`."""
@@ -51,6 +58,13 @@ class Servers(Protocol):
 
     def renew(self, why: str) -> None:
         """Look again which server takes writes: one that was asked to said that it does not."""
+        ...
+
+    def reached(self, mark: bytes) -> Awaitable[bool | None]:
+        """Whether all that was written to the server of this key has reached a replica; None: there are none.
+
+        mark: a key for nothing else.
+        """
         ...
 
 
@@ -98,35 +112,60 @@ class Way:
 
 
 class Lanes:
-    """The two connections to one server."""
+    """The connections to one server: two for whatever is asked, one to wait for its replicas.
 
-    def __init__(self, dial: Dial, many: Many) -> None:
+    replicated: it is to have replicas.
+    """
+
+    def __init__(self, dial: Dial, many: Many, *, replicated: bool = False) -> None:
         self.small = Link(dial, max_waiting=many.most, crowded=many.crowded)
         # A large reply may be long on its way, and only whole ones are seen.
         self.large = Link(dial, max_waiting=many.most, crowded=many.crowded, silence=5.0)
+        self.replicas = Replicas(Link(dial), expected=replicated)
 
     def open(self) -> None:
         """Take calls, again after `aclose`."""
         self.small.open()
         self.large.open()
+        self.replicas.open()
 
     async def aclose(self) -> None:
-        """Close both; what waits fails."""
-        await asyncio.gather(self.small.aclose(), self.large.aclose())
+        """Close them all; what waits fails."""
+        await asyncio.gather(self.small.aclose(), self.large.aclose(), self.replicas.aclose())
 
     def renew(self, why: str) -> None:
-        """Make both anew."""
+        """Make them all anew."""
         self.small.renew(why)
         self.large.renew(why)
+        self.replicas.renew(why)
 
 
 class OneServer:
-    """A server that holds everything; `dial` may find out anew each time which one that is."""
+    """A server that holds everything; `dial` may find out anew each time which one that is.
 
-    def __init__(self, dial: Dial, many: Many) -> None:
-        self.dial: Dial | None = dial
-        self._lanes = Lanes(dial, many)
+    greet: see `Greet`. Where a connection has led to another server than the last one, the others are made anew too:
+        what is read from one and heard from another would not fit together.
+    replicated: it is to have replicas.
+    """
+
+    def __init__(self, dial: Dial, many: Many, greet: Greet, *, replicated: bool = False) -> None:
+        self._greet = greet
+        self._server: str | None = None
+        self.elsewhere: list[Callable[[str], object]] = []
+        self.dial: Dial | None = greeted(dial, self._greeted)
+        self._lanes = Lanes(self.dial, many, replicated=replicated)
         self.open, self.aclose, self.renew = self._lanes.open, self._lanes.aclose, self._lanes.renew
+        self.reached = self._lanes.replicas.reached
+
+    async def _greeted(self, connection: Any) -> str | None:
+        server = await self._greet(connection)
+        if server is not None and server != self._server:
+            before, self._server = self._server, server
+            if before is not None:
+                why = "another server, or another history of it, has taken its place"
+                for renew in (self.renew, *self.elsewhere):
+                    renew(why)
+        return server
 
     def read(self, keys: Sequence[bytes], *, large: bool = False) -> Awaitable[list[bytes | None]]:
         """The values under the keys."""
@@ -152,3 +191,18 @@ async def dial(kind: Any, options: dict[str, Any], tls: Any = None) -> Any:
         await connection.disconnect(nowait=True)
         raise
     return connection
+
+
+def greeted(dial: Dial, greet: Greet) -> Dial:
+    """Connections that are greeted before anybody has them."""
+
+    async def connect() -> Any:
+        connection = await dial()
+        try:
+            await greet(connection)
+        except BaseException:
+            await hang_up(connection)
+            raise
+        return connection
+
+    return connect

@@ -8,7 +8,8 @@ Guaranteed: a `peek` that begins 50 ms after a purge returned done anywhere give
 brings the push by then; from one second after the connection went silent it gives nothing at all; a purge by this
 process is honoured at once.
 Not guaranteed: that a record which another process replaced without a purge is seen before `KEEP` seconds are over;
-until then the old one is served as far as it is fresh. A failover may lose a purge that was not replicated.
+until then the old one is served as far as it is fresh. A failover may lose a purge that was not replicated, until the
+process that made it has made it again (`redis_recent`): before its own memory is used again.
 """
 
 import time
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Store, StoreStats
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Settles, Store, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
@@ -38,14 +39,14 @@ class Hears(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Told(Store, Protocol):
+class Told(Store, Settles, Protocol):
     """The store behind: a Store that names the keys by which it judges."""
 
     def stamp_names(self, entry: Entry) -> Sequence[bytes]:
         """Of the keys whose change may void the entry."""
         ...
 
-    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> Sequence[bytes]:
+    def purged_names(self, tags: Mapping[str, Sequence[Target]]) -> Sequence[bytes]:
         """Of the keys that a purge of these tags changes."""
         ...
 
@@ -100,7 +101,9 @@ class TieredStore:
             if not self._loads:
                 self._dropped.clear()
         record = found.record
-        if record is not None and dropped <= since and self._clock() < self._hearing.until:
+        # What a soft purge made stale is not kept: it is replaced soon, and nothing tells of that.
+        keeps = dropped <= since and not found.softened
+        if record is not None and keeps and self._clock() < self._hearing.until:
             self._near.keep(key, record, retain=KEEP, since=since)
         return found
 
@@ -135,7 +138,7 @@ class TieredStore:
             self._pushes.changed(())
             self._dropped[key] = self._pushes.stamp
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Purge in the shared store; here it holds from the beginning.
 
         Raises:
@@ -147,6 +150,14 @@ class TieredStore:
             return await self._far.purge(tags)
         finally:
             self._pushes.changed(names)  # what was loaded meanwhile may have been judged before the purge
+
+    async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
+        """What the shared store says of its replicas.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        return await self._far.settled(tags)
 
     def stats(self) -> StoreStats:
         """Entries and bytes of this process's memory, and what the shared store says."""
@@ -176,5 +187,6 @@ def in_front_of(far: RedisStore, *, max_bytes: int, metrics: Metrics) -> Store:
         void=pushes.void,
         failed=lambda error: metrics.fail("tracking", error),
     )
+    far.elsewhere(tracking.renew)
     near = MemoryStore(max_bytes=max_bytes, judge=pushes, metrics=metrics)
     return TieredStore(far, near, pushes, tracking)

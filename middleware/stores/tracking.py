@@ -89,6 +89,10 @@ class _Ears(asyncio.Protocol):
         self._ended()  # now: `connection_lost` comes a pass of the event loop later, and requests may come before it
         return False  # close
 
+    def give_up(self, error: Exception) -> None:
+        """End, though the connection may be well."""
+        self._end(error)
+
     def _end(self, error: Exception) -> None:
         self._ended()
         for future in (*self._asked, self.lost):
@@ -128,6 +132,7 @@ class Tracking:
         self._lease = lease
         self._refused_pause = refused_pause
         self._task: asyncio.Task[None] | None = None
+        self._ears: _Ears | None = None
         self.until = 0.0
         """`time.monotonic()` to which all changes are known."""
         self.refused = False
@@ -138,6 +143,12 @@ class Tracking:
     def live(self) -> bool:
         """Whether all changes are known now."""
         return time.monotonic() < self.until
+
+    def renew(self, why: str) -> None:
+        """Give the connection up and make another: it leads to a server that is no longer the right one."""
+        self._deaf()
+        if self._ears is not None:
+            self._ears.give_up(StoreError(why))
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
@@ -178,6 +189,7 @@ class Tracking:
                 # All that was asked has been answered, so no byte is on its way: what comes next comes to us.
                 ears.transport = connection._writer.transport  # redis-py has no public way to it
                 ears.transport.set_protocol(ears)
+                self._ears = ears
                 await ears.ask(b"HELLO", b"3")
                 try:
                     await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
@@ -202,6 +214,7 @@ class Tracking:
                 if ears.lost.done():
                     ears.lost.result()
         finally:
+            self._ears = None
             if connection is not None:
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)

@@ -32,8 +32,10 @@ from tidegate.middleware.layers.refresh import MAX_REFRESHES
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.ledger import MAX_TOGETHER
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.redis_purge import MAX_TOGETHER as REDIS_MAX_TOGETHER
 from tidegate.rollout.analysis import CONTROL_HEARD, Cause
 from tidegate.rollout.controller import LEASE_SECONDS
 from tidegate.rollout.fields import REQUIRED, show_duration
@@ -151,7 +153,10 @@ def test_the_limits_table_tells_the_defaults_of_the_code() -> None:
         "variants": str(MAX_VARIANTS),
         "memory-evicted": default(MemoryStore, "max_bytes"),
         "memory-stamps": default(MemoryStore, "max_stamps"),
+        "memory-purged-together": str(MAX_TOGETHER),
         "pushes": default(Pushes, "max_names"),
+        "redis-recent-purges": default(RedisStore, "max_recent"),
+        "redis-purged-together": str(REDIS_MAX_TOGETHER),
         "redis-entry-bytes": default(RedisStore, "max_entry_bytes"),
         "redis-waiting": default(RedisStore, "max_waiting"),
         "store-writes": default(GuardedStore, "max_writes"),

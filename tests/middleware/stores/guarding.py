@@ -9,7 +9,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.records import Record
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+from tidegate.middleware.stores.base import Lookup, Purge, StoreStats, Target
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 
@@ -51,7 +51,7 @@ class Faulty:
         await self._pass("delete")
         await self.inner.delete(key)
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         await self._pass("purge")
         return await self.inner.purge(tags)
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis as Client
 from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
-from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
+from tidegate.middleware.stores.base import Lookup, Purge, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
@@ -224,7 +224,7 @@ class Slow:
 
     async def delete(self, key: bytes) -> None: ...
 
-    async def purge(self, tags: Mapping[str, Sequence[str]]) -> Purge:
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         await self.purges.wait()
         return Purge("done", 1)
 
@@ -234,7 +234,10 @@ class Slow:
     def stamp_names(self, entry: Entry) -> list[bytes]:
         return [f"{scope}:{tag}".encode() for scope, tag in entry.tags]
 
-    def purged_names(self, tags: Mapping[str, Sequence[str]]) -> list[bytes]:
+    async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
+        return None
+
+    def purged_names(self, tags: Mapping[str, Sequence[Target]]) -> list[bytes]:
         return [f"{scope}:{tag}".encode() for scope, names in tags.items() for tag in names]
 
 

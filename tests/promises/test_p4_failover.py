@@ -1,0 +1,157 @@
+"""P4 when the master of a Sentinel trio dies: what it had not passed on is lost, and what was purged is not served."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.middleware.stores.support import ACME, entry, eventually, positions, write
+from tests.services import SentinelTrio, ServiceError, free_port, wait_until
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import Aim
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tiered import in_front_of
+
+ZORG = "tenant:zorg"
+PURGED: dict[bytes, tuple[str, str | Aim]] = {
+    b"tag": (ACME, "client:1"),
+    b"scope": (ZORG, WHOLE_SCOPE),
+    b"together": (ACME, Aim(("client:2", "list"))),
+    b"soft": (ACME, Aim(("client:3",), soft=True)),
+}
+"""By key, what is purged while the replica does not hear of it."""
+
+
+@pytest.fixture
+def trio() -> Iterator[SentinelTrio]:
+    """One to break; its Sentinels act only when told."""
+    with SentinelTrio() as started:
+        yield started
+
+
+class Process:
+    """What a process has: a guarded store with a memory in front, and metrics."""
+
+    def __init__(self, url: str) -> None:
+        self.registry = CollectorRegistry()
+        metrics = Metrics.of(self.registry)
+        self.far = RedisStore(url, metrics=metrics)
+        self.store = GuardedStore(
+            in_front_of(self.far, max_bytes=1 << 20, metrics=metrics), budget=2.0, metrics=metrics
+        )
+
+    def purges(self, outcome: str) -> float:
+        return self.registry.get_sample_value("tidegate_purges_total", {"outcome": outcome}) or 0.0
+
+    async def hears(self) -> bool:
+        return self.store.stats().extra["near_live"] == 1.0
+
+    async def served(self, key: bytes) -> Entry | None:
+        """As the cache layer asks."""
+        record = self.store.peek(key)
+        if record is None:
+            record = (await self.store.get(key)).record
+        return record if isinstance(record, Entry) else None
+
+
+def tagged(key: bytes, at: tuple[tuple[str, int], ...]) -> Entry:
+    tags = {b"tag": ["client:1"], b"together": ["client:2", "list"], b"soft": ["client:3"]}.get(key, ["list"])
+    scope = ZORG if key == b"scope" else ACME
+    named = tuple((scope, tag) for tag in tags)
+    held = ((PUBLIC_SCOPE, 0), (ZORG, 0)) if scope == ZORG else at
+    return entry(key, tags=named, positions=held, born=4_000_000_000.0, lifetime=3600.0)
+
+
+def with_two(trio: SentinelTrio, body: Callable[[Process, Process], Awaitable[None]]) -> None:
+    async def run() -> None:
+        both = Process(trio.url), Process(trio.url)
+        try:
+            for process in both:
+                await process.store.start()
+                await eventually(process.hears, "it hears of purges", 30.0)
+            await body(*both)
+        finally:
+            for process in both:
+                await process.store.aclose()
+
+    asyncio.run(run())
+
+
+def cut_off(trio: SentinelTrio) -> None:
+    """The replica hears of nothing more; it has all that there was."""
+    wait_until(lambda: _offset(trio.replica) == _offset(trio.master), 20, "the replica has everything")
+    trio.replica.command_reply("REPLICAOF", "127.0.0.1", str(free_port()))
+
+
+def _offset(server: Any) -> str:
+    told = server.command_reply("INFO", "replication").decode()
+    name = "slave_repl_offset:" if "role:slave" in told else "master_repl_offset:"
+    return str(told.partition(name)[2].partition("\r\n")[0])
+
+
+def fail_over(trio: SentinelTrio) -> None:
+    """The master dies, and the replica is made master."""
+    trio.master.kill()
+
+    def begun() -> bool:
+        try:
+            return trio.sentinels[0].command_reply("SENTINEL", "FAILOVER", trio.service) == b"OK"
+        except ServiceError as refused:
+            return "INPROG" in str(refused)
+
+    wait_until(begun, 20, "a Sentinel fails over")
+
+    def promoted() -> bool:
+        try:
+            return b"role:master" in trio.replica.command_reply("INFO", "replication")
+        except OSError:  # Sentinels cut everybody's connections to whom they promote
+            return False
+
+    wait_until(promoted, 30, "the replica is the master")
+
+
+def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(trio: SentinelTrio) -> None:
+    async def body(one: Process, other: Process) -> None:
+        at = await positions(one.store)
+        for key in (*PURGED, b"bystander"):
+            await write(one.store, key, tagged(key, at))
+            for process in (one, other):
+                assert await process.served(key) == tagged(key, at)
+        kept = await one.store.purge({PUBLIC_SCOPE: ["elsewhere"]})
+        assert (kept.state, kept.durable) == ("done", True)
+        assert one.purges("durable") == 1
+
+        await asyncio.to_thread(cut_off, trio)
+        for scope, target in PURGED.values():
+            lost = await one.store.purge({scope: [target]})
+            assert (lost.state, lost.durable) == ("done", False)
+        assert one.purges("not-durable") == len(PURGED)
+        for name in one.far.purged_names({scope: [target] for scope, target in PURGED.values()}):
+            assert trio.replica.command_reply("EXISTS", name.decode()) == b"0", "the failover loses it"
+
+        await asyncio.to_thread(fail_over, trio)
+        seen: list[bytes] = []
+
+        async def served_again() -> bool:
+            """Until memory is used again; meanwhile nothing that was purged is ever served."""
+            for process in (one, other) if one.purges("reissued") else (one,):
+                for key in PURGED:
+                    found = await process.served(key)
+                    if key == b"soft" and found is not None:
+                        assert found.lifetime < 0, "stale"
+                        continue
+                    assert found is None, key
+                if await process.served(b"bystander") is not None:
+                    seen.append(b"bystander")
+            return all([await process.hears() and process.store.peek(b"bystander") for process in (one, other)])
+
+        await eventually(served_again, "both serve from memory, what was on the replica", 60.0)
+        assert len(seen) >= 4
+        assert one.purges("reissued") == len(PURGED)
+        assert other.purges("reissued") == 0
+
+    with_two(trio, body)
