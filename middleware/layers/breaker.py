@@ -28,7 +28,7 @@ from tidegate.middleware.layers.asgi import (
 )
 from tidegate.middleware.metrics import Metrics
 
-__all__ = ["FAILURES", "BreakerLayer"]
+__all__ = ["FAILURES", "BreakerLayer", "Outcome"]
 
 FAILURES: Final = frozenset({500, 502, 503, 504})
 """Statuses that say the app, or what it depends on, is not well. 501 and 505 and above answer the request itself."""
@@ -62,9 +62,11 @@ class BreakerLayer:
         self.app = app
         self._gate = gate
         self._resolver = resolver if resolver is not None else ContextResolver()
-        self._failures = failures
+        self.failures = failures
         metrics = metrics if metrics is not None else Metrics.of()
         self._circuits = _Circuits(settings or BreakerSettings(), max_circuits, metrics, clock)
+        self.circuit = self._circuits.of
+        """The circuit for a request, by context and path."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,23 +76,22 @@ class BreakerLayer:
         if not self._gate(context):
             await self.app(scope, receive, send)
             return
-        breaker = self._circuits.of(context, scope["path"])
+        breaker = self.circuit(context, scope["path"])
         ticket = breaker.admit()
         if ticket is None:
             self._circuits.count_refusal(context)
             await _refuse(scope, send, breaker.retry_after)
             return
-        watch = _Watch(breaker, ticket, self._failures, receive, send)
+        outcome = Outcome(breaker, ticket, self.failures, receive, send)
         try:
-            await self.app(scope, watch.receive, watch.send)
+            await self.app(scope, outcome.receive, outcome.send)
         except Exception:
-            watch.settle(failed=True)
+            outcome.settle(failed=True)
             raise
         except BaseException:
-            watch.abandon()
+            outcome.abandon()
             raise
-        if not watch.settled:
-            watch.settle(failed=not watch.started)
+        outcome.over()
 
 
 async def _refuse(scope: Scope, send: Send, retry_after: float) -> None:
@@ -105,7 +106,7 @@ async def _refuse(scope: Scope, send: Send, retry_after: float) -> None:
     await send({"type": "http.response.body", "body": text, "more_body": False})
 
 
-class _Watch:
+class Outcome:
     """Learns how one request ends, without changing what passes.
 
     The outcome is settled once: for a probe at the start of the response, so that a stream that goes on for hours does
@@ -113,7 +114,7 @@ class _Watch:
     failure of the response.
     """
 
-    __slots__ = ("_breaker", "_failing", "_failures", "_gone", "_receive", "_send", "_ticket", "settled", "started")
+    __slots__ = ("_breaker", "_failing", "_failures", "_receive", "_send", "_ticket", "gone", "settled", "started")
 
     def __init__(
         self, breaker: Breaker, ticket: Ticket, failures: frozenset[int], receive: Receive, send: Send
@@ -123,7 +124,7 @@ class _Watch:
         self._failures = failures
         self._receive = receive
         self._send = send
-        self._gone = False
+        self.gone = False
         self._failing = False
         self.settled = False
         self.started = False
@@ -132,7 +133,7 @@ class _Watch:
         """The server's `receive`; notes that the client left."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._gone = True
+            self.gone = True
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -152,7 +153,7 @@ class _Watch:
         try:
             await self._send(message)
         except BaseException:
-            self._gone = True
+            self.gone = True
             raise
 
     def settle(self, *, failed: bool) -> None:
@@ -161,10 +162,15 @@ class _Watch:
             return
         self.settled = True
         failed = failed or self._failing
-        if failed and self._gone:
+        if failed and self.gone:
             self._breaker.abandon(self._ticket)
         else:
             self._breaker.report(self._ticket, failed=failed)
+
+    def over(self) -> None:
+        """The app has returned."""
+        if not self.settled:
+            self.settle(failed=not self.started)
 
     def abandon(self) -> None:
         """The request was cancelled."""

@@ -180,7 +180,8 @@ class CacheLayer:
             return None
         if missed.hits is not self.hits or missed.scope is not scope:
             return None
-        return self.misses.begin(missed, context, send)
+        positions = self.misses.begin(missed, context)
+        return Miss(self.misses, missed, context, send, positions) if positions is not None else None
 
     def shut(self, shut: bool) -> None:
         """The gate is shut for everybody (True): end what runs in the background. In any thread; does not wait."""

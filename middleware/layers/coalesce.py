@@ -96,14 +96,14 @@ class CoalesceLayer:
         self._lonely = Remembered(remember, max_remembered)
         self._busy = Remembered(remember, max_remembered)
         self._max_busy = max_busy
-        self._clock = clock
+        self.clock = clock
         self._waiting: set[Seat] = set()
         self._is_shut = False
         self._metrics = metrics if metrics is not None else Metrics.of()
         roles = self._metrics.coalesced
-        self._count_leader = roles.labels("leader").inc
+        self.count_leader = roles.labels("leader").inc
         self._count_follower = roles.labels("follower").inc
-        self._count_alone = roles.labels("alone").inc
+        self.count_alone = roles.labels("alone").inc
         limits = self._metrics.limits
         self._limit_followers = limits.labels("coalesce-followers").inc
         self._limit_wait = limits.labels("coalesce-wait").inc
@@ -148,8 +148,8 @@ class CoalesceLayer:
 
     async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         key = key_of(scope, context)
-        if self._lonely.holds(key, self._clock()):
-            self._count_alone()
+        if self._lonely.holds(key, self.clock()):
+            self.count_alone()
             await self.app(scope, receive, send)
             return
         flight = self._flights.get(key)
@@ -157,11 +157,11 @@ class CoalesceLayer:
             flight.close()  # something was purged since it began: it may answer with what was before
             flight = None
         if flight is None:
-            self._count_leader()
+            self.count_leader()
             await self._lead(key, scope, receive, send, context)
         elif len(flight.seats) >= self._max_followers:
             self._limit_followers()
-            self._count_alone()
+            self.count_alone()
             await self.app(scope, receive, send)
         else:
             await self._follow(flight, scope, receive, send, context)
@@ -172,15 +172,21 @@ class CoalesceLayer:
         """
         request = scope["headers"]
         leader = Leader(scope, receive, send)
-        began = self._clock()
+        began = self.clock()
         if self._busy.holds(key, began):
             run = asyncio.get_running_loop().create_task(self._run(scope, leader))
         else:
             begun = begin(self._run(scope, leader))
             if begun is None:
-                self._never_waited(key, leader, context, began)
+                self.never_waited(key, leader.start, context, began)
                 return
             run = begun
+        await self.fly(key, request, context, leader, run)
+
+    async def fly(
+        self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"
+    ) -> None:
+        """Let others join a run that waits, and see it to its end."""
         flight = self._flight(key, request, context, run)
         leader.take_off(flight)
         try:
@@ -194,12 +200,20 @@ class CoalesceLayer:
                 await _cancel(flight, run)
             raise
 
-    def _never_waited(self, key: Key, leader: Leader, context: RequestContext, began: float) -> None:
-        """A run is over that nobody could join. Note what the next one like it is to know."""
-        now = self._clock()
+    def alone(self, key: Key) -> bool | None:
+        """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others."""
+        if not (self._lonely or self._busy or self._flights):
+            return False
+        now = self.clock()
+        if self._lonely.holds(key, now):
+            return True
+        return None if key in self._flights or self._busy.holds(key, now) else False
+
+    def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
+        """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
+        now = self.clock()
         if now - began >= self._max_busy:
             self._busy.add(key, now)
-        start = leader.start
         # What the cache has found storable need not be looked at: it does not come here again.
         if start is not None and not context.storable:
             refused = judge_answer(start["status"], start["headers"], same_user=same_user(context)).refused
@@ -220,7 +234,7 @@ class CoalesceLayer:
 
         def turned_down(reason: str) -> None:
             if reason not in _PASSING:
-                self._lonely.add(key, self._clock())
+                self._lonely.add(key, self.clock())
             if reason == "too-large":
                 self._limit_body()
             elif reason == "stream":
@@ -247,14 +261,17 @@ class CoalesceLayer:
         try:
             await self.app(scope, leader.receive, leader.send)
         except Exception as error:
-            if leader.flight is None or not leader.flight.abandoned:
+            if not self.is_unheard(leader, error):
                 raise
-            self._metrics.fail("coalesce", error)  # the leader, who would have heard of it, is gone
         finally:
-            leader.end_session()
-            if leader.flight is not None:
-                leader.flight.finish()
-            leader.call()
+            leader.over()
+
+    def is_unheard(self, leader: Leader, error: Exception) -> bool:
+        """Whether nobody is there any more who would hear of what a run raised; it is counted then."""
+        if leader.flight is None or not leader.flight.abandoned:
+            return False
+        self._metrics.fail("coalesce", error)
+        return True
 
     async def _follow(
         self, flight: Flight, scope: Scope, receive: Receive, send: Send, context: RequestContext
@@ -267,7 +284,7 @@ class CoalesceLayer:
                 await _relay(flight, seat, listener, send, context)
                 return
             flight.leave(seat)
-            self._count_alone()
+            self.count_alone()
             await self.app(scope, listener.receive, send)
         finally:
             flight.leave(seat)

@@ -25,7 +25,7 @@ from tidegate.middleware.layers.asgi import (
     repeatable,
 )
 
-__all__ = ["ETagLayer"]
+__all__ = ["ETagLayer", "Labelling"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -51,14 +51,14 @@ class ETagLayer:
         if not self._gate(context):
             await self.app(scope, receive, send)
             return
-        await self.app(scope, receive, _Labelling(scope, context, send))
+        await self.app(scope, receive, Labelling(scope, context, send))
 
 
 _CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 _MATTERS: Final = frozenset({b"etag", b"content-length", b"content-encoding"})
 
 
-class _Labelling:
+class Labelling:
     """The `send` of one request."""
 
     __slots__ = ("_coded", "_context", "_held", "_length", "_request", "_send", "_swallow")
@@ -99,15 +99,18 @@ class _Labelling:
                 else:
                     coded = True
         if not has_etag and lengths:
-            self._held = start
             # A length that stands there twice says nothing (RFC 9110 8.6).
-            self._length, self._coded = lengths[0].strip(b" \t") if len(lengths) == 1 else b"", coded
+            self.hold(start, lengths[0].strip(b" \t") if len(lengths) == 1 else b"", coded=coded)
             return _nothing()
         if self._is_conditional():
             headers = lowered(start.get("headers", ()))
             if is_not_modified(self._request, headers):
                 return self._not_modified(start, headers)
         return self._send(start)
+
+    def hold(self, start: Message, length: bytes, *, coded: bool) -> None:
+        """Keep a start until the body comes. length: of that, as stated. coded: it is inside a content coding."""
+        self._held, self._length, self._coded = start, length, coded
 
     async def _label(self, start: Message, body: Message) -> None:
         sent = list(start.get("headers", ()))

@@ -1,15 +1,18 @@
 """Which requests may join each other's runs, by what they are the same, and what is remembered of them."""
 
 from collections import OrderedDict
-from typing import cast
+from typing import Final, cast
 
 from tidegate.middleware.core.sharing import request_key
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import RequestContext, Scope, has_client_certificate
 
-__all__ = ["Key", "Remembered", "key_of", "may_share", "same_user"]
+__all__ = ["Key", "PlainKeys", "Remembered", "key_of", "may_share", "same_user"]
 
 Key = tuple[object, ...]
+
+_LONGEST: Final = 1024
+"""Bytes of a request's fields and path up to which its key is remembered."""
 
 
 def may_share(scope: Scope, context: RequestContext) -> bool:
@@ -48,6 +51,38 @@ def key_of(scope: Scope, context: RequestContext) -> Key:
     return (context.is_open("breaker"), context.is_open("etag"), asked)
 
 
+class PlainKeys:
+    """The keys of plain requests (GET, no conditions, no Range, of a known method) as `key_of` makes them, remembered.
+
+    remember: keys, the oldest go first; of requests that are too long for it none is. One takes about 1 KiB.
+    """
+
+    def __init__(self, remember: int = 1024) -> None:
+        self._remember = remember
+        self._known: OrderedDict[tuple[object, ...], tuple[object, Key]] = OrderedDict()
+
+    def of(self, scope: Scope, context: RequestContext) -> Key:
+        """The key of a request."""
+        if context.coalesce_key is not None:
+            return (context.is_open("breaker"), context.is_open("etag"), (context.coalesce_key, "GET"))
+        client: tuple[str, int] | None = scope.get("client")
+        decision, identity = context.decision, context.identity
+        sent = (
+            id(identity), decision.open if decision is not None else None, client[0] if client is not None else "",
+            scope.get("scheme"), scope.get("root_path"), scope.get("raw_path"), scope["path"],
+            scope.get("query_string"), *scope["headers"],
+        )  # fmt: skip
+        known = self._known.get(sent)
+        if known is not None and known[0] is identity:
+            return known[1]
+        key = key_of(scope, context)
+        if sum([len(name) + len(value) for name, value in scope["headers"]]) + len(scope["path"]) <= _LONGEST:
+            if len(self._known) >= self._remember:
+                self._known.popitem(last=False)
+            self._known[sent] = (identity, key)
+        return key
+
+
 class Remembered:
     """Keys for some seconds, bounded; the oldest go first. Kept as hashes: two that meet cost a shared run, no more."""
 
@@ -55,6 +90,9 @@ class Remembered:
         self._seconds = seconds
         self._limit = limit
         self._until: OrderedDict[int, float] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._until)
 
     def add(self, key: Key, now: float) -> None:
         """Remember a key."""

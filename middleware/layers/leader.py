@@ -13,6 +13,8 @@ __all__ = ["Leader"]
 class Leader:
     """The connection that the run began for: its `receive` and `send` as the run sees them.
 
+    watched: made before the run, so that a session which the scope has now is one from further out.
+
     Until the run waits for the first time nobody can join it: there is no flight then, and what the run says goes to
     the client and is noted for `take_off`.
     """
@@ -33,10 +35,10 @@ class Leader:
         "start",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, watched: bool = True) -> None:
         self.flight: Flight | None = None
         self._scope = scope
-        self._session = watch_session(scope)
+        self._session = watch_session(scope) if watched else None
         self._used: SessionUse = "none"
         self._receive = receive
         self._send = send
@@ -104,6 +106,17 @@ class Leader:
             self._closed = True
         else:
             self.flight.close("body")
+
+    def over(self) -> None:
+        """The run is."""
+        self.end_session()
+        if self.flight is not None:
+            self.flight.finish()
+        self.call()
+
+    def said(self, start: Message, *, body: bool) -> None:
+        """The run has sent this start, and some of its body, on another way."""
+        self.start, self._closed = start, body
 
     def end_session(self) -> None:
         """The response starts, or there is none: the session says again what it said before."""

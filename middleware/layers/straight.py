@@ -36,17 +36,17 @@ from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
 from tidegate.middleware.layers.witness import FRAMED
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
 
-__all__ = ["NOTHING_SPECIAL", "USABLE", "Miss", "Misses"]
+__all__ = ["MARKS", "NAMED", "NOTHING_SPECIAL", "SHAPING", "USABLE", "VALUED", "Miss", "Misses", "Pair"]
 
 Pair = tuple[bytes, bytes]
 
-_VALUED: Final = frozenset({b"access-control-allow-origin", b"cache-control", b"vary"})
+VALUED: Final = frozenset({b"access-control-allow-origin", b"cache-control", b"vary"})
 """Response fields by whose values it is decided whether, how long and under which key a response is stored."""
 
 _DATED: Final = frozenset({b"expires", b"last-modified"})
 """Those that decide by their dates, where nothing else says how long a response is fresh."""
 
-_NAMED: Final = _DATED | {b"etag", b"set-cookie"}
+NAMED: Final = _DATED | {b"etag", b"set-cookie"}
 """Those that decide by being there."""
 
 _UNPLAIN: Final = HOP_BY_HOP | {b"age", b"cache-groups", b"cache-status", *TARGETED}
@@ -55,9 +55,9 @@ _UNPLAIN: Final = HOP_BY_HOP | {b"age", b"cache-groups", b"cache-status", *TARGE
 _TIMELESS: Final = frozenset({"max-age", "no-store", "policy ttl", "private", "s-maxage", "Set-Cookie", "Vary: *"})
 """Rules of lifetimes, and reasons to refuse, that come before any date is looked at."""
 
-_MARKS: Final = {name: (name, b"") for name in _NAMED}
+MARKS: Final = {name: (name, b"") for name in NAMED}
 
-_SHAPING: Final = _VALUED | _NAMED | _UNPLAIN | {b"content-length"}
+SHAPING: Final = VALUED | NAMED | _UNPLAIN | {b"content-length"}
 
 _SHAPES: Final = 1024
 """Shapes that are remembered, about 0.7 KiB each."""
@@ -110,8 +110,8 @@ class Misses:
         self._positions = store.positions
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
-    def begin(self, missed: Missed, context: RequestContext, send: Send) -> "Miss | None":
-        """What takes the app's answer to this request; None: it is not for this way."""
+    def begin(self, missed: Missed, context: RequestContext) -> Mapping[str, int] | None:
+        """Note in the context that it is a miss: where the ledger stands; None: it is not for this way."""
         policy, named = context.match.policy, missed.named
         if policy is not None and policy.extensions != "pass" and missed.scope.get("extensions"):
             return None
@@ -126,7 +126,7 @@ class Misses:
         context.positions, context.outcome = positions, "miss"
         if policy is not None:
             context.coalesce_key = named.primary
-        return Miss(self, missed, context, send, positions)
+        return positions
 
     def plan(self, status: int, shape: list[Pair], given: list[Pair], miss: "Miss") -> _Plan:
         """What becomes of a response. given: its fields. shape: what counts of them."""
@@ -177,7 +177,7 @@ class Miss:
     """The `send` of one request, and what explains it."""
 
     __slots__ = ("_asked", "_copy", "_exchange", "_general", "_given", "_headers", "_length", "_misses", "_plan",
-                 "_positions", "_send", "_status", "context", "missed")  # fmt: skip
+                 "_positions", "_room", "_send", "_status", "context", "missed")  # fmt: skip
 
     def __init__(
         self, misses: Misses, missed: Missed, context: RequestContext, send: Send, positions: Mapping[str, int]
@@ -229,34 +229,41 @@ class Miss:
         for cased, value in message.get("headers", ()):
             name = cased.lower()
             given.append((name, value))
-            if name in _SHAPING:
+            if name in SHAPING:
                 if name == b"content-length":
                     plain = plain and length is None
                     length = value.strip(b" \t")
-                elif name in _VALUED:
+                elif name in VALUED:
                     shape.append((name, value))
-                elif name in _NAMED:
-                    shape.append(_MARKS[name])
+                elif name in NAMED:
+                    shape.append(MARKS[name])
                 else:
                     plain = False
         if not plain or not self._is_fit(given, length):
             return None
-        misses, context, policy = self._misses, self.context, self.context.match.policy
-        status: int = message["status"]
+        begun = self._decide(message["status"], shape, given, length)
+        if begun is None:
+            return None
+        if self._plan is not None and self._plan.kept is not None:
+            self._copy = Copy(self._room, length)
+        return {**message, "headers": begun}
+
+    def _decide(self, status: int, shape: list[Pair], given: list[Pair], length: bytes | None) -> list[Pair] | None:
+        """The fields for the client of a response that is fit; None: it is too long."""
+        misses, policy = self._misses, self.context.match.policy
         plan = misses.plan(status, shape, given, self)
         headers = given
         if plan.kept is not None:
-            room = policy.max_body if policy is not None else misses.config.max_body
+            self._room = room = policy.max_body if policy is not None else misses.config.max_body
             if length is not None and length.isdigit() and int(length) > room:
                 return None
             if plan.ours is not None:
                 headers = [pair for pair in given if pair[0] != b"cache-control"]
                 headers.append(plan.ours)
-            self._copy, self._length = Copy(room, length), length
-            context.storable = plan.storable
+            self.context.storable = plan.storable
         misses.taken += 1
-        self._plan, self._status, self._given, self._headers = plan, status, given, headers
-        return {**message, "headers": [*headers, plan.note]}
+        self._plan, self._status, self._given, self._headers, self._length = plan, status, given, headers, length
+        return [*headers, plan.note]
 
     def _is_fit(self, given: list[Pair], length: bytes | None) -> bool:
         """Whether nothing of it is malformed or too long, and no session may have been read or changed."""
@@ -308,6 +315,15 @@ class Miss:
         retain = entry.born + kept.lifetime + plan.past - now
         if retain > 0:
             self._misses.keep(named.primary, entry, retain=retain)
+
+    def follow(self, other: "Miss", *, begun: bool, copies: bool) -> None:
+        """Be where another one is, before its response or, `begun`, after its start. copies: its body is to come."""
+        self._asked = other._asked
+        if begun:
+            self._plan, self._status, self._given = other._plan, other._status, other._given
+            self._headers, self._length = other._headers, other._length
+            if copies and self._plan is not None and self._plan.kept is not None:
+                self._copy = Copy(other._room, other._length)
 
     def explain(self) -> Explanation:
         """What is known now."""

@@ -6,6 +6,7 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
@@ -24,12 +25,22 @@ from tidegate.middleware.layers.fused import Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Span, Tracer, inside
 
-__all__ = ["TelemetryLayer"]
+__all__ = ["Passing", "TelemetryLayer", "Through", "Watch", "debug_fields"]
 
 _HITS = ("hit", "stale")
 _CACHEABLE = ("GET", "HEAD")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Passing(Protocol):
+    """A request on its way through all layers."""
+
+    async def answer(self) -> None: ...
+
+
+Through = Callable[[Scope, RequestContext, Receive, Send, float], Passing | None]
+"""Takes a request, begun at that time, through the layers inside, and through this one; None: it is not for that."""
 
 
 class TelemetryLayer:
@@ -69,6 +80,8 @@ class TelemetryLayer:
         self._count = self.metrics.routes.count
         self._hits = hits
         self._bare = bare
+        self.through: Through | None = None
+        """Takes plain misses through all layers inside at once; asked after `hits`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,8 +113,13 @@ class TelemetryLayer:
                     self._count_hit(scope, context, start["status"], started, opened)
                     await send(body)
                     return
+                begin = self.through if span is None and context.missed is not None else None
+                passing = begin(scope, context, receive, send, started) if begin is not None else None
+                if passing is not None:
+                    await passing.answer()
+                    return
             app = self.app
-        watch = _Watch(self, scope, context, receive, send, opened)
+        watch = Watch(self, scope, context, receive, send, opened=opened, started=self.clock())
         try:
             if span is None:
                 await app(scope, watch.receive, watch.send)
@@ -145,6 +163,18 @@ class TelemetryLayer:
             route = match.route if match.policy is not None else route_label(scope, context)
             self._count((route, scope["method"], status // 100, "hit", None), seconds)
 
+    def count(
+        self, scope: Scope, context: RequestContext, status: int, started: float, *, opened: bool, error: bool
+    ) -> None:
+        """Count one finished request that was no plain hit."""
+        seconds = self.clock() - started
+        decision = context.decision
+        if decision is not None and self.cohorts is not None:
+            storable = is_storable(scope, context)
+            self.cohorts.count(decision.cohorts, seconds, error, storable, context.outcome in _HITS)
+        if opened:
+            self.record(scope, context, status=status or 500, seconds=seconds)
+
     def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
         """Count one finished request per route; labels are templates and fixed words only."""
         method, match = scope["method"], context.match
@@ -153,11 +183,25 @@ class TelemetryLayer:
         self._count((route, known, status // 100, context.outcome, context.reason), seconds)
 
 
+def is_storable(scope: Scope, context: RequestContext) -> bool:
+    """Whether policy or the response makes a request's response storable."""
+    policy, decision = context.match.policy, context.decision
+    if not context.storable and (policy is None or not policy.storable or scope["method"] not in _CACHEABLE):
+        return False
+    # In shadow mode nothing can be a hit: a hit ratio of 0 would say what nobody asked.
+    return decision is None or "cache" not in decision.shadow
+
+
+def debug_fields(scope: Scope, context: RequestContext) -> list[tuple[bytes, bytes]]:
+    """What the debug headers say of a request, if it could be stored."""
+    return _debug(hit=context.outcome in _HITS) if is_storable(scope, context) else []
+
+
 def _debug(*, hit: bool) -> list[tuple[bytes, bytes]]:
     return [(b"x-cache-hits", b"%d" % hit), (b"x-cache-misses", b"%d" % (not hit))]
 
 
-class _Watch:
+class Watch:
     """The `send` of one request: sees status and end, changes nothing but the debug headers.
 
     A failure after the client left is no error: leaving may be what caused it (an upload that was broken off), and
@@ -167,17 +211,17 @@ class _Watch:
 
     __slots__ = (
         "_context",
-        "_gone",
         "_layer",
         "_opened",
         "_receive",
         "_scope",
         "_send",
         "_started",
-        "_status",
         "_trailers",
         "counted",
         "failed",
+        "gone",
+        "status",
     )
 
     def __init__(
@@ -187,7 +231,9 @@ class _Watch:
         context: RequestContext,
         receive: Receive,
         send: Send,
+        *,
         opened: bool,
+        started: float,
     ) -> None:
         self._layer = layer
         self._scope = scope
@@ -195,9 +241,9 @@ class _Watch:
         self._receive = receive
         self._send = send
         self._opened = opened
-        self._gone = self._trailers = self.counted = self.failed = False
-        self._status = 0
-        self._started = layer.clock()
+        self.gone = self._trailers = self.counted = self.failed = False
+        self.status = 0
+        self._started = started
 
     def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`; notes status and end."""
@@ -208,13 +254,12 @@ class _Watch:
             if message.get("more_body", False) or self._trailers:
                 return self._watched(message)
         elif kind == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             self._trailers = message.get("trailers", False)
-            if self._opened and self._layer.debug_headers and self._is_storable():
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", ()), *_debug(hit=self._context.outcome in _HITS)],
-                }
+            if self._opened and self._layer.debug_headers:
+                told = debug_fields(self._scope, self._context)
+                if told:
+                    message = {**message, "headers": [*message.get("headers", ()), *told]}
             return self._watched(message)
         elif kind != "http.response.pathsend" and (
             kind != "http.response.trailers" or message.get("more_trailers", False)
@@ -227,40 +272,26 @@ class _Watch:
         try:
             await self._send(message)
         except OSError:
-            self._gone = True
+            self.gone = True
             raise
 
     async def receive(self) -> Message:
         """The server's `receive`; notes that the client left."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._gone = True
+            self.gone = True
         return message
 
-    def _is_storable(self) -> bool:
-        context = self._context
-        policy, decision = context.match.policy, context.decision
-        if not context.storable and (policy is None or not policy.storable or self._scope["method"] not in _CACHEABLE):
-            return False
-        # In shadow mode nothing can be a hit: a hit ratio of 0 would say what nobody asked.
-        return decision is None or "cache" not in decision.shadow
-
     def _is_error(self) -> bool:
-        if self._gone:
+        if self.gone:
             return False
         # The 504 that a client asks for by only-if-cached is no trouble, and control's app would not send it.
-        return self.failed or (self._status >= 500 and self._context.reason != "only-if-cached")
+        return self.failed or (self.status >= 500 and self._context.reason != "only-if-cached")
 
     def finish(self) -> None:
         """Count the request; for once."""
         self.counted = True
-        layer, context, status = self._layer, self._context, self._status
-        if status == 0 and not self.failed:
+        if self.status == 0 and not self.failed:
             return  # nobody was answered: the client left, or the server is going down
-        seconds = layer.clock() - self._started
-        decision = context.decision
-        if decision is not None and layer.cohorts is not None:
-            error = (self.failed or status >= 500) and self._is_error()
-            layer.cohorts.count(decision.cohorts, seconds, error, self._is_storable(), context.outcome in _HITS)
-        if self._opened:
-            layer.record(self._scope, context, status=status or 500, seconds=seconds)
+        error = (self.failed or self.status >= 500) and self._is_error()
+        self._layer.count(self._scope, self._context, self.status, self._started, opened=self._opened, error=error)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -37,6 +37,7 @@ from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.telemetry import TelemetryLayer
+from tidegate.middleware.layers.through import lead_through
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store
 from tidegate.middleware.stores.guard import GuardedStore
@@ -216,9 +217,11 @@ class Tidegate:
             "breaker": lambda inner, gate: BreakerLayer(inner, gate=gate, resolver=resolver, metrics=metrics),
             "etag": lambda inner, gate: ETagLayer(inner, gate=gate, resolver=resolver),
         }
+        made: dict[str, ASGIApp] = {}
         for layer in reversed(LAYERS):
             if layer in self._layers:
-                app = makers[layer](app, _gate(layer))
+                app = made[layer] = makers[layer](app, _gate(layer))
+        lead_through(bare, made, gate=_all_open)
         return app
 
     def _coalesce(self, inner: ASGIApp, gate: Gate) -> ASGIApp:
@@ -280,6 +283,13 @@ def _gate(layer: Layer) -> Gate:
         return context.decision is None or layer in context.decision.open
 
     return is_open
+
+
+_ALL: Final = frozenset(LAYERS)
+
+
+def _all_open(context: RequestContext) -> bool:
+    return context.decision is None or context.decision.open >= _ALL
 
 
 def _is_for_some(policies: Policies, share: Share) -> bool:
