@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, runtime_checkable
 
+from tidegate.errors import StoreError
 from tidegate.middleware.core.records import (
     PUBLIC_SCOPE,
     WHOLE_SCOPE,
@@ -38,6 +39,7 @@ __all__ = [
     "Lookup",
     "Peeks",
     "Purge",
+    "ReadsOnlyError",
     "Record",
     "ScopedTag",
     "Settles",
@@ -50,6 +52,10 @@ __all__ = [
 
 MAX_RETAIN: Final = 7 * 24 * 3600.0
 """Seconds that a shared store keeps a record at most, if nobody says otherwise."""
+
+
+class ReadsOnlyError(StoreError):
+    """The store is there and takes no writes at present: no reason to stop reading."""
 
 
 @dataclass(frozen=True, slots=True)

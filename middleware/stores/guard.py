@@ -24,6 +24,7 @@ from tidegate.middleware.stores.base import (
     Lookup,
     Peeks,
     Purge,
+    ReadsOnlyError,
     Record,
     Settles,
     Store,
@@ -303,7 +304,8 @@ class GuardedStore:
         try:
             result = await within(budget, call(*args))
         except Exception as error:  # noqa: BLE001 - P5; counted
-            self._breaker.report(ticket, failed=True)
+            # Who refuses a write has answered: look-ups are none the worse for it.
+            self._breaker.report(ticket, failed=not isinstance(error, ReadsOnlyError))
             self._failed(meter, error, budget)
             return missed
         except BaseException:

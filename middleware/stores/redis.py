@@ -36,14 +36,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, ReadsOnlyError, StoreStats
 from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_names import Names
@@ -60,6 +60,13 @@ SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", 
 
 LARGE: Final = 64 * 1024
 """Bytes of a record above which it travels on a connection of its own kind, so that smaller ones overtake it."""
+
+RENEW_EVERY: Final = 5.0
+"""Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
+that are under way."""
+
+_NO_WRITES: Final = ("MISCONF ", "NOREPLICAS ")
+"""How a master refuses writes that goes on answering look-ups."""
 
 _CHECK_EVERY: Final = 5.0
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
@@ -141,6 +148,7 @@ class RedisStore:
         self._written_bytes = self._metrics.store_bytes.labels("written").inc
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
+        self._renewed = -RENEW_EVERY
 
     @property
     def checked(self) -> bool:
@@ -344,8 +352,14 @@ class RedisStore:
         except OutOfMemoryError as error:
             raise _Full(str(error)) from error
         except ReadOnlyError as error:
-            self._servers.renew(f"redis: {error}")
-            raise StoreError(f"redis: {error}") from error
+            now = time.monotonic()
+            if now - self._renewed >= RENEW_EVERY:
+                self._renewed = now
+                self._servers.renew(f"redis: {error}")
+            raise ReadsOnlyError(f"redis: {error}") from error
+        except ResponseError as error:
+            kind = ReadsOnlyError if str(error).startswith(_NO_WRITES) else StoreError
+            raise kind(f"redis: {type(error).__name__}: {error}") from error
         except RedisError as error:
             raise StoreError(f"redis: {type(error).__name__}: {error}") from error
 

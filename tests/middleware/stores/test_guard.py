@@ -25,7 +25,7 @@ from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, fou
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.records import Entry
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Lookup
+from tidegate.middleware.stores.base import Lookup, ReadsOnlyError
 from tidegate.middleware.stores.guard import GuardedStore
 
 
@@ -121,6 +121,28 @@ def test_a_thousand_failures_are_counted_one_by_one_and_logged_at_most_once_a_se
     with caplog.at_level(logging.WARNING, "tidegate"):
         guarding(body, settings=PATIENT)
     assert 1 <= len(caplog.records) <= 1 + (time.monotonic() - began)
+
+
+def test_a_store_that_takes_no_writes_is_read_all_the_same() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"key", entry())
+
+        async def read_only() -> None:
+            if inner.calls[-1] == "put":
+                raise ReadsOnlyError("read only")
+
+        inner.fault = read_only
+        for number in range(10):
+            await guard.put(b"%d" % number, entry(), retain=60)
+
+        async def refused() -> bool:
+            return errors(metrics) == operations(metrics, "put", "error") == 10
+
+        await eventually(refused, "all are refused, and counted")
+        assert guard.breaker.state == "closed"
+        assert await found(guard, b"key") is not None
+
+    guarding(body, settings=BreakerSettings(consecutive=3, open_for=60))
 
 
 def test_a_write_waits_for_nobody_and_lands_in_the_background() -> None:
