@@ -1,4 +1,4 @@
-"""A TCP proxy that can go silent: a link that is half open, which no server can be made to show."""
+"""A TCP proxy that can go silent, late, or away in the middle of a reply: what no server can be made to show."""
 
 import asyncio
 from contextlib import suppress
@@ -13,6 +13,10 @@ class SwallowingProxy:
     Runs in the event loop of whoever enters it. Connections that were made before stay open: nobody is told. What was
     swallowed is missing afterwards, which no network does to a connection that lives on: `cut` before it speaks again,
     or `hold` instead.
+
+    delay: seconds by which the server's bytes come later.
+    cuts: a reply that is a bulk string or an array is passed on by half, then the connection is reset; a greeting and
+        an OK come whole.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,6 +26,8 @@ class SwallowingProxy:
         self._flowing.set()
         self._links: set[asyncio.StreamWriter] = set()
         self.silent = False
+        self.delay = 0.0
+        self.cuts = False
         self.port = 0
         self.connections = 0
 
@@ -52,10 +58,14 @@ class SwallowingProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
         self._links |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pass(source, sink))
+        for work in (self._pass(reader, back), self._answer(there, writer)):
+            task = asyncio.create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -67,5 +77,36 @@ class SwallowingProxy:
                     if not self.silent:
                         sink.write(data)
         finally:
+            self._links.discard(sink)
+            sink.close()
+
+    async def _answer(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """As `_pass`, for what the server says; in the order in which it came, however late."""
+        loop = asyncio.get_running_loop()
+        replies: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def read() -> None:
+            with suppress(OSError):
+                while data := await source.read(65536):
+                    replies.put_nowait((loop.time(), data))
+            replies.put_nowait((loop.time(), b""))
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                came, data = await replies.get()
+                while loop.time() < came + self.delay:  # noqa: ASYNC110 - the delay may change meanwhile
+                    await asyncio.sleep(0.005)
+                await self._flowing.wait()
+                if not data:
+                    break
+                if self.silent:
+                    continue
+                if self.cuts and data[:1] in b"*$":
+                    sink.write(data[: max(1, len(data) // 2)])
+                    break
+                sink.write(data)
+        finally:
+            reading.cancel()
             self._links.discard(sink)
             sink.close()
