@@ -6,14 +6,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 import tests.bench
+from tests.bench.calibration import factors
+from tests.bench.facts import Fact
 from tests.bench.frame import Bench, Case, measure
-from tests.bench.table import RECORDED, load, record, table
+from tests.bench.table import RECORDED, calibrated, load, record, table
 
 __all__ = ["benches", "main"]
 
-Maker = Callable[[Bench], Iterable[Case]]
+Maker = Callable[[Bench], Iterable[Case | Fact]]
+
+SECONDS: Final = 0.03
 
 
 def benches() -> dict[str, Maker]:
@@ -32,20 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(known)} (default: all)")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed, and say which")
     parser.add_argument("--record", nargs="?", type=Path, const=RECORDED, metavar="FILE", help="keep the table as JSON")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
-    parser.add_argument("--seconds", type=float, default=0.1, help="CPU seconds for a case in a round (default 0.1)")
+    parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds (default 21)")
+    told = (
+        f"CPU seconds for a case in a round (default {SECONDS}); with less, what is measured once is measured in part"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=told)
     chosen = parser.parse_args(argv)
     unknown = [name for name in chosen.names if name not in known]
     if unknown:
         parser.error(f"no bench is called {', '.join(unknown)}; there are {', '.join(known)}")
     with Bench() as bench:
-        cases = {case.title: case for name in chosen.names or known for case in known[name](bench)}
+        made = [each for name in chosen.names or known for each in known[name](bench)]
+        cases = {case.title: case for case in made if isinstance(case, Case)}
         figures = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds, progress=_progress)
+        part = min(1.0, chosen.seconds / SECONDS)
+        counted = [fact.counted(part) for fact in made if isinstance(fact, Fact)]
     before = load(RECORDED)["figures"] if RECORDED.exists() else {}
-    print("\n".join(table(figures, before)))
+    print("\n".join([*table(figures, before, counted), *calibrated(*factors(figures))]))
     if chosen.record is not None:
-        record(chosen.record, figures, rounds=chosen.rounds)
-    failed = [one.missed for one in figures if one.missed] if chosen.check else []
+        record(chosen.record, figures, counted, rounds=chosen.rounds)
+    failed = [one.missed for one in (*figures, *counted) if one.missed] if chosen.check else []
     for line in failed:
         print(f"missed: {line}")
     return 1 if failed else 0

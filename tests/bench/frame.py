@@ -1,6 +1,8 @@
 """How a cost is measured: CPU time of this thread, the loop's own cost subtracted, in interleaved rounds, medians.
 
-Interleaved: every case runs once in every round, so that what slows the machine for a while strikes all of them.
+Interleaved: every case runs once in every round, so that what slows the machine for a while strikes all of them. Many
+short rounds rather than a few long ones: a machine whose cores others share runs now faster, now half as slow again,
+for tenths of a second or seconds, and of seven rounds the median may be of either.
 Ratios and differences are taken within a round and the median over rounds is reported; they say more than microseconds,
 which are those of one machine. Requests are made a few at a time, outside of the time that is measured: as a server
 has just made them, they are at hand, and the garbage collector does not meet thousands of them.
@@ -14,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from tests.driver import Answer, App, call
 
@@ -114,6 +116,8 @@ class Figure:
         return f"{self.case.title}: {spent:.3f} µs{terms}, target {target.microseconds:g}"
 
 
+T = TypeVar("T")
+
 _AT_A_TIME: Final = 100
 _MOST: Final = 20_000
 """Requests in a round: of the raw function more would say nothing that these do not."""
@@ -131,9 +135,9 @@ class Bench:
         self._runner.run(self.closing.aclose())
         self._runner.close()
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the bench's loop."""
-        self._runner.run(work)
+        return self._runner.run(work)
 
     def statement(self, name: str, statement: str, names: Mapping[str, Any], **of: Any) -> Case:
         """A case that runs a Python statement, compiled into the loop as `timeit` does."""
@@ -197,6 +201,10 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     pass
 
 
+_SERVED: Final = 3
+"""Of so many rounds servers are measured in one, for so many times as long: to connect takes them a while."""
+
+
 def measure(
     cases: Sequence[Case], *, rounds: int, seconds: float, progress: Callable[[str], None] = lambda _: None
 ) -> list[Figure]:
@@ -204,12 +212,14 @@ def measure(
     progress(f"warming up {len(cases)} cases")
     for case in cases:
         case.verify()
-    counts = [_count_for(case, seconds * case.longer) for case in cases]
+    counts = [_count_for(case, seconds * case.longer * (1 if case.elapsed is None else _SERVED)) for case in cases]
     taken = _Taken({}, {})
     began = time.monotonic()
     for done in range(rounds):
         gc.collect()
         for case, count in zip(cases, counts, strict=True):
+            if case.elapsed is not None and done % _SERVED:
+                continue
             taken.cpu.setdefault(case.title, []).append(case.seconds(count) / count * 1e6)
             if case.elapsed is not None:
                 taken.rate.setdefault(case.title, []).append(count / case.elapsed())

@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.bench.calibration import CALIBRATED
+from tests.bench.facts import Counted
 from tests.bench.frame import BARE, Figure
 
-__all__ = ["RECORDED", "load", "markdown", "record", "table"]
+__all__ = ["RECORDED", "calibrated", "load", "markdown", "record", "table"]
 
 RECORDED = Path(__file__).with_name("recorded.json")
 """The table that was recorded last."""
 
 
-def record(file: Path, figures: Sequence[Figure], *, rounds: int) -> None:
+def record(file: Path, figures: Sequence[Figure], counted: Sequence[Counted] = (), *, rounds: int) -> None:
     """Write the figures, and what they depend on, as JSON. Figures of other cases that stand there are kept."""
     kept = load(file).get("figures", {}) if file.exists() else {}
-    document = {
+    document: dict[str, Any] = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "cpus": os.cpu_count(),
         "rounds": rounds,
-        "figures": kept | {figure.case.title: _figure(figure) for figure in figures},
+        "figures": kept
+        | {figure.case.title: _figure(figure) for figure in figures}
+        | {one.fact.name: _counted(one) for one in counted},
     }
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -38,7 +42,11 @@ def markdown(document: Mapping[str, Any], size: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for title, figure in document["figures"].items():
         name, _, its_size = title.rpartition(", ")
-        if its_size.startswith("sockets"):
+        if its_size.startswith("sockets") or its_size == CALIBRATED:
+            continue
+        if "unit" in figure:
+            most = figure.get("target")
+            rows.append((title, f"{figure['value']:g} {figure['unit']}", "", f"{most:g}" if most is not None else ""))
             continue
         if its_size != size:
             if figure.get("times_raw") is not None or its_size.endswith("iB"):
@@ -76,8 +84,23 @@ def _figure(figure: Figure) -> dict[str, float | str]:
     return kept | {"target_above": target.above} if target is not None and target.above else kept
 
 
-def table(figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The lines of the table, servers last; `before` are the figures that were recorded last."""
+def _counted(one: Counted) -> dict[str, float | str]:
+    kept: dict[str, float | str] = {"value": round(one.value, 3), "unit": one.fact.unit}
+    return kept | ({"target": one.fact.most} if one.fact.most is not None else {})
+
+
+def calibrated(factor: float, each: Mapping[str, float]) -> list[str]:
+    """What is said of this machine beside that of the targets; nothing, if nothing of it was measured."""
+    if not each:
+        return []
+    told = ", ".join(f"{name} {times:.2f}" for name, times in each.items())
+    return [f"This machine takes {factor:.2f} times as long as that on which the targets were set ({told})."]
+
+
+def table(
+    figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]], counted: Sequence[Counted] = ()
+) -> list[str]:
+    """The lines of the table, servers and what was counted last; `before` are the figures that were recorded last."""
     inside = [figure for figure in figures if figure.per_second is None]
     served = [figure for figure in figures if figure.per_second is not None]
     lines: list[str] = []
@@ -87,6 +110,9 @@ def table(figures: Sequence[Figure], before: Mapping[str, Mapping[str, float]]) 
     if served:
         lines.append(f"{'':44}{'req/s':>9}{'x raw':>9}{'by CPU':>12}{'recorded':>10}{'change':>9}  target")
         lines += [_served(figure, before.get(figure.case.title, {}).get("of_raw")) for figure in served]
+    if counted:
+        lines.append(f"{'':44}{'':9}{'unit':>9}{'':12}{'recorded':>10}{'change':>9}  target")
+        lines += [_told(one, before.get(one.fact.name, {}).get("value")) for one in counted]
     return lines
 
 
@@ -104,6 +130,13 @@ def _served(figure: Figure, was: float | None) -> str:
         f"{figure.case.title:44}{_number(figure.per_second, '9.0f')}{_number(figure.of_raw, '9.2f')}"
         f"{_number(by_cpu, '12.2f')}{_number(was, '10.2f')}{_change(figure.of_raw, was)}{_verdict(figure)}"
     ).rstrip()
+
+
+def _told(one: Counted, was: float | None) -> str:
+    fact = one.fact
+    verdict = f"  {'missed' if one.missed else 'met'}, at most {fact.most:g}" if fact.most is not None else ""
+    recorded = f"{_number(was, '10.3g')}{_change(one.value, was)}"
+    return f"{fact.name:44}{one.value:9.3g}{fact.unit:>9}{'':12}{recorded}{verdict}".rstrip()
 
 
 def _change(now: float | None, was: float | None) -> str:

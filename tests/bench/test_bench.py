@@ -1,14 +1,17 @@
 """The bench runs, measures what its cases are called, and says where a target is missed. Nothing here is timed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bench import __main__ as command
+from tests.bench.calibration import CALIBRATED, THERE, factors
 from tests.bench.exchanges import bare, raw, same_page
+from tests.bench.facts import Fact
 from tests.bench.frame import BARE, RAW, Bench, Case, Target, measure
-from tests.bench.table import table
+from tests.bench.table import calibrated, markdown, table
 from tests.driver import Answer
 
 QUICK = ["--rounds", "1", "--seconds", "0.0005"]
@@ -29,9 +32,48 @@ def test_each_bench_runs_and_its_table_can_be_recorded_and_compared_with(
     figures = json.loads(file.read_text())["figures"]
     assert figures
     assert command.main([name, *QUICK]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
+    lines = [line for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith("This machine takes ")]
     assert len(lines) == len(figures)
     assert any("%" in line for line in lines)
+
+
+def test_what_is_measured_once_is_told_in_its_unit_and_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fact(name: str, most: float | None) -> Fact:
+        return Fact(name=name, unit="runs", measure=lambda part: 3.0, most=most)
+
+    made = [fact("kept", 3), fact("missed", 2), fact("told", None)]
+    monkeypatch.setattr(command, "benches", lambda: {"made-up": lambda bench: made})
+    file = tmp_path / "recorded.json"
+    assert command.main(["made-up", *QUICK, "--check", "--record", str(file)]) == 1
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "unit" in head
+    assert [line.split() for line in lines] == [
+        ["kept", "3", "runs", "met,", "at", "most", "3"],
+        ["missed", "3", "runs", "missed,", "at", "most", "2"],
+        ["told", "3", "runs"],
+        ["missed:", "missed:", "3", "runs,", "target", "2"],
+    ]
+    assert [row for row in markdown(json.loads(file.read_text()), "2 KiB") if row[0] != "told"] == [
+        ("kept", "3 runs", "", "3"),
+        ("missed", "3 runs", "", "2"),
+    ]
+
+
+def test_servers_are_measured_in_one_round_of_three() -> None:
+    rounds: list[str] = []
+
+    def case(name: str, elapsed: Callable[[], float] | None) -> Case:
+        def seconds(count: int) -> float:
+            rounds.append(name)
+            return count * 1e-6
+
+        return Case(name=name, seconds=seconds, most=10, elapsed=elapsed)
+
+    figures = measure([case("here", None), case("served", lambda: 1e-5)], rounds=7, seconds=0.00001)
+    assert [round(figure.microseconds, 6) for figure in figures] == [1.0, 1.0]
+    assert (rounds.count("here"), rounds.count("served")) == (7 + 1, 3 + 1), "and each once to see how long it takes"
 
 
 def constant(name: str, microseconds: float, **of: object) -> Case:
@@ -94,7 +136,18 @@ def test_a_case_that_is_not_what_it_is_called_is_not_measured() -> None:
             measure([good, bad], rounds=1, seconds=0.0005)
 
 
+def test_this_machine_is_compared_with_that_of_the_targets_and_nothing_is_said_where_nothing_was_measured() -> None:
+    cases = [
+        constant(name, there * times, size=CALIBRATED)
+        for (name, there), times in zip(THERE.items(), (1, 2, 4), strict=True)
+    ]
+    factor, each = factors(measure([*cases, constant("else", 1.0)], rounds=1, seconds=0.0001))
+    assert (factor, each) == (pytest.approx(2.0), dict(zip(THERE, map(pytest.approx, (1, 2, 4)), strict=True)))
+    assert calibrated(factor, each)[0].startswith("This machine takes 2.00 times as long as that ")
+    assert calibrated(*factors([])) == []
+
+
 def test_an_unknown_name_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(["speed"])
-    assert "no bench is called speed; there are counting, " in capsys.readouterr().err
+    assert "no bench is called speed; there are calibration, " in capsys.readouterr().err
