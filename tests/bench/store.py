@@ -32,7 +32,7 @@ def redis(bench: Bench) -> list[Case]:
     server = bench.closing.enter_context(Valkey())
     usual: Any = Redis.from_url(server.url)
     client: Any = Redis.from_url(server.url, socket_timeout=None)
-    servers = connect_to(server.url, max_waiting=10_000, crowded=lambda: None)
+    servers = connect_to(server.url, max_waiting=10_000, crowded=lambda: None, greet=_greet)
     for each in (usual, client, servers):
         bench.closing.push_async_callback(each.aclose)
 
@@ -50,6 +50,9 @@ def redis(bench: Bench) -> list[Case]:
         _case(bench, PLAIN, client.get),
         _case(bench, "GET, the store's link", linked, target=target),
     ]
+
+
+async def _greet(_: object) -> None: ...
 
 
 def _key(number: int) -> bytes:
