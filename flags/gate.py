@@ -23,8 +23,8 @@ from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.flags.evaluate import FlagContext, band_of, normalized
-from tidegate.flags.provider import SHADOW, FlagProvider, HasVariants, ProviderHealth, Reach
-from tidegate.flags.reasons import why_shut
+from tidegate.flags.provider import SHADOW, FlagProvider, HasExtents, HasVariants, ProviderHealth, Reach
+from tidegate.flags.reasons import why_out, why_shut
 from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.stops import Stops
 from tidegate.flags.usage import ReportsUsage, Tally, Usage
@@ -58,14 +58,19 @@ class Decision:
     cohorts: for every flag (flag, band, cohort): the labels of its cohort counters.
     shadow: of the open layers, those that are to compare and not to act.
     tally: counts the requests that were decided so.
-    why: says of a flag that is shut for somebody why it is, at the moment of asking.
+    unit: whom it was decided for. reasons: says why a flag is shut for a unit, at the moment of asking.
     """
 
     open: frozenset[str]
     cohorts: tuple[_Labels, ...]
     shadow: frozenset[str] = frozenset()
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
-    why: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
+    unit: str = field(default="", compare=False, repr=False)
+    reasons: Callable[[str, str], str] | None = field(default=None, compare=False, repr=False)
+
+    def why(self, flag: str) -> str:
+        """Why a flag that is shut for this unit is, as far as it can be told now."""
+        return self.reasons(flag, self.unit) if self.reasons is not None else f"{flag} is shut"
 
 
 class Gates:
@@ -316,7 +321,8 @@ class Gates:
             shadow=self._layers_of(shadowed),
             cohorts=tuple(cohorts),
             tally=self.usage.tally(frozenset(opened)),
-            why=self._why,
+            unit=unit,
+            reasons=self._why,
         )
 
     def _plainly(self, flag: str, context: FlagContext) -> str | None:
@@ -330,17 +336,18 @@ class Gates:
         if unit is None:
             return self.nobody
         cohorts = tuple(self._labels[flag, self._band(flag, unit), CONTROL] for flag in self._layers)
-        return Decision(open=frozenset(), cohorts=cohorts, tally=self._shut_tally, why=self._why)
+        return Decision(open=frozenset(), cohorts=cohorts, tally=self._shut_tally, unit=unit, reasons=self._why)
 
-    def _why(self, flag: str) -> str:
-        return why_shut(
-            flag,
-            self._provider.reach(flag),
-            known=self._stops.known,
-            stopped=self._stops.stopped(flag),
-            stale=self._stale,
+    def _why(self, flag: str, unit: str) -> str:
+        provider, stops = self._provider, self._stops
+        everybody = why_shut(
+            flag, provider.reach(flag), known=stops.known, stopped=stops.stopped(flag), stale=self._stale,
             max_staleness=self._max_staleness,
-        )
+        )  # fmt: skip
+        if everybody is not None:
+            return everybody
+        extent = provider.extent(flag) if isinstance(provider, HasExtents) else None
+        return why_out(flag, extent, unit, self._unit_field)
 
     def _band(self, flag: str, unit: str) -> str:
         return band_of(normalized(flag, unit), self._edges)

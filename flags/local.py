@@ -43,7 +43,7 @@ from typing import Any, cast
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open, open_as
-from tidegate.flags.provider import ProviderHealth, Reach
+from tidegate.flags.provider import Extent, ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 
 __all__ = ["MAX_BYTES", "LocalFlags", "parse_flags"]
@@ -129,6 +129,14 @@ class LocalFlags:
         if found is None or found.admits_nobody:
             return "nobody"
         return "everybody" if found.admits_everybody else "some"
+
+    def extent(self, flag: str) -> Extent | None:
+        """How far the flag's only strategy opens it; None where it has several, is off or is not named."""
+        found = self._flags.get(flag)
+        if found is None or not found.enabled or len(found.strategies) != 1:
+            return None
+        only = found.strategies[0]
+        return Extent(percentage=only.percentage, stickiness=only.stickiness, group=only.group)
 
     def health(self) -> ProviderHealth:
         """Ready once a good file was read; stale since the last look that found one; the fault of the last look."""

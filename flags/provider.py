@@ -5,7 +5,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 
 from tidegate.flags.evaluate import FlagContext
 
-__all__ = ["SHADOW", "FlagProvider", "HasVariants", "PollsNow", "ProviderHealth", "Reach"]
+__all__ = ["SHADOW", "Extent", "FlagProvider", "HasExtents", "HasVariants", "PollsNow", "ProviderHealth", "Reach"]
 
 Reach = Literal["nobody", "some", "everybody"]
 """Whom the current state of a flag admits. `nobody`: it is off, unknown, or every strategy stands at 0. `everybody`: a
@@ -71,6 +71,27 @@ class HasVariants(Protocol):
 
         Both from one state of the flags, so that nobody is let in by one state under the variant of another.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How far the one gradual rollout of a flag opens it.
+
+    percentage: of the places 1..100. stickiness: the context field that is hashed, together with group.
+    """
+
+    percentage: int
+    stickiness: str
+    group: str
+
+
+@runtime_checkable
+class HasExtents(Protocol):
+    """A provider that can say how far its flags are open, for a person who asks; nothing is decided by it."""
+
+    def extent(self, flag: str) -> Extent | None:
+        """None for a flag that is not known, is off, or has another number of strategies than one. Never waits."""
         ...
 
 

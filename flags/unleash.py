@@ -31,7 +31,7 @@ from UnleashClient.utils import LOGGER, InstanceAllowType
 
 from tidegate.errors import FlagError, Problems
 from tidegate.flags.evaluate import FlagContext
-from tidegate.flags.provider import ProviderHealth, Reach
+from tidegate.flags.provider import Extent, ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
 from tidegate.flags.ticker import Ticker
 from tidegate.flags.unleash_state import StateCache
@@ -173,6 +173,10 @@ class UnleashFlags:
     def reach(self, flag: str) -> Reach:
         """Whom the flag admits, as far as its strategies tell; nobody before the first answer, or if it is unknown."""
         return self._cache.reaches.get(flag, "nobody")
+
+    def extent(self, flag: str) -> Extent | None:
+        """How far the flag's only strategy opens it, if that is a gradual rollout."""
+        return self._cache.extents.get(flag)
 
     def health(self) -> ProviderHealth:
         """Ready once the server has given its flags; stale since it last answered a poll well (200 or 304)."""

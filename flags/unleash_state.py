@@ -12,7 +12,7 @@ from typing import Any
 from UnleashClient.cache import BaseCache
 from UnleashClient.constants import ETAG, FEATURES_URL
 
-from tidegate.flags.provider import Reach
+from tidegate.flags.provider import Extent, Reach
 
 __all__ = ["StateCache"]
 
@@ -21,7 +21,7 @@ class StateCache(BaseCache):
     """The SDK's cache, in memory, one per provider. The engine reads its state from here, so bad states end here.
 
     refused: why the last body was not taken; empty if it was.
-    reaches: whom each flag of the last state admits.
+    reaches: whom each flag of the last state admits. extents: how far, where one gradual rollout says so.
     varied: flags that have, or once had, variants.
     """
 
@@ -30,6 +30,7 @@ class StateCache(BaseCache):
         self._changed = False
         self.refused = ""
         self.reaches: Mapping[str, Reach] = {}
+        self.extents: Mapping[str, Extent] = {}
         self.varied: frozenset[str] = frozenset()
 
     def set(self, key: str, value: Any) -> None:
@@ -47,6 +48,7 @@ class StateCache(BaseCache):
             features: list[dict[str, Any]] = json.loads(body)["features"]
             own: dict[str, Reach] = {feature["name"]: _own_reach(feature) for feature in features}
             reaches: dict[str, Reach] = {feature["name"]: _reach(feature, own) for feature in features}
+            extents = {feature["name"]: extent for feature in features if (extent := _extent(feature)) is not None}
             varied = frozenset(feature["name"] for feature in features if _has_variants(feature))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"an answer that is no list of flags ({type(error).__name__}: {error})"
@@ -54,7 +56,7 @@ class StateCache(BaseCache):
             return f"an answer without any flag, after one with {len(self.reaches)}; the last state is kept"
         self._values[FEATURES_URL] = body
         self.varied |= varied  # before the engine has this state, and while it still has the last one
-        self.reaches, self._changed = reaches, True
+        self.reaches, self.extents, self._changed = reaches, extents, True
         self.bootstrapped = True  # a later client of this provider begins with the last state
         return ""
 
@@ -108,3 +110,15 @@ def _own_reach(feature: dict[str, Any]) -> Reach:
 def _rollout(strategy: dict[str, Any]) -> object:
     parameters: dict[str, Any] = strategy.get("parameters") or {}
     return parameters.get("rollout") if strategy["name"] == "flexibleRollout" else None
+
+
+def _extent(feature: dict[str, Any]) -> Extent | None:
+    strategies: list[dict[str, Any]] = feature["strategies"]
+    if not feature["enabled"] or len(strategies) != 1:
+        return None
+    rollout, parameters = _rollout(strategies[0]), strategies[0].get("parameters") or {}
+    if not isinstance(rollout, str) or not rollout.isdecimal():
+        return None
+    return Extent(
+        percentage=int(rollout), stickiness=str(parameters.get("stickiness")), group=str(parameters.get("groupId"))
+    )

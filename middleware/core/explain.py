@@ -90,7 +90,7 @@ class Explanation:
     lifetime: seconds fresh; rule: what said so. stale_while_revalidate, stale_if_error: seconds past it.
     tags: what the entry depends on, by scope. purges: what a success of this unsafe request purges.
     found: the stored response that was there. cache_status: what Cache-Status says; None where it is not known yet.
-    method, url: None where only the request's context is at hand.
+    method, url: None where only the request's context is at hand. status: of the app's answer, once it has begun.
     """
 
     method: str | None
@@ -110,6 +110,7 @@ class Explanation:
     purges: tuple[ScopedTag, ...] = ()
     found: Stored | None = None
     cache_status: str | None = None
+    status: int | None = None
 
     @property
     def served(self) -> bool:
@@ -195,7 +196,7 @@ SHADOWED: Final = Step(
 def shut_step(layers: Sequence[LayerState]) -> Step:
     """The cache's gate is shut for this request."""
     cache = next(layer for layer in layers if layer.layer == "cache")
-    fix = f"tidegate flags status {cache.flag}"
+    fix = f"tidegate flags status {cache.flag}" + (" --unit NAME" if cache.cohort == CONTROL else "")
     return Step(about="layer", found="the cache is shut: nothing is served or stored", because=cache.why,
                 source="P1", fix=fix)  # fmt: skip
 
@@ -213,13 +214,17 @@ def request_step(verdict: Usable | Bypass, policy: RoutePolicy | None) -> Step:
     return Step(about="request", found=found, because=rule.words, source=source + says)
 
 
-def response_steps(verdict: Kept | Refused, targeted: bytes | None, kept_back: str = "") -> list[Step]:
+def response_steps(
+    verdict: Kept | Refused, targeted: bytes | None, kept_back: str = "", status: int | None = None
+) -> list[Step]:
     """May the response be stored, for how long is it fresh, and for how long may it be used when it is not.
 
     targeted: the field that counted instead of Cache-Control. kept_back: why it is not stored although it may be.
+    status: of the response.
     """
     if isinstance(verdict, Refused):
-        return [_step("response", f"may not be stored: {verdict.reason}", rule_of_refusal(verdict))]
+        rule = rule_of_refusal(verdict, status)
+        return [_step("response", f"may not be stored: {verdict.reason}", rule)]
     may = Step(about="response", found="may be stored", because="nothing forbids it", source="RFC 9111 3")
     if kept_back:
         may = Step(about="response", found="may be stored, and is not this time", because=kept_back, source="P6, P1")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.middleware.core.freshness import POLICY_STATUSES
 from tidegate.middleware.core.storing import Bypass, Refused
 
 __all__ = ["BYPASSED", "LIFETIMES", "REFUSED", "SHARES", "Rule", "rule_of_bypass", "rule_of_refusal"]
@@ -129,13 +130,23 @@ LIFETIMES: Final[Mapping[str, Rule]] = {
 }
 
 
+_UNTIMED: Final = Rule(
+    "which says for itself how long it is fresh or is not stored: a policy's ttl is for "
+    + ", ".join(map(str, sorted(POLICY_STATUSES))),
+    "RFC 9111 4.2.1, 4.2.2, policy",
+    "see why the app answers so; to store it, send Cache-Control: max-age with it",
+)
+
+
 def rule_of_bypass(verdict: Bypass) -> Rule:
     """The rule by which a request goes past the cache."""
     return BYPASSED[verdict.reason]
 
 
-def rule_of_refusal(verdict: Refused) -> Rule:
-    """The rule by which a response is not stored."""
+def rule_of_refusal(verdict: Refused, status: int | None = None) -> Rule:
+    """The rule by which a response is not stored. status: the response's, where it is known."""
+    if verdict.reason == "no freshness given" and status is not None and status not in POLICY_STATUSES:
+        return Rule(f"it is a {status}, {_UNTIMED.words}", _UNTIMED.source, _UNTIMED.fix)
     found = REFUSED.get(verdict.reason)
     if found is not None:
         return found

@@ -18,7 +18,7 @@ def lines_of(told: Explanation) -> list[str]:
     if told.identity is not None and told.identity.user is not None:
         who += f"/{told.identity.user}"
     lines = [f"{told.method or 'request'} {told.url or ''} as {who}".replace("  ", " ")]
-    lines += [f"  {line}" for line in (_stored(told), _served(told.found)) if line]
+    lines += [f"  {line}" for line in (_answered(told.status), _stored(told), _served(told.found)) if line]
     if told.cache_status is not None:
         lines.append(f"  Cache-Status: {told.cache_status}")
     lines += ["why", *(line for step in told.steps for line in _step(step))]
@@ -54,8 +54,12 @@ def printable(line: str) -> str:
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in line)
 
 
+def _answered(status: int | None) -> str:
+    return f"the app answered: {status}" if status is not None else ""
+
+
 def _stored(told: Explanation) -> str:
-    if told.purges or (told.stored is None and told.served):
+    if told.purges or (told.served and not told.stored):  # stored again it is not, which says nothing of what was
         return ""
     if told.stored is None:
         return "stored: that depends on the response"

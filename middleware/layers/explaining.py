@@ -58,7 +58,7 @@ class Explained(Filling):
         if self._answered is not None and verdict is not None:
             targeted = control_of(self._answered[1]).targeted
             kept_back = "" if stored or isinstance(verdict, Refused) else self._kept_back()
-            steps += response_steps(verdict, targeted, kept_back)
+            steps += response_steps(verdict, targeted, kept_back, self._answered[0])
         elif reuse is None or not reuse.fresh:
             steps.append(self._foreseen())
         kept = verdict if isinstance(verdict, Kept) else None
@@ -88,6 +88,7 @@ class Explained(Filling):
             ),
             tags=tuple(dict.fromkeys(self._tags(self._answered[1] if self._answered is not None else ()))),
             found=stored_of(entry, reuse) if entry is not None and reuse is not None else None,
+            status=self._answered[0] if self._answered is not None else None,
         )
 
     def _told(self) -> tuple[Kept | Refused | None, bool | None]:

@@ -85,6 +85,29 @@ def test_a_percentage_admits_the_same_units_as_the_local_hash(unleash: Unleash) 
     run(flags, check)
 
 
+def test_of_a_flag_with_one_gradual_rollout_it_says_how_far_it_is_open(unleash: Unleash) -> None:
+    flag = unleash.admin.fresh_name()
+    strategy = unleash.admin.roll_out(flag, 37)
+    flags = connect(unleash)
+    gates = Gates(flags, flags={"cache": flag})
+    outside = next(name for name in map(str, range(1000)) if normalized(flag, name) > 38)
+
+    async def check() -> None:
+        await until(lambda: gates.reach("cache") == "some", 10, "an answer with the flag")
+        place = normalized(flag, outside)
+        expected = f"{flag} is open to 37 % by tenantId, and this unit's place is {place} of 100"
+        assert gates.decide_for(outside).why(flag) == expected
+        await asyncio.to_thread(unleash.admin.set_percentage, flag, strategy, 38)
+        await until(lambda: "open to 38 %" in gates.decide_for(outside).why(flag), 10, "the new percentage")
+        await asyncio.to_thread(unleash.admin.add_strategy, flag, 2)
+        told = f"{flag} is open for some, and its percentage or conditions do not let this unit in"
+        await until(lambda: gates.decide_for(outside).why(flag) == told, 10, "the second strategy")
+        await asyncio.to_thread(unleash.admin.turn_off, flag)
+        await until(lambda: "shut for everybody" in gates.decide_for(outside).why(flag), 10, "the shutting")
+
+    run(flags, check)
+
+
 def test_a_variant_named_shadow_puts_those_in_shadow_whom_its_strategy_admits(unleash: Unleash) -> None:
     flag = unleash.admin.fresh_name()
     unleash.admin.create_context_field("tenantId")

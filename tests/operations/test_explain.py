@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from tests.driver import call
-from tests.services import Valkey
+from tests.services import Valkey, free_port
 from tidegate import CacheLayer, cli
 from tidegate.middleware.core.explain_status import read_cache_status
 from tidegate.middleware.layers.cache import CacheLayer as Layer
@@ -36,7 +36,8 @@ async def handler(scope, receive, send):
     headers = [(b"set-cookie", b"a=b")] if scope["path"] == "/cookie" else [(b"vary", b"cookie")]
     if scope["path"] == "/large":
         headers.append((b"x-large", b"x" * 40_000))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    status = 401 if scope["path"] == "/private" else 200
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"hello"})
 
 tide = Tidegate(
@@ -47,6 +48,7 @@ tide = Tidegate(
         RoutePolicy(route="/rename", invalidates=("clients",)),
         RoutePolicy(route="/cookie", ttl=60),
         RoutePolicy(route="/large", ttl=60),
+        RoutePolicy(route="/private", ttl=60),
     ],
     registry=CollectorRegistry(),
 )
@@ -102,6 +104,20 @@ def test_a_refusal_is_explained_with_what_to_change(module: str, capsys: Any) ->
     assert "--as speaks to the cache only" in printed
 
 
+def test_an_answer_that_no_ttl_is_for_is_named_by_its_status(module: str, capsys: Any) -> None:
+    words = ["cache", "explain", "GET", "http://app.test/private", "--app", f"{module}:app", "--as", "acme/ann"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "  the app answered: 401\n  stored: no\n" in printed
+    assert "it is a 401, which says for itself how long it is fresh" in printed
+    assert "fix: see why the app answers so" in printed
+    assert "--as speaks to the cache only; the app answered" in printed
+    assert cli.main([*words, "--no-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "a plain 200 would be stored for 60 s" in printed
+    assert "the app answered" not in printed, "it was not run"
+
+
 def test_without_an_identity_it_says_so_and_as_gives_one(module: str, capsys: Any) -> None:
     words = ("GET", "http://app.test/clients", "--app", f"{module}:app", "--no-run")
     nobody = explained(capsys, *words)
@@ -142,6 +158,16 @@ def test_what_is_stored_is_found_and_served_and_stays_as_it_is(module: str, caps
     assert [line for line in sys.modules[module].ran[ran:] if "lifespan" not in line] == []
 
 
+def test_of_what_is_served_from_the_store_it_does_not_say_that_it_is_not_stored(module: str, capsys: Any) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    asyncio.run(call(importlib.import_module(module).app, "/clients", headers=[("x-tenant", "acme")]))
+    words = ["cache", "explain", "GET", "http://example.test/clients", "--app", f"{module}:app", "--as", "acme/bob"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "served from the store: yes" in printed
+    assert "  stored: " not in printed
+
+
 def test_an_app_without_a_cache_says_so(module: str, capsys: Any) -> None:
     assert cli.main(["cache", "explain", "GET", "http://app.test/", "--app", f"{module}:bare"]) == 1
     assert "no cache of" in capsys.readouterr().err
@@ -163,7 +189,13 @@ FLAG = "tidegate.cache"
     ("strategy", "kill", "words"),
     [
         ({"percentage": 0}, False, "is shut for everybody"),
-        ({"percentage": 1}, False, "open for some, and its percentage or conditions do not let this unit in"),
+        ({"percentage": 1}, False, "is open to 1 % by tenantId, and this unit's place is 89 of 100"),
+        ({"percentage": 50, "stickiness": "userId"}, False, "is open to 50 % by userId, and neither that nor another"),
+        (
+            {"percentage": 89, "constraints": [{"field": "tenantId", "operator": "IN", "values": ["globex"]}]},
+            False,
+            "this unit's place is 89 of 100; but its conditions do not let the unit in",
+        ),
         ({"percentage": 100}, True, "is stopped by a record, whatever its percentage"),
         ({"percentage": 100}, False, "lets this unit in"),
     ],
@@ -257,6 +289,14 @@ def test_an_app_that_is_not_there_is_named(module: str, name: str, words: str, c
     told = capsys.readouterr().err
     assert "--app" in told
     assert words in told
+
+
+def test_a_server_that_is_not_there_is_named_without_its_query(capsys: Any) -> None:
+    port = free_port()
+    assert cli.main(["cache", "explain", "GET", f"http://127.0.0.1:{port}/a?token=s3cr3t"]) == 1
+    told = capsys.readouterr().err
+    assert f"http://127.0.0.1:{port}/a could not be asked: ConnectError; is it running there?" in told
+    assert "s3cr3t" not in told
 
 
 def test_a_servers_cache_status_is_read_in_words() -> None:

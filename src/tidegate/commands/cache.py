@@ -61,7 +61,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         return 0
     for line in lines_of(told):
         say(line)
-    if identity is not None:
+    if identity is not None and told.status is not None:
         say("note: --as speaks to the cache only; the app answered whoever the fields given with -H stand for")
     return 0
 
@@ -77,7 +77,8 @@ def _over_http(method: str, url: str, headers: list[tuple[bytes, bytes]], argume
         answer = httpx2.request(method, url, headers=headers, timeout=10.0, follow_redirects=False)
     except httpx2.HTTPError as error:
         # The text of some holds the URL, and so a token.
-        raise TidegateError(f"the server could not be asked: {type(error).__name__}") from None
+        fix = "is it running there? --app MODULE:NAME needs no server"
+        raise TidegateError(f"{url.partition('?')[0]} could not be asked: {type(error).__name__}; {fix}") from None
     pairs = [(name.lower(), value) for name, value in answer.headers.raw]
     said = read_cache_status(pairs)
     if arguments.json:
