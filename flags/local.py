@@ -41,7 +41,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tidegate.errors import FlagError, Problems
+from tidegate.errors import ABSENT, FlagError, Problems
 from tidegate.flags.evaluate import Constraint, Flag, FlagContext, Strategy, is_open, open_as
 from tidegate.flags.provider import Extent, ProviderHealth, Reach
 from tidegate.flags.report import OnError, Reporter
@@ -177,7 +177,8 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise FlagError(f"the flag file {path} cannot be read: {error.strerror or error}") from error
+        fix = "; tidegate flags init makes one (flags.file)" if isinstance(error, FileNotFoundError) else ""
+        raise FlagError(f"the flag file {path} cannot be read: {error.strerror or error}{fix}") from error
     if len(content) > MAX_BYTES:
         raise FlagError(f"the flag file {path} is larger than {MAX_BYTES} bytes")
     return content
@@ -295,7 +296,7 @@ def _object(
     known = (*required, *optional)
     for name in required:
         if name not in found:
-            problems.add(prefix + name, None, "is missing", "add it")
+            problems.add(prefix + name, ABSENT, "is missing", "add it")
     for name in found:
         if name not in known:
             problems.add(prefix + name, found[name], "is not known here", f"use only {', '.join(known)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final, cast
 
-from tidegate.errors import Problems
+from tidegate.errors import ABSENT, Problems
 
 __all__ = ["REQUIRED", "Field", "Parser", "Refusal", "duration", "ratio", "read_table", "show_duration", "show_ratio"]
 
@@ -121,7 +121,7 @@ def read_table(path: str, raw: object, fields: Mapping[str, Field], problems: Pr
     for name, field in fields.items():
         if name not in table:
             if field.default is REQUIRED:
-                problems.add(f"{prefix}{name}", None, "stands there, but the field is required", field.fix)
+                problems.add(f"{prefix}{name}", ABSENT, "is missing", field.fix)
             else:
                 values[name] = field.default
         elif field.parse is None:

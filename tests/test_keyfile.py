@@ -44,6 +44,16 @@ def test_the_first_key_seals_at_once_and_the_next_after_its_lead(tmp_path: Path)
     assert [(state.seals, state.gone_from) for state in states] == [(False, NOW + 600 + MAX_RETAIN), (True, None)]
 
 
+def test_a_line_that_is_no_key_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_text("# keys\nrubbish\n")
+    with pytest.raises(ConfigError) as raised:
+        read(path)
+    told = str(raised.value)
+    assert "  - line 2: '***' is no key, or not the whole of one; " in told
+    assert "  - keys have no sealing key; make one: tidegate keys new" in told
+
+
 def test_no_key_is_added_to_one_that_waits_nor_to_a_file_with_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     add_key(path, now=NOW)

@@ -18,7 +18,7 @@ from tests.flags.following import until
 from tests.middleware.stores.support import eventually
 from tests.services import Valkey, wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
-from tidegate.errors import StoreError
+from tidegate.errors import ConfigError, StoreError
 from tidegate.flags import FlagContext, ProviderHealth, Reach
 from tidegate.keyfile import fresh_items
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
@@ -148,6 +148,17 @@ def test_an_identity_that_cannot_be_told_is_nobody_and_counted() -> None:
     assert [answer.status for answer in answers] == [200, 200]
     assert not any(answer.hit for answer in answers)
     assert registry.get_sample_value("tidegate_errors_total", {"component": "identify"}) == 2
+
+
+def test_what_cannot_say_who_asks_or_is_no_policy_is_refused_at_once_and_named() -> None:
+    wrong: Any = {"identify": "x-tenant", "policies": [RoutePolicy(route="/a"), {"route": "/b"}]}
+    with pytest.raises(ConfigError) as raised:
+        Tidegate(Settings(), **wrong)
+    assert [problem.path for problem in raised.value.problems] == ["identify", "policies[1]"]
+    for no_list in (RoutePolicy(route="/a"), "/a", {"/a": 60}, 5):
+        wrong = {"policies": no_list}
+        with pytest.raises(ConfigError, match=r"policies: .* is not a list; write \[RoutePolicy\(route=…\)\]"):
+            Tidegate(Settings(), **wrong)
 
 
 def test_it_mounts_as_a_middleware_class_of_starlette() -> None:

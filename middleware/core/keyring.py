@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final, Literal
 
-from tidegate.errors import Problems
+from tidegate.errors import ABSENT, Problems
 
 __all__ = ["ID_BYTES", "SECRET_BYTES", "KeyRing", "SealingKey", "key_id", "written"]
 
@@ -58,15 +58,16 @@ class KeyRing:
     naming_key: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def of(cls, items: Iterable[str], problems: Problems) -> "KeyRing":
+    def of(cls, items: Iterable[str], problems: Problems, *, named: str = "[{}]", first: int = 0) -> "KeyRing":
         """The ring of these items. Empty ones and comments (`#`) do not count; no problem shows a secret.
 
-        problems: takes each that cannot be used; then the ring is not to be.
+        problems: takes each that cannot be used; then the ring is not to be. named: how an item is named by its number
+            there; first: the number of the first.
         """
         keys: list[SealingKey] = []
         naming: list[bytes] = []
-        for number, item in enumerate(items):
-            text, path = item.strip(), f"[{number}]"
+        for number, item in enumerate(items, first):
+            text, path = item.strip(), named.format(number)
             if not text or text.startswith("#"):
                 continue
             found = _ITEM.fullmatch(text)
@@ -88,7 +89,7 @@ class KeyRing:
         if len(naming) > 1:
             problems.add("keys", "***", "have two naming keys", "keep the one that all processes have")
         if not keys:
-            problems.add("keys", "", "have no sealing key", "make one: tidegate keys new")
+            problems.add("keys", ABSENT, "have no sealing key", "make one: tidegate keys new")
         return cls(keys=tuple(keys), naming_key=naming[0] if naming else b"")
 
     def sealing(self, now: float) -> SealingKey:

@@ -11,7 +11,17 @@ from typing import Final, Literal, cast, get_args
 
 from tidegate.errors import Problems
 
-__all__ = ["DEFAULT_MAX_BODY", "Authorization", "Extensions", "Match", "Mode", "Policies", "RoutePolicy", "Share"]
+__all__ = [
+    "DEFAULT_MAX_BODY",
+    "FIELD_NAME",
+    "Authorization",
+    "Extensions",
+    "Match",
+    "Mode",
+    "Policies",
+    "RoutePolicy",
+    "Share",
+]
 
 Share = Literal["public", "tenant", "user"]
 Mode = Literal["serve", "shadow", "off"]
@@ -48,7 +58,8 @@ _LONGEST_REMEMBERED: Final = 512
 
 _SECONDS_MAX: Final = 2**31
 """What HTTP can say (RFC 9111 1.2.2)."""
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+"""A header field's name (RFC 9110 5.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +157,7 @@ class RoutePolicy:
             path = f"{name}[{index}]"
             if not isinstance(value, str) or not value:
                 problems.add(path, value, "is not a name", "give text that is not empty")
-            elif name == "vary" and not _FIELD_NAME.match(value):
+            elif name == "vary" and not FIELD_NAME.match(value):
                 problems.add(path, value, "is not a header field name", "give one field name without spaces")
             elif name in ("tags", "invalidates"):
                 _check_template(path, value, params, problems)

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
+from tidegate.errors import Problems
 from tidegate.middleware.core.explain import Explanation, aside
 from tidegate.middleware.core.identity import Credentials, Identity
-from tidegate.middleware.core.policy import Match, Policies
+from tidegate.middleware.core.policy import FIELD_NAME, Match, Policies
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
 
@@ -218,7 +219,15 @@ def trusted_headers(*, tenant: str, user: str | None = None, grants: str | None 
 
     Only behind a proxy that authenticates and *overwrites* these headers: whoever can send them can be anybody.
     A header that is missing, empty or sent twice names nobody.
+
+    Raises:
+        ConfigError: for a name that no header can have.
     """
+    problems = Problems("trusted_headers")
+    for role, name in (("tenant", tenant), ("user", user), ("grants", grants)):
+        if name is not None and not FIELD_NAME.match(name):
+            problems.add(role, name, "is not a header field name", "give one field name without spaces")
+    problems.raise_if_any()
     wanted = {
         name.lower().encode("latin-1"): role
         for role, name in (("tenant", tenant), ("user", user), ("grants", grants))

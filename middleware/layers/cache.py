@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from os import urandom
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final, cast, get_args
 from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
-from tidegate.errors import StoreError
+from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.explain import SHADOWED, Explanation, shut_step
 from tidegate.middleware.core.groups import invalidated_groups, invalidated_targets
 from tidegate.middleware.core.identity import Identity
@@ -72,6 +72,9 @@ class CacheLayer:
     shadow: notes of what shadow mode sees; default: new ones.
     naming_key: secret (0 to 64 bytes) that makes the names of keys unreadable and unguessable in a shared store.
     clock: wall-clock seconds.
+
+    Raises:
+        ConfigError: for a share, an authorization or a store that is none.
     """
 
     made: ClassVar["WeakSet[CacheLayer]"] = WeakSet()
@@ -95,6 +98,7 @@ class CacheLayer:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        _check(store, share, authorization)
         self.app = app
         metrics = metrics if metrics is not None else Metrics.of()
         self.shadow = shadow if shadow is not None else ShadowNotes(metrics=metrics, clock=clock)
@@ -369,3 +373,14 @@ def _noting(send: Send, reason: str) -> Send:
         await send(message)
 
     return noted
+
+
+def _check(store: object, share: object, authorization: object) -> None:
+    problems = Problems("CacheLayer")
+    if not callable(getattr(store, "get", None)):  # its text may hold a password
+        problems.add("store", type(store), "is not a store", "give MemoryStore(), or another that is one")
+    if share not in get_args(Share):
+        problems.add("share", share, "is not a share", "use public, tenant or user")
+    if authorization not in get_args(Authorization):
+        problems.add("authorization", authorization, "is not known here", "use strict or rfc9111")
+    problems.raise_if_any()

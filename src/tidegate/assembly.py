@@ -8,11 +8,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tidegate.adapters import provider_of, seals_of, stops_of, store_of, warn_worker
+from tidegate.errors import Problems
 from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
@@ -87,6 +88,7 @@ class Tidegate:
     ) -> None:
         self.settings = settings if settings is not None else Settings()
         self._layers = tuple(layers)
+        policies = _checked(identify, policies)
         self._metrics = Metrics.of(registry)
         self.provider = provider if provider is not None else provider_of(self.settings, self._metrics)
         seals = seals_of(self.settings, self._metrics) if store is None else None
@@ -296,6 +298,22 @@ def _is_for_some(policies: Policies, share: Share) -> bool:
     """Whether anything is to be stored for a tenant or a user alone."""
     shares = [policy.share for policy in policies.all if policy.mode != "off"] if policies.all else [share]
     return any(each != "public" for each in shares)
+
+
+def _checked(identify: object, policies: object) -> tuple[RoutePolicy, ...]:
+    """The policies, if they are some, and if somebody can be asked who asks. Else every request would fail later."""
+    problems = Problems("Tidegate")
+    if not callable(identify):
+        problems.add("identify", identify, "cannot be called", "give a function of the scope, or trusted_headers(…)")
+    if isinstance(policies, RoutePolicy | str | Mapping) or not isinstance(policies, Iterable):
+        problems.add("policies", policies, "is not a list", "write [RoutePolicy(route=…)]")
+        policies = ()
+    given = tuple(cast(Iterable[object], policies))
+    for index, policy in enumerate(given):
+        if not isinstance(policy, RoutePolicy):
+            problems.add(f"policies[{index}]", policy, "is not a RoutePolicy", "write RoutePolicy(route=…)")
+    problems.raise_if_any()
+    return cast(tuple[RoutePolicy, ...], given)
 
 
 def _with_ttl(policy: RoutePolicy, ttl: float | None) -> RoutePolicy:

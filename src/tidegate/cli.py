@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from tidegate.commands import cache, controller, doctor, flags, keys, kill, rollout
 from tidegate.commands.shared import common_options
@@ -61,6 +62,14 @@ def _say_what_was_read() -> None:
         print(f"{told}; go where it lies, or name it with --config or TIDEGATE_CONFIG", file=sys.stderr)
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {version('tidegate')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tidegate",
@@ -68,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     families = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = common_options()
     for family in (flags, rollout, controller, kill, doctor, cache, keys):

@@ -16,6 +16,7 @@ from reprlib import Repr
 from typing import Final
 
 __all__ = [
+    "ABSENT",
     "ConfigError",
     "FlagError",
     "MetricsError",
@@ -52,12 +53,16 @@ class RolloutError(TidegateError):
     """A rollout cannot do what was asked; the message says why and what to do."""
 
 
+ABSENT: Final = object()
+"""The value of a Problem about what does not stand there at all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One thing that is wrong with a piece of configuration.
 
-    `path` names the field as a person would point at it (`steps[2].percent`), `value` is what stands there,
-    `problem` says what is wrong with it, `fix` what to write instead.
+    `path` names the field as a person would point at it (`steps[2].percent`), `value` is what stands there (ABSENT:
+    nothing), `problem` says what is wrong with it, `fix` what to write instead.
     """
 
     path: str
@@ -66,6 +71,8 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
+        if self.value is ABSENT:
+            return f"{self.path} {self.problem}; {self.fix}"
         shown = _shown(self.value)
         if len(shown) > 80:
             shown = shown[:77] + "..."

@@ -49,15 +49,15 @@ def ring_reader(store: StoreSettings) -> Callable[[], KeyRing] | None:
     return None
 
 
-def _parsed(source: str, items: tuple[str, ...]) -> KeyRing:
+def _parsed(source: str, items: tuple[str, ...], named: str = "[{}]", first: int = 0) -> KeyRing:
     problems = Problems(source)
-    ring = KeyRing.of(items, problems)
+    ring = KeyRing.of(items, problems, named=named, first=first)
     problems.raise_if_any()
     return ring
 
 
 def _read(path: Path) -> KeyRing:
-    return _parsed(str(path), tuple(_lines(path)))
+    return _parsed(str(path), tuple(_lines(path)), "line {}", 1)
 
 
 def _lines(path: Path) -> list[str]:

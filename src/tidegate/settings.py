@@ -19,7 +19,15 @@ from tidegate.middleware.core.policy import Authorization, RoutePolicy, Share
 from tidegate.settings_rules import RULES, FlagProviderName, items_of
 from tidegate.vocabulary import BAND_EDGES, Unit
 
-__all__ = ["CacheSettings", "FlagSettings", "RolloutSettings", "Settings", "StoreSettings", "TelemetrySettings"]
+__all__ = [
+    "CacheSettings",
+    "FlagSettings",
+    "RolloutSettings",
+    "Settings",
+    "StoreSettings",
+    "TelemetrySettings",
+    "variable_names",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +273,17 @@ def _from_environ(section: str, kind: type, environ: Mapping[str, str]) -> dict[
         if spec.name != "policies" and variable in environ:
             found[spec.name] = (variable, environ[variable])
     return found
+
+
+def variable_names() -> frozenset[str]:
+    """Every environment variable that `Settings.load` reads."""
+    own = {
+        f"TIDEGATE_{section}_{spec.name}".upper()
+        for section, kind in _SECTIONS.items()
+        for spec in fields(kind)
+        if spec.name != "policies"
+    }
+    return frozenset({"TIDEGATE_CONFIG", *own, *_LEGACY})
 
 
 def _section(

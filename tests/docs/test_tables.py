@@ -380,6 +380,15 @@ def test_the_commands_table_has_every_command_and_only_options_that_exist() -> N
     assert all({"--config", "--journal"} <= options for options in commands.values())
 
 
+def test_the_readmes_table_names_every_command_and_no_other() -> None:
+    told: list[str] = []
+    for row in Page.of("README.md").table("Commands"):
+        first, *more = words(row[0])
+        told += [first, *(f"{first.rpartition(' ')[0]} {name}" for name in more)]
+    argument = re.compile(r" [A-Z]+\b")
+    assert sorted(told) == sorted(argument.sub("", command) for command, _ in commands_of(cli._parser()))
+
+
 # --- numbers in the text ---------------------------------------------------------------
 
 

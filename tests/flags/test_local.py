@@ -135,8 +135,9 @@ def test_every_problem_is_told_at_once_with_path_value_and_fix() -> None:
         'flags["other"].strategies',
     }
     assert problems[f"{at}.strategies[0].percentage"][0] == "10"
-    with pytest.raises(ConfigError, match=r"'10' is not a percentage; write a whole number from 0 to 100"):
+    with pytest.raises(ConfigError, match=r"'10' is not a percentage; write a whole number from 0 to 100") as raised:
         parse_flags(json.dumps(broken), "flags.json")
+    assert '  - flags["half"].enabled is missing; add it' in str(raised.value)
 
 
 @pytest.mark.parametrize("variant", ["shaddow", "Shadow", "", 5, ["shadow"], True])
@@ -255,7 +256,8 @@ def test_flags_are_shut_while_there_is_no_file_and_open_when_it_appears(tmp_path
         assert not flags.is_enabled(FLAG, ACME)
         health = flags.health()
         assert (health.ready, health.staleness) == (False, math.inf)
-        assert health.detail == f"the flag file {path} cannot be read: No such file or directory"
+        told = f"the flag file {path} cannot be read: No such file or directory; tidegate flags init makes one"
+        assert health.detail == f"{told} (flags.file)"
         replace(path, document(100))
         wait_until(lambda: flags.is_enabled(FLAG, ACME), 5, "the flag opens")
         assert flags.health().detail == ""

@@ -309,6 +309,39 @@ def test_an_apps_metrics_tell_how_old_its_flags_are(app_metrics: Callable[[str],
     assert [told in text for (_, text), (_, told) in zip(found, cases.values(), strict=True)] == [True] * 4
 
 
+def test_where_nobody_is_counted_it_says_that_flags_are_lacking_or_the_mount(
+    app_metrics: Callable[[str], str], shell: Shell
+) -> None:
+    url = app_metrics("up 1\n")
+    for provider, told in (("none", "set flags.provider"), ("local", "mount Tidegate's metrics_app there")):
+        shell.settings(f'[flags]\nprovider = "{provider}"\n[rollout]\nmetrics_urls = ["{url}"]\n')
+        level, text = examined(shell)[1]["app"][0]
+        assert (level, told in text) == ("FAIL", True)
+
+
+def test_a_store_that_is_not_there_is_told_with_the_setting_that_names_it(shell: Shell) -> None:
+    shell.settings(f'[store]\nurl = "redis://127.0.0.1:{free_port()}/0"\n')
+    ((level, text),) = examined(shell)[1]["store"]
+    assert (level, "is it running there, and is store.url (REDIS_URL) right?" in text) == ("FAIL", True)
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told_and_others_are_left_alone(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_STORE_BUDGETT", "1")
+    monkeypatch.setenv("TIDEGATE_STOR_URL", "redis://secret")
+    monkeypatch.setenv("TIDEGATE_CACHE_PORT_80_TCP", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("TIDEGATE_STORE_BUDGET", "0.1")
+    monkeypatch.setenv("TIDEGATE_OF_ANOTHER", "x")
+    _, found = examined(shell)
+    told = [text for level, text in found["settings"] if level == "warn"]
+    assert told == [
+        "TIDEGATE_CACHE_PORT_80_TCP is no setting, and not read; see the settings in docs/mounting.md",
+        "TIDEGATE_STORE_BUDGETT is no setting, and not read; did you mean TIDEGATE_STORE_BUDGET?",
+        "TIDEGATE_STOR_URL is no setting, and not read; did you mean TIDEGATE_STORE_URL?",
+    ]
+
+
 def test_how_old_flags_may_be_is_what_the_settings_say(app_metrics: Callable[[str], str], shell: Shell) -> None:
     url = app_metrics(f'{COHORT_REQUESTS}{{flag="tidegate.cache"}} 0\ntidegate_flags_staleness_seconds 75\n')
     for seconds, level in ((300, "ok"), (5, "FAIL")):

@@ -13,12 +13,12 @@ from tidegate.errors import ConfigError, TidegateError
 from tidegate.operations.masking import Mask
 from tidegate.settings import Settings
 
-__all__ = ["PROBE_SECONDS", "Finding", "Probe", "examine", "load", "shown_as"]
+__all__ = ["PROBE_SECONDS", "SECTIONS", "Finding", "Probe", "examine", "load", "shown_as"]
 
 PROBE_SECONDS: Final = 3.0
 """Seconds for each probe; they run at the same time."""
 
-_SECTIONS: Final = ("cache", "store", "flags", "telemetry", "rollout")
+SECTIONS: Final = ("cache", "store", "flags", "telemetry", "rollout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def load(path: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Set
             Finding(level="FAIL", about="settings", text=f"{each.path}: {each.value!r} {each.problem}", fix=each.fix)
             for each in error.problems
         ]
-    good = [section for section in _SECTIONS if _loads(path, environ, section)]
+    good = [section for section in SECTIONS if _loads(path, environ, section)]
     return Settings.load(path, environ, only=good) if good else Settings(), wrong
 
 

@@ -3,16 +3,17 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from tidegate.errors import MetricsError, StoreError
 from tidegate.keyfile import is_readable_by_others, ring_reader
-from tidegate.operations.doctor import Finding
+from tidegate.operations.doctor import SECTIONS, Finding
 from tidegate.operations.probes_flags import resolved
-from tidegate.settings import Settings
+from tidegate.settings import FlagSettings, Settings, variable_names
 from tidegate.stopping import in_thread
 from tidegate.vocabulary import COHORT_REQUESTS
 
@@ -36,8 +37,21 @@ def variables(path: str | None, environ: Mapping[str, str] = os.environ) -> list
     file = Path(path or environ.get("TIDEGATE_CONFIG") or "tidegate.toml")
     known = ("REDIS_URL", "REDIS_ENABLED", "REDIS_DEFAULT_TTL", "CACHE_VERSION", "PROMETHEUS_MULTIPROC_DIR")
     given = sorted(name for name in environ if name.startswith("TIDEGATE_") or name in known)
-    told = [str(file) if file.exists() else "no tidegate.toml", *given]
-    return [Finding(level="ok", about="settings", text=f"from {', '.join(told)}")]
+    told = [str(file) if file.exists() else f"no {file}", *given]
+    return [Finding(level="ok", about="settings", text=f"from {', '.join(told)}"), *_unread(given)]
+
+
+def _unread(given: Sequence[str]) -> list[Finding]:
+    """Variables that look like settings and are none. Not refused: Kubernetes makes such of a service's name."""
+    known = variable_names()
+    sections = tuple(f"TIDEGATE_{section}_".upper() for section in SECTIONS)
+    found: list[Finding] = []
+    for name in given:
+        near = get_close_matches(name, known, n=1, cutoff=0.8)
+        if name not in known and (near or name.startswith(sections)):
+            fix = f"did you mean {near[0]}?" if near else "see the settings in docs/mounting.md"
+            found.append(Finding(level="warn", about="settings", text=f"{name} is no setting, and not read", fix=fix))
+    return found
 
 
 async def extras(settings: Settings) -> list[Finding]:
@@ -107,13 +121,18 @@ def _policies(url: str) -> list[str]:
     try:
         client = open_client(url, timeout=_ANSWER_SECONDS)
     except redis.RedisError as error:
-        raise StoreError(f"the store at {url}: {error}") from error
+        raise _unreachable(url, error) from error
     try:
         return [str(memory.get("maxmemory_policy", "unknown")) for memory in memory_of(client)]
     except redis.RedisError as error:
-        raise StoreError(f"the store at {url}: {error}") from error
+        raise _unreachable(url, error) from error
     finally:
         client.close()
+
+
+def _unreachable(url: str, error: Exception) -> StoreError:
+    told = str(error).rstrip(".")
+    return StoreError(f"the store at {url}: {told}; is it running there, and is store.url (REDIS_URL) right?")
 
 
 async def prometheus(settings: Settings) -> list[Finding]:
@@ -141,13 +160,13 @@ async def app_metrics(settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     for url in settings.rollout.metrics_urls:
         try:
-            found.append(_judged(url, await _get(url), settings.flags.max_staleness))
+            found.append(_judged(url, await _get(url), settings.flags))
         except MetricsError as error:
             found.append(Finding(level="FAIL", about="app", text=str(error), fix="is the app running?"))
     return found
 
 
-def _judged(url: str, text: str, max_staleness: float) -> Finding:
+def _judged(url: str, text: str, flags: FlagSettings) -> Finding:
     from prometheus_client.parser import text_string_to_metric_families
 
     ages: list[float] = []
@@ -162,8 +181,11 @@ def _judged(url: str, text: str, max_staleness: float) -> Finding:
         raise MetricsError(f"{url} answers, but not with metrics: {error}") from error
     if not counted:
         told = f"{url} has no {COHORT_REQUESTS}: nothing to judge by"
-        return Finding(level="FAIL", about="app", text=told, fix="mount Tidegate, and its metrics_app there")
-    if ages and max(ages) > max_staleness:
+        fix = "mount Tidegate's metrics_app there"
+        if flags.provider == "none":
+            fix = "set flags.provider: without flags nobody is counted"
+        return Finding(level="FAIL", about="app", text=told, fix=fix)
+    if ages and max(ages) > flags.max_staleness:
         told = f"{url}: its flags are {max(ages):.0f} s old, so partly open ones are shut"
         return Finding(level="FAIL", about="app", text=told, fix="can the app reach its source of flags?")
     age = f", flags {max(ages):.0f} s old" if ages else ""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.driver import Answer, Origin, User, call
+from tidegate.errors import ConfigError
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver, RequestContext
@@ -497,3 +498,11 @@ def test_a_public_mount_stores_authorized_answers_only_by_their_leave(control: s
     app = layer_on(Origin(headers=[("cache-control", control)]), share="public")
     request: dict[str, Any] = {"user": ANN, "headers": [("authorization", "Bearer x")]}
     assert [answer.hit for answer in ask(app, request, request)] == [False, stored]
+
+
+def test_a_share_a_store_or_an_authorization_that_is_none_is_refused_at_once() -> None:
+    wrong: Any = {"store": "redis://u:secret@host", "share": "everybody", "authorization": "lax"}
+    with pytest.raises(ConfigError) as raised:
+        CacheLayer(Origin(), **wrong)
+    assert [problem.path for problem in raised.value.problems] == ["store", "share", "authorization"]
+    assert "secret" not in str(raised.value)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.driver import User, scope_of
+from tidegate.errors import ConfigError
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.layers.asgi import starlette_user, trusted_headers
 
@@ -40,6 +41,12 @@ def test_headers_of_a_server_that_gives_pairs_as_lists_name_the_same() -> None:
     scope = scope_of("/", headers=[])
     scope["headers"] = [[b"x-tenant", b"acme"]]
     assert identify(scope) == Identity("acme")
+
+
+def test_a_name_that_no_header_can_have_is_refused_with_all_others() -> None:
+    with pytest.raises(ConfigError) as raised:
+        trusted_headers(tenant="x tenant", user="x-user", grants="")
+    assert [problem.path for problem in raised.value.problems] == ["tenant", "grants"]
 
 
 def test_no_client_can_fill_the_memory_of_whom_headers_named(monkeypatch: pytest.MonkeyPatch) -> None:
