@@ -7,7 +7,7 @@ no flag at all after one with some.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from UnleashClient.cache import BaseCache
 from UnleashClient.constants import ETAG, FEATURES_URL
@@ -116,7 +116,7 @@ def _extent(feature: dict[str, Any]) -> Extent | None:
     strategies: list[dict[str, Any]] = feature["strategies"]
     if not feature["enabled"] or len(strategies) != 1:
         return None
-    rollout, parameters = _rollout(strategies[0]), strategies[0].get("parameters") or {}
+    rollout, parameters = _rollout(strategies[0]), cast(dict[str, object], strategies[0].get("parameters") or {})
     if not isinstance(rollout, str) or not rollout.isdecimal():
         return None
     return Extent(

@@ -300,15 +300,19 @@ def _is_for_some(policies: Policies, share: Share) -> bool:
     return any(each != "public" for each in shares)
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+
+
 def _checked(identify: object, policies: object) -> tuple[RoutePolicy, ...]:
     """The policies, if they are some, and if somebody can be asked who asks. Else every request would fail later."""
     problems = Problems("Tidegate")
     if not callable(identify):
         problems.add("identify", identify, "cannot be called", "give a function of the scope, or trusted_headers(…)")
-    if isinstance(policies, RoutePolicy | str | Mapping) or not isinstance(policies, Iterable):
+    is_list = _is_list(policies)
+    if not is_list:
         problems.add("policies", policies, "is not a list", "write [RoutePolicy(route=…)]")
-        policies = ()
-    given = tuple(cast(Iterable[object], policies))
+    given = tuple(cast(Iterable[object], policies)) if is_list else ()
     for index, policy in enumerate(given):
         if not isinstance(policy, RoutePolicy):
             problems.add(f"policies[{index}]", policy, "is not a RoutePolicy", "write RoutePolicy(route=…)")
