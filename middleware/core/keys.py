@@ -5,8 +5,10 @@ identities' keys meet. Parts are length-prefixed; "absent" differs from "empty".
 sent: `/a%2Fb` is not `/a/b`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import Final
 from urllib.parse import unquote
 
 from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, Identity, parameter_names
@@ -32,6 +34,9 @@ __all__ = [
 SCHEMA = b"tidegate-key-1"
 """Version of this encoding. Changing what a key is made of changes it, so that old entries are never misread."""
 
+
+_DOTS: Final = re.compile(r"(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z)", re.IGNORECASE)
+"""A segment `.` or `..` between slashes, backslashes or such that are encoded still; parameters may follow it."""
 
 _LONGEST_URI = 256
 """Bytes of a URI that stands in its tag as it is."""
@@ -88,8 +93,14 @@ def path_part(path: str, raw_path: bytes | None, root_path: str) -> bytes:
 
 
 def climbs(path: str) -> bool:
-    """Whether a decoded path has segments `.` or `..`, which clients take out before they ask (RFC 3986 5.2.4)."""
-    return "/." in path and not {".", ".."}.isdisjoint(path.split("/"))
+    """Whether a decoded path has segments `.` or `..`, which clients take out before they ask (RFC 3986 5.2.4).
+
+    Also as some apps, proxies and file servers read them: with a backslash for a slash, with a parameter (`..;x`), or
+    encoded twice.
+    """
+    if "/." not in path and "\\" not in path and "%" not in path:
+        return False
+    return _DOTS.search(path) is not None
 
 
 def _text(name: str) -> bytes:

@@ -58,11 +58,22 @@ CLIMBING = Plant(
 def test_a_users_page_under_a_path_that_climbs_out_of_a_shared_folder_is_nobody_elses(case: Any) -> None:
     """The app takes out dot segments, as some frameworks and file servers do; the folder's policy shares its files."""
     shared = tide(RoutePolicy(route="/static/{rest:path}", ttl=600, share=case))(Echo())
-    for path in ("/static/..%2fme", "/static/../me", "/static/%2e%2e/me", "/static/x/./../../me"):
+    for path in (
+        "/static/..%2fme", "/static/../me", "/static/%2e%2e/me", "/static/x/./../../me",
+        "/static/..%5cme", "/static%5c..%5cme", "/static/..;x/me", "/static/%252e%252e/me", "/static/.%252E%252fme",
+    ):  # fmt: skip
         bob = asked(shared, *({"scope": at(path)["scope"] | {"user": user}} for user in (ANN, BOB)))[1]
         assert said(bob)["who"][1] == "bob"
-    logos = asked(shared, *({"scope": at("/static/..logo.png")["scope"] | {"user": user}} for user in (ANN, BOB)))
-    assert hits(logos) == [False, True], "what only looks like it is shared"
+    for path in (
+        "/static/..logo.png",
+        "/static/a..",
+        "/static/...",
+        "/static/a%5cb",
+        "/static/100%25",
+        "/static/a%3b..",
+    ):
+        logos = asked(shared, *({"scope": at(path)["scope"] | {"user": user}} for user in (ANN, BOB)))
+        assert hits(logos) == [False, True], f"what only looks like it is shared: {path}"
 
 
 @attack("19", without=[ONE_TENANT], cases=["/me/x.css", "/me;x.css", "/me.css", "/static/..%2fme", "/logo.png"])
