@@ -148,7 +148,7 @@ class CoalesceLayer:
 
     async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         key = key_of(scope, context)
-        if self._lonely.holds(key, self.clock()):
+        if self._lonely and self._lonely.holds(hash(key), self.clock()):
             self.count_alone()
             await self.app(scope, receive, send)
             return
@@ -173,7 +173,7 @@ class CoalesceLayer:
         request = scope["headers"]
         leader = Leader(scope, receive, send)
         began = self.clock()
-        if self._busy.holds(key, began):
+        if self._busy and self._busy.holds(hash(key), began):
             run = asyncio.get_running_loop().create_task(self._run(scope, leader))
         else:
             begun = begin(self._run(scope, leader))
@@ -200,25 +200,25 @@ class CoalesceLayer:
                 await _cancel(flight, run)
             raise
 
-    def alone(self, key: Key) -> bool | None:
+    def alone(self, key: Key, hashed: int) -> bool | None:
         """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others."""
         if not (self._lonely or self._busy or self._flights):
             return False
         now = self.clock()
-        if self._lonely.holds(key, now):
+        if self._lonely.holds(hashed, now):
             return True
-        return None if key in self._flights or self._busy.holds(key, now) else False
+        return None if key in self._flights or self._busy.holds(hashed, now) else False
 
     def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
         """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
         now = self.clock()
         if now - began >= self._max_busy:
-            self._busy.add(key, now)
+            self._busy.add(hash(key), now)
         # What the cache has found storable need not be looked at: it does not come here again.
         if start is not None and not context.storable:
             refused = judge_answer(start["status"], start["headers"], same_user=same_user(context)).refused
             if refused is not None and refused not in _PASSING:
-                self._lonely.add(key, now)
+                self._lonely.add(hash(key), now)
 
     def _flight(self, key: Key, request: Pairs, context: RequestContext, run: "asyncio.Task[None]") -> Flight:
         """What others may join, until its answer flows."""
@@ -234,7 +234,7 @@ class CoalesceLayer:
 
         def turned_down(reason: str) -> None:
             if reason not in _PASSING:
-                self._lonely.add(key, self.clock())
+                self._lonely.add(hash(key), self.clock())
             if reason == "too-large":
                 self._limit_body()
             elif reason == "stream":

@@ -59,12 +59,13 @@ class PlainKeys:
 
     def __init__(self, remember: int = 1024) -> None:
         self._remember = remember
-        self._known: OrderedDict[tuple[object, ...], tuple[object, Key]] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], tuple[object, Key, int]] = OrderedDict()
 
-    def of(self, scope: Scope, context: RequestContext) -> Key:
-        """The key of a request."""
+    def of(self, scope: Scope, context: RequestContext) -> tuple[Key, int]:
+        """The key of a request, and its hash."""
         if context.coalesce_key is not None:
-            return (context.is_open("breaker"), context.is_open("etag"), (context.coalesce_key, "GET"))
+            key: Key = (context.is_open("breaker"), context.is_open("etag"), (context.coalesce_key, "GET"))
+            return key, hash(key)
         client: tuple[str, int] | None = scope.get("client")
         decision, identity = context.decision, context.identity
         sent = (
@@ -74,13 +75,14 @@ class PlainKeys:
         )  # fmt: skip
         known = self._known.get(sent)
         if known is not None and known[0] is identity:
-            return known[1]
+            return known[1], known[2]
         key = key_of(scope, context)
+        hashed = hash(key)
         if sum([len(name) + len(value) for name, value in scope["headers"]]) + len(scope["path"]) <= _LONGEST:
             if len(self._known) >= self._remember:
                 self._known.popitem(last=False)
-            self._known[sent] = (identity, key)
-        return key
+            self._known[sent] = (identity, key, hashed)
+        return key, hashed
 
 
 class Remembered:
@@ -94,19 +96,15 @@ class Remembered:
     def __bool__(self) -> bool:
         return bool(self._until)
 
-    def add(self, key: Key, now: float) -> None:
-        """Remember a key."""
-        hashed = hash(key)
+    def add(self, hashed: int, now: float) -> None:
+        """Remember a key. hashed: its hash."""
         self._until[hashed] = now + self._seconds
         self._until.move_to_end(hashed)
         if len(self._until) > self._limit:
             self._until.popitem(last=False)
 
-    def holds(self, key: Key, now: float) -> bool:
+    def holds(self, hashed: int, now: float) -> bool:
         """Whether it is remembered."""
-        if not self._until:
-            return False
-        hashed = hash(key)
         until = self._until.get(hashed)
         if until is None:
             return False

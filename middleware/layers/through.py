@@ -11,7 +11,7 @@ layers are made and put where this has come to, and go on. None of their rules i
 compares the two ways on generated lives: messages, records, counts, circuits, flights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final, cast
 
 from tidegate.middleware.breaker import Breaker, Ticket
@@ -87,7 +87,7 @@ class Throughway:
     ) -> "Passage | None":
         """The passage of a request; None: it is for the layers, one after the other."""
         missed = context.missed
-        if not isinstance(missed, Missed) or missed.scope is not scope or missed.hits is not self._hits:
+        if type(missed) is not Missed or missed.scope is not scope or missed.hits is not self._hits:
             return None
         if not self._gate(context):
             return None
@@ -96,8 +96,8 @@ class Throughway:
             return None
         if context.coalesce_key is None and scope.get("extensions") and has_client_certificate(scope):
             return None
-        key = self._keys.of(scope, context)
-        alone = self.coalesce.alone(key)
+        key, hashed = self._keys.of(scope, context)
+        alone = self.coalesce.alone(key, hashed)
         if alone is None:
             return None
         breaker = self._circuit(context, scope["path"])
@@ -163,7 +163,7 @@ class Passage(Miss):
             else:
                 coalesce.count_leader()
                 began = coalesce.clock()
-                run = begin(self._run())
+                run = begin(self._ask())
                 if run is None:
                     coalesce.never_waited(self._key, self._leaders_start(), context, began)
                 else:
@@ -178,46 +178,40 @@ class Passage(Miss):
             if self._stage is not _DONE and not self._watching().counted:
                 self._watch.finish()
 
-    async def _run(self) -> None:
-        """The leader's run."""
-        try:
-            await self._ask()
-        except Exception as error:
-            if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
-                raise
-        finally:
-            if self._leader is not None:
-                self._leader.over()
-
     async def _ask(self) -> None:
-        """The app's turn; its end is the circuit's."""
+        """The app's turn, or the leader's run; its end is the circuit's."""
         try:
             await self._way.app(self.missed.scope, self.receive, self)
-        except Exception:
+            if self._stage is not _DONE:
+                self._ending().over()
+        except Exception as error:
             self._ending().settle(failed=True)
-            raise
+            if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
+                raise
         except BaseException:
             self._ending().abandon()
             raise
-        if self._stage is not _DONE:
-            self._ending().over()
+        finally:
+            if self._leader is not None:
+                self._leader.over()
 
     async def receive(self) -> Message:
         """What the client sends."""
         return await self._ending().receive()
 
-    async def __call__(self, message: Message) -> None:
-        kind = message["type"]
+    def __call__(self, message: Message) -> Awaitable[None]:  # type: ignore[override]
         if self._labelling is not None:
-            await self._labelling(message)
-        elif self._stage == _NEW and kind == "http.response.start" and self._holds(message):
-            self._start = message
-        elif self._stage == _HELD and kind == "http.response.body" and not message.get("more_body", False):
-            await self._finish(message)
-        elif self._stage == _DONE:
-            await self._send(message)
-        else:
-            await self._fall_back()(message)
+            return self._labelling(message)
+        kind, stage = message["type"], self._stage
+        if stage == _HELD:
+            if kind == "http.response.body" and not message.get("more_body", False):
+                return self._finish(message)
+        elif stage == _NEW:
+            if kind == "http.response.start" and self._holds(message):
+                return _nothing()
+        elif stage == _DONE:
+            return self._send(message)
+        return self._fall_back()(message)
 
     def _holds(self, start: Message) -> bool:
         """Whether a start is plain; it is kept then until its body comes."""
@@ -247,6 +241,7 @@ class Passage(Miss):
         if length is None:
             return False
         self._given, self._headers, self._length, self._coded, self._stage = given, shape, length, coded, _HELD
+        self._start = start
         return True
 
     async def _finish(self, message: Message) -> None:
@@ -329,3 +324,7 @@ class Passage(Miss):
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
         return labelling
+
+
+async def _nothing() -> None:
+    """What is awaited where a message is kept."""
