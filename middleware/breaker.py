@@ -121,6 +121,11 @@ class Breaker:
         self._probed = now
         return Ticket(self._ticket.generation, self._probe)
 
+    @property
+    def closed(self) -> Ticket | None:
+        """What `admit` answers while it is closed; None: it is not."""
+        return self._ticket if self._state == "closed" else None
+
     def report(self, ticket: Ticket, *, failed: bool) -> None:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
         if ticket is self._ticket and not failed and not self._in_a_row:

@@ -7,14 +7,16 @@ cardinality is bounded by configuration. The cohort counters that a rollout is j
 
 import logging
 import time
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from tidegate.middleware.routes import LATENCY_BUCKETS, route_metrics
 
-__all__ = ["LATENCY_BUCKETS", "Metrics"]
+__all__ = ["LATENCY_BUCKETS", "Metrics", "counting"]
 
 _log = logging.getLogger("tidegate")
 
@@ -136,3 +138,9 @@ class Metrics:
         more = self._unlogged.pop(component, 0)
         suffix = f" ({more} more since the last line)" if more else ""
         _log.warning("%s failed: %s: %s%s", component, type(error).__name__, error, suffix)
+
+
+def counting(child: Counter) -> Callable[[], None]:
+    """`child.inc`, in less than half of its time: without what it checks each time. child: with all its labels."""
+    value: Any = getattr(child, "_value", None)
+    return partial(value.inc, 1.0) if hasattr(value, "inc") else child.inc

@@ -37,7 +37,7 @@ from tidegate.middleware.layers.flight import Flight, Seat
 from tidegate.middleware.layers.joining import Key, Remembered, key_of, may_share, same_user
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
-from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.metrics import Metrics, counting
 
 __all__ = ["CoalesceLayer", "LeaderFailedError"]
 
@@ -101,9 +101,9 @@ class CoalesceLayer:
         self._is_shut = False
         self._metrics = metrics if metrics is not None else Metrics.of()
         roles = self._metrics.coalesced
-        self.count_leader = roles.labels("leader").inc
-        self._count_follower = roles.labels("follower").inc
-        self.count_alone = roles.labels("alone").inc
+        self.count_leader = counting(roles.labels("leader"))
+        self._count_follower = counting(roles.labels("follower"))
+        self.count_alone = counting(roles.labels("alone"))
         limits = self._metrics.limits
         self._limit_followers = limits.labels("coalesce-followers").inc
         self._limit_wait = limits.labels("coalesce-wait").inc

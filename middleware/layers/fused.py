@@ -13,6 +13,7 @@ generated requests, byte by byte and count by count.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from tidegate.middleware.core.identity import REWRITING, Credentials
@@ -67,6 +68,10 @@ class Missed(NamedTuple):
     scope: Scope
     named: Named
     share: Share
+
+
+_missed: Final[Callable[[tuple["FusedHits", Scope, Named, Share]], Missed]] = partial(tuple.__new__, Missed)
+"""As Missed(...), in a third of the time."""
 
 
 class FusedHits:
@@ -140,7 +145,7 @@ class FusedHits:
         if type(entry) is not Entry:
             if entry is None:
                 if plain and not conditional:
-                    context.missed = Missed(self, scope, named, share)
+                    context.missed = _missed((self, scope, named, share))
                 return None
             entry = self._variant(named, entry, headers)
             if entry is None:

@@ -36,7 +36,7 @@ from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
 from tidegate.middleware.layers.witness import FRAMED
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
 
-__all__ = ["MARKS", "NAMED", "NOTHING_SPECIAL", "SHAPING", "USABLE", "VALUED", "Miss", "Misses", "Pair"]
+__all__ = ["MARKS", "MOST", "NAMED", "NOTHING_SPECIAL", "SHAPING", "USABLE", "VALUED", "Miss", "Misses", "Pair"]
 
 Pair = tuple[bytes, bytes]
 
@@ -65,7 +65,7 @@ _SHAPES: Final = 1024
 _LONGEST: Final = 512
 """Bytes of a shape that is remembered: an app may put what it likes into Vary."""
 
-_MOST: Final = MAX_HEADER_BYTES - 64
+MOST: Final = MAX_HEADER_BYTES - 64
 """Bytes of fields that are not too many even with a Cache-Control of our own."""
 
 _MOST_DIGITS: Final = 18
@@ -270,7 +270,7 @@ class Miss:
         if self.missed.scope.get("session") is not None:
             return False
         text = b"".join([part for pair in given for part in pair])
-        if len(text) > _MOST or (length is not None and len(length) > _MOST_DIGITS):
+        if len(text) > MOST or (length is not None and len(length) > _MOST_DIGITS):
             return False
         return not (b"\n" in text or b"\r" in text or b"\x00" in text)
 

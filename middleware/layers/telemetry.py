@@ -168,19 +168,15 @@ class TelemetryLayer:
     ) -> None:
         """Count one finished request that was no plain hit."""
         seconds = self.clock() - started
-        decision = context.decision
+        decision, match, outcome = context.decision, context.match, context.outcome
         if decision is not None and self.cohorts is not None:
             storable = is_storable(scope, context)
-            self.cohorts.count(decision.cohorts, seconds, error, storable, context.outcome in _HITS)
+            self.cohorts.count(decision.cohorts, seconds, error, storable, outcome in _HITS)
         if opened:
-            self.record(scope, context, status=status or 500, seconds=seconds)
-
-    def record(self, scope: Scope, context: RequestContext, *, status: int, seconds: float) -> None:
-        """Count one finished request per route; labels are templates and fixed words only."""
-        method, match = scope["method"], context.match
-        route = match.route if match.policy is not None else route_label(scope, context)
-        known = method if method in _METHODS else "other"
-        self._count((route, known, status // 100, context.outcome, context.reason), seconds)
+            route = match.route if match.policy is not None else route_label(scope, context)
+            method = scope["method"]
+            known = method if method in _METHODS else "other"
+            self._count((route, known, (status or 500) // 100, outcome, context.reason), seconds)
 
 
 def is_storable(scope: Scope, context: RequestContext) -> bool:

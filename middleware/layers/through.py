@@ -12,7 +12,7 @@ compares the two ways on generated lives: messages, records, counts, circuits, f
 """
 
 from collections.abc import Awaitable, Mapping
-from typing import Final, cast
+from typing import Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
 from tidegate.middleware.core.validators import make_etag
@@ -31,10 +31,11 @@ from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.eager import begin
 from tidegate.middleware.layers.etag import ETagLayer, Labelling
+from tidegate.middleware.layers.fields import CODED, LENGTH, NOTHING, SHAPES, Fields
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.joining import Key, PlainKeys
 from tidegate.middleware.layers.leader import Leader
-from tidegate.middleware.layers.straight import MARKS, NAMED, SHAPING, VALUED, Miss, Pair
+from tidegate.middleware.layers.straight import MARKS, MOST, Miss, Pair
 from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
 
 __all__ = ["Passage", "Throughway", "lead_through"]
@@ -81,6 +82,7 @@ class Throughway:
         self._gate = gate
         self._circuit = breaker.circuit
         self._keys = PlainKeys()
+        self.fields = Fields()
 
     def __call__(
         self, scope: Scope, context: RequestContext, receive: Receive, send: Send, started: float
@@ -101,9 +103,7 @@ class Throughway:
         if alone is None:
             return None
         breaker = self._circuit(context, scope["path"])
-        if breaker.state != "closed":
-            return None
-        ticket = breaker.admit()
+        ticket = breaker.closed
         if ticket is None:
             return None
         context.missed = None
@@ -140,7 +140,7 @@ class Passage(Miss):
         self, way: Throughway, missed: Missed, context: RequestContext, receive: Receive, send: Send,
         positions: Mapping[str, int], started: float, key: Key | None, breaker: Breaker, ticket: Ticket,
     ) -> None:  # fmt: skip
-        super().__init__(way.misses, missed, context, send, positions)
+        Miss.__init__(self, way.misses, missed, context, send, positions)
         self._way = way
         self._receive = receive
         self._request = missed.scope["headers"]
@@ -165,7 +165,8 @@ class Passage(Miss):
                 began = coalesce.clock()
                 run = begin(self._ask())
                 if run is None:
-                    coalesce.never_waited(self._key, self._leaders_start(), context, began)
+                    start = None if context.storable else self._leaders_start()
+                    coalesce.never_waited(self._key, start, context, began)
                 else:
                     self._fall_back()
                     assert self._leader is not None
@@ -215,30 +216,29 @@ class Passage(Miss):
 
     def _holds(self, start: Message) -> bool:
         """Whether a start is plain; it is kept then until its body comes."""
-        headers = cast(list[Pair], start.get("headers"))
+        headers: list[Pair] = start.get("headers", ())
         if start["status"] != 200 or start.get("trailers") or type(headers) is not list:
             return False
         given: list[Pair] = []
         shape: list[Pair] = []
         length: bytes | None = None
-        coded = False
-        for cased, value in headers:
-            name = cased.lower()
-            given.append((name, value))
-            if name in SHAPING:
-                if name == b"content-length":
-                    if length is not None:
-                        return False
-                    length = value.strip(b" \t")
-                elif name in VALUED:
-                    shape.append((name, value))
-                elif name in NAMED and name != b"etag":
-                    shape.append(MARKS[name])
-                else:
+        coded, size, fields = False, 0, self._way.fields
+        try:
+            for line in headers:
+                pair, kind, shaping, long = fields[line]
+                given.append(pair)
+                size += long
+                if kind == SHAPES:
+                    shape.append(shaping)
+                elif kind == LENGTH and length is None:
+                    length = shaping[1]
+                elif kind == CODED:
+                    coded = True
+                elif kind != NOTHING:
                     return False
-            elif name == b"content-encoding":
-                coded = True
-        if length is None:
+        except (AttributeError, TypeError, ValueError):
+            return False  # no pairs of bytes: some servers take what ASGI does not allow
+        if length is None or size > MOST:
             return False
         self._given, self._headers, self._length, self._coded, self._stage = given, shape, length, coded, _HELD
         self._start = start
@@ -247,8 +247,8 @@ class Passage(Miss):
     async def _finish(self, message: Message) -> None:
         """The whole body has come."""
         body = message.get("body", b"")
-        given, shape, length, context = self._given, self._headers, self._length, self.context
-        if type(body) is not bytes or b"%d" % len(body) != length or not self._is_fit(given, length):
+        given, shape, length, context, scope = self._given, self._headers, self._length, self.context, self.missed.scope
+        if type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None:
             await self._fall_back()(message)
             return
         given.append((b"etag", make_etag(body, weak=self._coded)))
@@ -262,7 +262,7 @@ class Passage(Miss):
             return
         way = self._way
         if way.telemetry.debug_headers:
-            headers += debug_fields(self.missed.scope, context)
+            headers += debug_fields(scope, context)
         self._stage = _BEGUN
         try:
             await self._send({**self._start, "headers": headers})
@@ -277,7 +277,7 @@ class Passage(Miss):
         self._breaker.report(self._ticket, failed=False)
         self._stage = _DONE
         way.taken += 1
-        way.telemetry.count(self.missed.scope, context, 200, self._started, opened=True, error=False)
+        way.telemetry.count(scope, context, 200, self._started, opened=True, error=False)
         await self._send(message)
         if self._plan is not None and self._plan.kept is not None and not self._keep(body):
             await self._taken_up().commit(200, self._headers, body)
