@@ -120,7 +120,7 @@ def test_a_first_request_that_is_cancelled_does_not_take_the_start_with_it() -> 
         first = asyncio.create_task(call(app))
         for _ in range(3):
             await asyncio.sleep(0)
-        assert tide._runtime.running()
+        assert tide._runtime.loop is asyncio.get_running_loop()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         provider.held.set()

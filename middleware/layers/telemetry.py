@@ -6,7 +6,6 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
@@ -21,11 +20,11 @@ from tidegate.middleware.layers.asgi import (
     always,
     route_label,
 )
-from tidegate.middleware.layers.fused import Hits
+from tidegate.middleware.layers.fused import Answer, Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Span, Tracer, inside
 
-__all__ = ["Passing", "TelemetryLayer", "Through", "Watch", "debug_fields"]
+__all__ = ["TelemetryLayer", "Through", "Watch", "debug_fields"]
 
 _HITS = ("hit", "stale")
 _CACHEABLE = ("GET", "HEAD")
@@ -33,13 +32,7 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Passing(Protocol):
-    """A request on its way through all layers."""
-
-    async def answer(self) -> None: ...
-
-
-Through = Callable[[Scope, RequestContext, Receive, Send, float], Passing | None]
+Through = Callable[[Scope, RequestContext, Receive, Send, float], Awaitable[None] | None]
 """Takes a request, begun at that time, through the layers inside, and through this one; None: it is not for that."""
 
 
@@ -84,42 +77,50 @@ class TelemetryLayer:
         """Takes plain misses through all layers inside at once; asked after `hits`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.begin(scope, receive, send)
+
+    def begin(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """As a call, for whoever awaits it at once: it has one coroutine less."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         context = self._resolver.of(scope)
         decision = context.decision
-        span: Span | None = None
         if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
-            opened = False
-            app = self._bare
-        else:
-            opened = self.gate(context)
-            if opened and self.tracer is not None:
-                span = self._span(scope, context, self.tracer)
-            if self._hits is not None and context.tracer is None:
-                started = self.clock()
-                answer = self._hits(scope, context)
-                if answer is not None:
-                    start, body = answer
-                    if opened and self.debug_headers:
-                        start["headers"] += _debug(hit=True)
-                    try:
-                        await send(start)
-                    except BaseException as error:
-                        self._count_hit(scope, context, start["status"], started, opened, error)
-                        raise
-                    # Before the last message leaves, as `_Watch` does.
-                    self._count_hit(scope, context, start["status"], started, opened)
-                    await send(body)
-                    return
-                begin = self.through if span is None and context.missed is not None else None
-                passing = begin(scope, context, receive, send, started) if begin is not None else None
-                if passing is not None:
-                    await passing.answer()
-                    return
-            app = self.app
-        watch = Watch(self, scope, context, receive, send, opened=opened, started=self.clock())
+            watch = Watch(self, scope, context, receive, send, opened=False, started=self.clock())
+            return self._pass(self._bare, scope, watch, None)
+        opened, span = self.gate(context), None
+        if opened and self.tracer is not None:
+            span = self._span(scope, context, self.tracer)
+        started = self.clock()
+        if self._hits is not None and context.tracer is None:
+            answer = self._hits(scope, context)
+            if answer is not None:
+                return self._hit(scope, context, answer, send, started, opened)
+            if self.through is not None and span is None and context.missed is not None:
+                through = self.through(scope, context, receive, send, started)
+                if through is not None:
+                    return through
+        watch = Watch(self, scope, context, receive, send, opened=opened, started=started)
+        return self._pass(self.app, scope, watch, span)
+
+    async def _hit(
+        self, scope: Scope, context: RequestContext, answer: Answer, send: Send, started: float, opened: bool
+    ) -> None:
+        """Send and count a plain hit."""
+        start, body = answer
+        if opened and self.debug_headers:
+            start["headers"] += _debug(hit=True)
+        try:
+            await send(start)
+        except BaseException as error:
+            self._count_hit(scope, context, start["status"], started, opened, error)
+            raise
+        # Before the last message leaves, as `Watch` does.
+        self._count_hit(scope, context, start["status"], started, opened)
+        await send(body)
+
+    async def _pass(self, app: ASGIApp, scope: Scope, watch: "Watch", span: Span | None) -> None:
+        """Let the layers inside answer, and watch them."""
         try:
             if span is None:
                 await app(scope, watch.receive, watch.send)

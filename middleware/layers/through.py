@@ -11,8 +11,8 @@ layers are made and put where this has come to, and go on. None of their rules i
 compares the two ways on generated lives: messages, records, counts, circuits, flights.
 """
 
-from collections.abc import Awaitable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import Any, Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
 from tidegate.middleware.core.validators import make_etag
@@ -78,6 +78,7 @@ class Throughway:
         self.misses = misses
         self._hits = cache.hits
         self.coalesce = coalesce
+        self._count_alone, self._count_leader = coalesce.count_alone, coalesce.count_leader
         self.failures = breaker.failures
         self._gate = gate
         self._circuit = breaker.circuit
@@ -86,7 +87,7 @@ class Throughway:
 
     def __call__(
         self, scope: Scope, context: RequestContext, receive: Receive, send: Send, started: float
-    ) -> "Passage | None":
+    ) -> Coroutine[Any, Any, None] | None:
         """The passage of a request; None: it is for the layers, one after the other."""
         missed = context.missed
         if type(missed) is not Missed or missed.scope is not scope or missed.hits is not self._hits:
@@ -107,9 +108,12 @@ class Throughway:
         if ticket is None:
             return None
         context.missed = None
-        return Passage(
-            self, missed, context, receive, send, positions, started, None if alone else key, breaker, ticket
-        )
+        passage = Passage(self, missed, context, receive, send, positions, started, breaker, ticket, leads=not alone)
+        if alone:
+            self._count_alone()
+            return passage.alone()
+        self._count_leader()
+        return passage.lead(key)
 
 
 def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> Throughway | None:
@@ -133,54 +137,70 @@ def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> T
 class Passage(Miss):
     """One request: what the app is given as `receive` and `send`."""
 
-    __slots__ = ("_breaker", "_coded", "_key", "_labelling", "_leader", "_outcome", "_receive", "_request", "_stage",
+    __slots__ = ("_breaker", "_coded", "_labelling", "_leader", "_leads", "_outcome", "_receive", "_request", "_stage",
                  "_start", "_started", "_ticket", "_watch", "_way")  # fmt: skip
 
     def __init__(
         self, way: Throughway, missed: Missed, context: RequestContext, receive: Receive, send: Send,
-        positions: Mapping[str, int], started: float, key: Key | None, breaker: Breaker, ticket: Ticket,
+        positions: Mapping[str, int], started: float, breaker: Breaker, ticket: Ticket, *, leads: bool,
     ) -> None:  # fmt: skip
         Miss.__init__(self, way.misses, missed, context, send, positions)
         self._way = way
         self._receive = receive
         self._request = missed.scope["headers"]
         self._started = started
-        self._key = key
+        self._leads = leads
         self._breaker = breaker
         self._ticket = ticket
         self._stage = _NEW
         self._labelling: Labelling | None = None
         self._leader: Leader | None = None
 
-    async def answer(self) -> None:
-        """Let the app answer, alone or in a run of its own."""
-        context, coalesce = self.context, self._way.coalesce
+    async def alone(self) -> None:
+        """Let the app answer this request and nobody else."""
+        context = self.context
         context.explainer = self
         try:
-            if self._key is None:
-                coalesce.count_alone()
-                await self._ask()
-            else:
-                coalesce.count_leader()
-                began = coalesce.clock()
-                run = begin(self._ask())
-                if run is None:
-                    start = None if context.storable else self._leaders_start()
-                    coalesce.never_waited(self._key, start, context, began)
-                else:
-                    self._fall_back()
-                    assert self._leader is not None
-                    await coalesce.fly(self._key, self._request, context, self._leader, run)
+            await self._way.app(self.missed.scope, self.receive, self)
+            if self._stage is not _DONE:
+                self._ending().over()
         except Exception:
-            self._watching().failed = True
+            self._ending().settle(failed=True)
+            self._watch.failed = True
+            raise
+        except BaseException:
+            self._ending().abandon()
             raise
         finally:
             context.explainer = None
-            if self._stage is not _DONE and not self._watching().counted:
-                self._watch.finish()
+            if self._stage is not _DONE:
+                self._count()
 
-    async def _ask(self) -> None:
-        """The app's turn, or the leader's run; its end is the circuit's."""
+    async def lead(self, key: Key) -> None:
+        """Let the app answer in a run of its own, which others may join once it waits."""
+        context, coalesce = self.context, self._way.coalesce
+        context.explainer = self
+        try:
+            began = coalesce.clock()
+            run = begin(self._run())
+            if run is None:
+                start = None if context.storable else self._leaders_start()
+                coalesce.never_waited(key, start, context, began)
+            else:
+                self._fall_back()
+                assert self._leader is not None
+                await coalesce.fly(key, self._request, context, self._leader, run)
+        except Exception:
+            self._fall_back()
+            self._watch.failed = True
+            raise
+        finally:
+            context.explainer = None
+            if self._stage is not _DONE:
+                self._count()
+
+    async def _run(self) -> None:
+        """The leader's run; its end is the circuit's."""
         try:
             await self._way.app(self.missed.scope, self.receive, self)
             if self._stage is not _DONE:
@@ -195,6 +215,12 @@ class Passage(Miss):
         finally:
             if self._leader is not None:
                 self._leader.over()
+
+    def _count(self) -> None:
+        """It is over, and did not end the straight way."""
+        self._fall_back()
+        if not self._watch.counted:
+            self._watch.finish()
 
     async def receive(self) -> Message:
         """What the client sends."""
@@ -294,10 +320,6 @@ class Passage(Miss):
         self._fall_back()
         return self._outcome
 
-    def _watching(self) -> Watch:
-        self._fall_back()
-        return self._watch
-
     def _fall_back(self) -> Labelling:
         """The objects of the five layers in this one's place, come to where it is."""
         if self._labelling is not None:
@@ -310,7 +332,7 @@ class Passage(Miss):
         context.explainer = miss = Miss(self._misses, self.missed, context, watch.send, self._positions)
         miss.follow(self, begun=stage >= _BEGUN, copies=stage == _BEGUN)
         receive, send = watch.receive, miss.__call__
-        if self._key is not None:
+        if self._leads:
             self._leader = leader = Leader(scope, receive, send, watched=False)
             receive, send = leader.receive, leader.send
             if start is not None:

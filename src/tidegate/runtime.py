@@ -97,12 +97,6 @@ class Runtime:
         except Exception as error:  # noqa: BLE001 - P5: the app goes on, its layers shut; counted
             self._metrics.fail("flags", error)
 
-    def running(self) -> bool:
-        """Whether it was started on the event loop that runs in this thread."""
-        # asyncio.get_running_loop() asks the kernel for the process' number, up to Python 3.11: six times as long.
-        loop = self.loop
-        return loop is not None and loop.is_running() and self.thread == get_ident()
-
 
 class Mounted:
     """The outermost callable: lives with the application's lifespan, or starts at the first request without one.
@@ -118,7 +112,7 @@ class Mounted:
         self.made.add(self)
         self.app = app
         self._runtime = runtime
-        self._is_running = runtime.running
+        self._begin: ASGIApp = getattr(app, "begin", app)  # see TelemetryLayer
         self._look = look
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,7 +131,10 @@ class Mounted:
             finally:
                 await self._runtime.stop()
             return
-        if not self._is_running():
+        # Is it started on the event loop that runs in this thread? asyncio.get_running_loop() asks the kernel for the
+        # process' number, up to Python 3.11: six times as long.
+        loop = self._runtime.loop
+        if loop is None or not loop.is_running() or self._runtime.thread != get_ident():
             self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
-        await self.app(scope, receive, send)
+        await self._begin(scope, receive, send)
