@@ -1,5 +1,6 @@
 """What goes into a store: records, and the names that they hang on. Plain values."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -13,6 +14,7 @@ __all__ = [
     "ScopedTag",
     "Target",
     "Variants",
+    "aimed",
     "new_entry",
 ]
 
@@ -149,3 +151,16 @@ MAX_AIMED: Final = 16
 
 Target = str | Aim
 """What a purge is aimed at; a tag alone: what carries it becomes void."""
+
+
+def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = False) -> tuple[Target, ...]:
+    """The targets of one purge: what carries any of `tags`, and what carries all of `all_of`.
+
+    Raises:
+        ValueError: if that is nothing, or `all_of` is no aim.
+    """
+    together = tuple(dict.fromkeys(all_of))
+    groups = [(tag,) for tag in tags] + [together] * bool(together)
+    if not groups:
+        raise ValueError("nothing is named to purge")
+    return tuple(Aim(group, soft=soft) if soft or len(group) > 1 else group[0] for group in groups)

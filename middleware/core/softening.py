@@ -2,7 +2,7 @@
 one (RFC 5861 3), but never longer than it would have been served without the purge.
 
 How long: for its own stale-while-revalidate; for `SOFT_FOR` if it has none. One that must not be served stale
-(must-revalidate and its kin, no-cache) is to be validated before it is served again, from the purge on.
+(must-revalidate and its kin, no-cache: `core.reuse`) is to be validated before it is served again, from the purge on.
 """
 
 from dataclasses import replace
@@ -21,7 +21,5 @@ def softened(entry: Entry, at: float) -> Entry:
     lifetime = at - entry.born
     if lifetime >= entry.lifetime:
         return entry
-    if entry.must_revalidate or entry.no_cache:
-        return replace(entry, lifetime=lifetime)
     window = entry.stale_while_revalidate or min(SOFT_FOR, entry.lifetime - lifetime)
     return replace(entry, lifetime=lifetime, stale_while_revalidate=window)

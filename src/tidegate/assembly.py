@@ -5,7 +5,7 @@ app = tide(app)
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, cast
@@ -19,6 +19,7 @@ from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.keys import scope_of
 from tidegate.middleware.core.policy import Policies, RoutePolicy, Share
+from tidegate.middleware.core.records import aimed
 from tidegate.middleware.exposition import MetricsApp, ShadowApp
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -179,13 +180,23 @@ class Tidegate:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def purge(self, *tags: str, tenant: str | None = None) -> Purge:
-        """Purge tags of a tenant, or public ones; for code that changes data outside an HTTP request."""
-        return await self.store.purge({_scope_of(tenant): tags})
+    async def purge(
+        self, *tags: str, all_of: Sequence[str] = (), tenant: str | None = None, soft: bool = False
+    ) -> Purge:
+        """Purge what carries any of these tags of a tenant, or public ones; for code that changes data outside an HTTP
+        request.
 
-    async def purge_all(self, tenant: str | None = None) -> Purge:
+        all_of: what carries all of these, up to 16. soft: what is purged becomes stale, to be served while the app is
+            asked for a new response; else it is void.
+
+        Raises:
+            ValueError: if no tag is named.
+        """
+        return await self.store.purge({_scope_of(tenant): aimed(tags, all_of=all_of, soft=soft)})
+
+    async def purge_all(self, tenant: str | None = None, *, soft: bool = False) -> Purge:
         """Purge all that is stored for a tenant and its users; without a tenant, all that is stored for anybody."""
-        return await self.store.purge({_scope_of(tenant): (WHOLE_SCOPE,)})
+        return await self.store.purge({_scope_of(tenant): aimed((WHOLE_SCOPE,), soft=soft)})
 
     def shadow_report(self) -> dict[str, Any]:
         """What shadow mode has seen in this process, as JSON has it; `shadow_app` answers it over HTTP.
