@@ -160,7 +160,11 @@ def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = 
         ValueError: if that is nothing, or `all_of` is no aim.
     """
     together = tuple(dict.fromkeys(all_of))
-    groups = [(tag,) for tag in tags] + [together] * bool(together)
-    if not groups:
+    targets: list[Target] = [Aim((tag,), soft=True) if soft else tag for tag in tags]
+    if len(together) == 1 and not soft:
+        targets += together
+    elif together:
+        targets.append(Aim(together, soft=soft))
+    if not targets:
         raise ValueError("nothing is named to purge")
-    return tuple(Aim(group, soft=soft) if soft or len(group) > 1 else group[0] for group in groups)
+    return tuple(targets)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.promises.chaos import Call, Done, Plan, Silence, judge, play
+from tests.promises.chaos import Call, Done, Failover, Plan, Silence, judge, play
 from tests.promises.chaos.board import Source
-from tests.services import Redis, RedisServer, Valkey
+from tests.services import Redis, RedisServer, SentinelTrio, Valkey
 
 
-def whole(server: RedisServer, plan: Plan) -> None:
+def whole(server: RedisServer | SentinelTrio, plan: Plan) -> None:
     """Play it, print the figures, and see that the promise was kept and that there was something to see."""
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
     print(f"CHAOS_SEED={seed}")
@@ -32,6 +32,8 @@ def whole(server: RedisServer, plan: Plan) -> None:
     assert verdict.sources[Source.REDIS] >= plan.from_redis
     assert verdict.judged >= plan.from_memory / 2
     assert verdict.settled[Source.MEMORY] >= 90
+    assert len(verdict.failovers) == plan.failover
+    assert bool(played.reissued) == plan.failover
 
 
 def test_chaos_on_valkey(valkey: Valkey) -> None:
@@ -40,6 +42,11 @@ def test_chaos_on_valkey(valkey: Valkey) -> None:
 
 def test_chaos_on_redis(redis_server: Redis) -> None:
     whole(redis_server, Plan(purges=600, kills=20, silences=1, from_memory=800, from_redis=100))
+
+
+def test_chaos_with_a_failover_that_loses_purges() -> None:
+    with SentinelTrio() as trio:
+        whole(trio, Plan(purges=600, kills=20, silences=0, failover=True, from_memory=800, from_redis=100))
 
 
 # --- the judge ---------------------------------------------------------------------------
@@ -69,6 +76,25 @@ MEMORY, REDIS, APP = Source.MEMORY, Source.REDIS, Source.APP
 def test_the_judge_sees_each_way_to_break_the_promise(call: Call, parts: set[str]) -> None:
     purges = [Done(10.0, 7, 2), Done(11.0, 7, 3)]
     found = judge([call], purges, [Silence(2, 20.0, 22.0)], {7: 3, 8: 1})
+    assert set(found.broken) == parts
+
+
+@pytest.mark.parametrize(
+    ("began", "writers", "parts"),
+    [
+        (10.2, {0: [12.1, 12.2], 1: [12.1, 12.2]}, set[str]()),
+        (12.4, {0: [12.1, 12.2], 1: [12.1, 12.2]}, {"late"}),
+        (12.4, {0: [12.1, 12.2], 1: [12.1, 12.5]}, set[str]()),
+        (12.4, {0: [12.1, 12.2], 1: [12.1]}, set[str]()),
+        (10.05, {0: [12.1, 12.2], 1: [12.1, 12.2]}, {"late"}),
+    ],
+    ids=["during it", "after it", "until both writers are back", "one never is", "before it"],
+)
+def test_the_judge_asks_nothing_from_a_failover_until_both_writers_have_purged_again(
+    began: float, writers: dict[int, list[float]], parts: set[str]
+) -> None:
+    purges = [Done(10.0, 0, 2), *(Done(at, 12 + writer, 1) for writer, times in writers.items() for at in times)]
+    found = judge([Call(0, began, began, 0, 1, MEMORY)], purges, [], {}, [Failover(10.1, 12.0)])
     assert set(found.broken) == parts
 
 

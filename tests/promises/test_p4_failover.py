@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.middleware.stores.support import ACME, entry, eventually, positions, write
-from tests.services import SentinelTrio, ServiceError, free_port, wait_until
+from tests.services import SentinelTrio, wait_until
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Aim
@@ -84,34 +84,13 @@ def with_two(trio: SentinelTrio, body: Callable[[Process, Process], Awaitable[No
 def cut_off(trio: SentinelTrio) -> None:
     """The replica hears of nothing more; it has all that there was."""
     wait_until(lambda: _offset(trio.replica) == _offset(trio.master), 20, "the replica has everything")
-    trio.replica.command_reply("REPLICAOF", "127.0.0.1", str(free_port()))
+    trio.cut_off()
 
 
 def _offset(server: Any) -> str:
     told = server.command_reply("INFO", "replication").decode()
     name = "slave_repl_offset:" if "role:slave" in told else "master_repl_offset:"
     return str(told.partition(name)[2].partition("\r\n")[0])
-
-
-def fail_over(trio: SentinelTrio) -> None:
-    """The master dies, and the replica is made master."""
-    trio.master.kill()
-
-    def begun() -> bool:
-        try:
-            return trio.sentinels[0].command_reply("SENTINEL", "FAILOVER", trio.service) == b"OK"
-        except ServiceError as refused:
-            return "INPROG" in str(refused)
-
-    wait_until(begun, 20, "a Sentinel fails over")
-
-    def promoted() -> bool:
-        try:
-            return b"role:master" in trio.replica.command_reply("INFO", "replication")
-        except OSError:  # Sentinels cut everybody's connections to whom they promote
-            return False
-
-    wait_until(promoted, 30, "the replica is the master")
 
 
 def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(trio: SentinelTrio) -> None:
@@ -133,7 +112,7 @@ def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(tr
         for name in one.far.purged_names({scope: [target] for scope, target in PURGED.values()}):
             assert trio.replica.command_reply("EXISTS", name.decode()) == b"0", "the failover loses it"
 
-        await asyncio.to_thread(fail_over, trio)
+        await asyncio.to_thread(trio.fail_over)
         seen: list[bytes] = []
 
         async def served_again() -> bool:

@@ -105,6 +105,33 @@ class SentinelTrio(_Servers):
         """Delete every key."""
         self.master.flush()
 
+    def cut_off(self) -> None:
+        """The replica hears of nothing more, and goes on answering."""
+        self.replica.command_reply("REPLICAOF", self.replica.host, str(free_port()))
+
+    def fail_over(self) -> None:
+        """The master dies, and the replica is made master; returns when it is, though not all may know.
+
+        Raises:
+            ServiceError: if it is not made so in time.
+        """
+        self.master.kill()
+
+        def begun() -> bool:
+            try:
+                return self.sentinels[0].command_reply("SENTINEL", "FAILOVER", self.service) == b"OK"
+            except ServiceError as refused:
+                return "INPROG" in str(refused)
+
+        def promoted() -> bool:
+            try:
+                return b"role:master" in self.replica.command_reply("INFO", "replication")
+            except OSError:  # Sentinels cut everybody's connections to whom they promote
+                return False
+
+        wait_until(begun, UP_SECONDS, "a Sentinel fails over")
+        wait_until(promoted, UP_SECONDS, "the replica is the master")
+
     def _join(self) -> None:
         def joined() -> bool:
             for one in self.sentinels:

@@ -1,7 +1,9 @@
 """A memory in front of Redis: hits that ask nobody; no order of purge, push, load and loss lets an old one through."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from redis.asyncio import Redis as Client
 from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
-from tidegate.middleware.stores.base import Lookup, Purge, StoreStats, Target
+from tidegate.middleware.stores.base import Aim, Lookup, Purge, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
@@ -78,10 +80,12 @@ def test_what_was_read_once_is_answered_from_memory(server: RedisServer) -> None
 
 
 @pytest.mark.parametrize(
-    "purged", [{ACME: ["client:42"]}, {PUBLIC_SCOPE: ["other", "uri:/a"]}, {ACME: [WHOLE_SCOPE]}], ids=str
+    "purged",
+    [{ACME: ["client:42"]}, {PUBLIC_SCOPE: ["other", "uri:/a"]}, {ACME: [WHOLE_SCOPE]}, {ACME: [Aim(("client:42",))]}],
+    ids=str,
 )
 def test_a_purge_reaches_every_memory_and_the_own_at_once(
-    server: RedisServer, purged: Mapping[str, Sequence[str]]
+    server: RedisServer, purged: Mapping[str, Sequence[Target]]
 ) -> None:
     async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
         for turn in range(20):
@@ -97,6 +101,33 @@ def test_a_purge_reaches_every_memory_and_the_own_at_once(
             await gone(other, key)
             assert (await other.get(key)).record is None
             assert (await one.get(key)).record is None
+
+    two_processes(server, body)
+
+
+@pytest.mark.parametrize("aim", [Aim(("client:42",), soft=True), Aim(("client:42", "list"))], ids=["soft", "together"])
+def test_an_aimed_purge_reaches_every_memory_and_memory_keeps_nothing_that_is_stale(
+    server: RedisServer, aim: Aim
+) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        old = entry(b"old", tags=((ACME, "client:42"), (ACME, "list")), born=time.time(), lifetime=3600.0)
+        await known(one, b"key", old)
+        await known(one, b"list", replace(old, tags=((ACME, "list"),)))
+        for store in (one, other):
+            assert (await store.get(b"key")).record == old
+            assert store.peek(b"key") == old
+        assert (await one.purge({ACME: [aim]})).state == "done"
+        await gone(other, b"key")
+        for store in (one, other):
+            found = await store.get(b"key")
+            assert found.softened == aim.soft
+            assert (found.record is None) != aim.soft
+            assert store.peek(b"key") is None
+            assert (await store.get(b"list")).record is not None
+        new = replace(old, body=b"new", positions=await positions(one))
+        await write(one, b"key", new)
+        assert (await other.get(b"key")).record == new, "as soon as it is replaced"
+        assert other.peek(b"key") == new
 
     two_processes(server, body)
 

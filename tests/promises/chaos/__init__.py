@@ -5,6 +5,6 @@ silent; judged afterwards by what each call saw and when.
 """
 
 from tests.promises.chaos.stage import Plan, play
-from tests.promises.chaos.verdict import Call, Done, Silence, Verdict, judge
+from tests.promises.chaos.verdict import Call, Done, Failover, Silence, Verdict, judge
 
-__all__ = ["Call", "Done", "Plan", "Silence", "Verdict", "judge", "play"]
+__all__ = ["Call", "Done", "Failover", "Plan", "Silence", "Verdict", "judge", "play"]

@@ -1,11 +1,12 @@
-"""`make chaos`: the chaos of the suite, longer, with its progress and its figures."""
+"""`make chaos`: the chaos of the suite, longer, with progress and figures: on one server, then with a failover."""
 
 import argparse
 import asyncio
 import random
+from dataclasses import replace
 
 from tests.promises.chaos.stage import Plan, play
-from tests.services import Redis, Valkey
+from tests.services import Redis, RedisServer, SentinelTrio, Valkey
 
 
 def main() -> None:
@@ -25,8 +26,16 @@ def main() -> None:
         patience=60.0 * max(1.0, times),
     )
     with Redis() if given.redis else Valkey() as server:
-        print(f"{server.name} {server.version()}, seed {given.seed}, {plan}", flush=True)
-        played = asyncio.run(play(server, plan, given.seed, lambda line: print(line, flush=True)))
+        once(server, server.name, plan, given.seed)
+    with SentinelTrio() as trio:
+        once(trio, "Sentinels over redis", replace(plan, silences=0, failover=True), given.seed)
+
+
+def once(server: RedisServer | SentinelTrio, name: str, plan: Plan, seed: int) -> None:
+    """One play."""
+    version = (server.master if isinstance(server, SentinelTrio) else server).version()
+    print(f"{name} {version}, seed {seed}, {plan}", flush=True)
+    played = asyncio.run(play(server, plan, seed, lambda line: print(line, flush=True)))
     print(played.table())
     if played.verdict.broken:
         raise SystemExit(f"broken: {played.verdict.broken}")

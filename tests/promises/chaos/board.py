@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 __all__ = [
     "ENTITIES",
     "TENANTS",
+    "WRITERS",
     "Board",
     "Call",
     "Count",
@@ -19,10 +20,12 @@ __all__ = [
     "read_notes",
     "scope_of",
     "write_notes",
+    "writer_of",
 ]
 
 ENTITIES: Final = 60
 TENANTS: Final = 6
+WRITERS: Final = 2
 _PROCESSES: Final = 8
 
 
@@ -46,6 +49,7 @@ class Count(IntEnum):
     APP = 3
     PURGES = 4
     PENDING = 5
+    REISSUED = 6
 
 
 class Source(IntEnum):
@@ -91,6 +95,11 @@ def scope_of(entity: int) -> str:
     return f"tenant:t{entity % TENANTS}"
 
 
+def writer_of(entity: int) -> int:
+    """Which of the writers changes an entity."""
+    return entity % TENANTS % WRITERS
+
+
 class Board:
     """The shared numbers. Each has one process that writes it."""
 
@@ -120,9 +129,9 @@ class Board:
         """A process's counter."""
         return self._numbers[1 + process * len(Count) + what]
 
-    def add(self, process: int, what: Count) -> None:
-        """Count one; for that process."""
-        self._numbers[1 + process * len(Count) + what] += 1
+    def add(self, process: int, what: Count, number: int = 1) -> None:
+        """Count; for that process."""
+        self._numbers[1 + process * len(Count) + what] += number
 
     def total(self, what: Count) -> int:
         """Over all processes."""

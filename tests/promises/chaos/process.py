@@ -1,6 +1,10 @@
-"""One process of a run: `python -m tests.promises.chaos.process reader|writer FOLDER NUMBER PORT SEED`."""
+"""One process of a run: `python -m tests.promises.chaos.process reader|writer FOLDER NUMBER URL PORTS SEED`.
+
+PORTS: of the servers that may be the one behind the URL, with commas between, the likeliest first.
+"""
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -15,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.promises.chaos.board import (
     ENTITIES,
-    TENANTS,
+    WRITERS,
     Board,
     Call,
     Count,
@@ -24,6 +28,7 @@ from tests.promises.chaos.board import (
     Source,
     scope_of,
     write_notes,
+    writer_of,
 )
 from tidegate import Settings, Tidegate
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry
@@ -35,7 +40,6 @@ from tidegate.middleware.stores.redis import RedisStore
 ASKING: Final = 4
 """Calls at a time in one reader."""
 
-WRITERS: Final = 2
 HOT: Final = 6
 """Entities of each writer that are changed far more often than the others, also several times in a millisecond."""
 
@@ -43,14 +47,14 @@ HOT: Final = 6
 class Reader:
     """Asks for entities as the cache layer does: memory, else Redis, else the app, whose answer it stores."""
 
-    def __init__(self, board: Board, number: int, port: int, chance: random.Random) -> None:
+    def __init__(self, board: Board, number: int, url: str, ports: list[int], chance: random.Random) -> None:
         self._board = board
         self._number = number
-        self._port = port
+        self._ports = ports
         self._chance = chance
         self._notes: list[Call] = []
         self._proved = 0.0
-        settings = Settings.of({"store": {"url": f"redis://127.0.0.1:{port}/0", "budget": 0.5}})
+        settings = Settings.of({"store": {"url": url, "budget": 0.5}})
         self._tide = Tidegate(settings, registry=CollectorRegistry())
         self._store = self._tide.store
 
@@ -113,9 +117,9 @@ class Reader:
     async def _prove(self) -> None:
         """Know up to when all that the server sent is here: it sends in order of time, and the loop reads what has
         come before it runs what waits for this answer."""
-        while True:
+        for port in itertools.cycle(self._ports):  # one that is not there any more refuses
             with suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     while True:
                         sent = time.monotonic()
@@ -132,15 +136,15 @@ class Reader:
 class Writer:
     """Changes entities, then purges their tags."""
 
-    def __init__(self, board: Board, number: int, port: int, chance: random.Random) -> None:
+    def __init__(self, board: Board, number: int, url: str, chance: random.Random) -> None:
         self._board = board
         self._number = number
         self._chance = chance
         self._notes: list[Done] = []
-        metrics = Metrics.of(CollectorRegistry())
-        far = RedisStore(f"redis://127.0.0.1:{port}/0", metrics=metrics)
-        self._store = GuardedStore(far, budget=5.0, metrics=metrics)
-        self._own = [entity for entity in range(ENTITIES) if entity % TENANTS % WRITERS == number % WRITERS]
+        self._registry = CollectorRegistry()
+        metrics = Metrics.of(self._registry)
+        self._store = GuardedStore(RedisStore(url, metrics=metrics), budget=5.0, metrics=metrics)
+        self._own = [entity for entity in range(ENTITIES) if writer_of(entity) == number % WRITERS]
 
     async def run(self) -> list[Done]:
         """Until the second phase; returns which purges were done, and when."""
@@ -155,6 +159,8 @@ class Writer:
                 await asyncio.sleep(self._chance.uniform(0, 0.012))
         await _until(lambda: not self._store.stats().extra["purges_pending"])
         await self._store.aclose()
+        reissued = self._registry.get_sample_value("tidegate_purges_total", {"outcome": "reissued"})
+        self._board.add(self._number, Count.REISSUED, int(reissued or 0))
         return self._notes
 
     def _some(self) -> list[int]:
@@ -185,15 +191,16 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def main(role: str, folder: str, number: str, port: str, seed: str) -> None:
+def main(role: str, folder: str, number: str, url: str, ports: str, seed: str) -> None:
     """Run, and leave the notes in the folder."""
     logging.getLogger("tidegate").setLevel(logging.CRITICAL)  # that connections fail is what is wanted here
     board = Board(Path(folder, "board"))
     chance = random.Random(f"{seed} {number}")
     if role == "reader":
-        write_notes(Path(folder, f"{number}.calls"), asyncio.run(Reader(board, int(number), int(port), chance).run()))
+        reader = Reader(board, int(number), url, [int(port) for port in ports.split(",")], chance)
+        write_notes(Path(folder, f"{number}.calls"), asyncio.run(reader.run()))
     else:
-        write_notes(Path(folder, f"{number}.purges"), asyncio.run(Writer(board, int(number), int(port), chance).run()))
+        write_notes(Path(folder, f"{number}.purges"), asyncio.run(Writer(board, int(number), url, chance).run()))
     board.close()
 
 

@@ -1,4 +1,5 @@
-"""Runs the processes, kills their tracking connections, and makes one reader's link silent again and again."""
+"""Runs the processes, kills their tracking connections, and makes one reader's link silent again and again; or, under
+Sentinels, lets the master lose what it was told last, and die."""
 
 import asyncio
 import random
@@ -7,16 +8,17 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis as Client
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.promises.chaos.board import ENTITIES, Board, Count, Phase, read_notes
-from tests.promises.chaos.verdict import Silence, Verdict, judge
-from tests.services import RedisServer
+from tests.promises.chaos.verdict import Failover, Silence, Verdict, judge
+from tests.services import RedisServer, SentinelTrio
 from tests.services.swallowing import SwallowingProxy
 
 __all__ = ["Plan", "Played", "play"]
@@ -24,7 +26,7 @@ __all__ = ["Plan", "Played", "play"]
 _Client: Any = Client  # its annotations leave much open
 
 READERS: Final = (0, 1, 2)
-WRITERS: Final = (3, 4)
+WRITING: Final = (3, 4)
 BEHIND_PROXY: Final = 2
 SILENT_FOR: Final = 1.8
 """Seconds of a silence: so many more than one that there is something to see."""
@@ -37,6 +39,8 @@ class Plan:
     purges: int = 3000
     kills: int = 100
     silences: int = 3
+    failover: bool = False
+    """Under Sentinels."""
     from_memory: int = 5000
     from_redis: int = 500
     patience: float = 80.0
@@ -50,23 +54,39 @@ class Played:
     pending: int
     kills: int
     silences: int
+    reissued: int
     verdict: Verdict
 
     def table(self) -> str:
         """The figures."""
         happened = f"{self.purges} purges done, {self.pending} pending; {self.kills} tracking connections killed"
-        return f"{happened}; {self.silences} silences of a link\n{self.verdict.table()}"
+        lost = f"; {self.reissued} purged tags lost by a failover and purged again" * bool(self.verdict.failovers)
+        return f"{happened}; {self.silences} silences of a link{lost}\n{self.verdict.table()}"
 
 
 class _Run:
-    def __init__(self, plan: Plan, board: Board, client: Any, proxy: SwallowingProxy, chance: random.Random) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        board: Board,
+        server: RedisServer | SentinelTrio,
+        proxy: SwallowingProxy,
+        chance: random.Random,
+    ) -> None:
         self.kills = 0
         self.silences: list[Silence] = []
+        self.failovers: list[Failover] = []
         self.plan = plan
         self._board = board
-        self._client = client
+        self._server = server
+        self._clients = {one: _client(one) for one in _masters(server)}
+        self._master = _masters(server)[0]
         self.proxy = proxy
         self._chance = chance
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
 
     @property
     def finished(self) -> bool:
@@ -75,6 +95,7 @@ class _Run:
             board.total(Count.PURGES) >= plan.purges
             and self.kills >= plan.kills
             and len(self.silences) >= plan.silences
+            and len(self.failovers) >= plan.failover
             and board.total(Count.MEMORY) >= plan.from_memory
             and board.total(Count.REDIS) >= plan.from_redis
         )
@@ -84,12 +105,30 @@ class _Run:
         while True:
             served = self._board.total(Count.MEMORY)
             await _until(lambda: self._board.total(Count.MEMORY) >= served + 20, 60.0, "it serves")  # noqa: B023
-            links = [link["id"] for link in await self._client.client_list() if "t" in link["flags"]]
-            if links and self._chance.random() < 0.9:
-                links = [self._chance.choice(links)]
-            for link in links:
-                self.kills += await self._client.client_kill_filter(_id=link)
+            client = self._clients[self._master]
+            with suppress(RedisConnectionError):  # the master has died
+                links = [link["id"] for link in await client.client_list() if "t" in link["flags"]]
+                if links and self._chance.random() < 0.9:
+                    links = [self._chance.choice(links)]
+                for link in links:
+                    self.kills += await client.client_kill_filter(_id=link)
             await asyncio.sleep(self._chance.uniform(0, 0.12))
+
+    async def fail_over(self) -> None:
+        """Halfway: the replica hears of nothing more for some purges, then the master dies, and it is made master."""
+        assert isinstance(self._server, SentinelTrio)
+        await self._some_purges(self.plan.purges / 2)
+        began = time.monotonic()
+        await asyncio.to_thread(self._server.cut_off)
+        await self._some_purges(self._board.total(Count.PURGES) + 30)
+        await asyncio.to_thread(self._server.fail_over)
+        self._master = self._server.replica
+        promoted = time.monotonic()
+        await self._some_purges(self._board.total(Count.PURGES) + 100)
+        self.failovers.append(Failover(began, promoted))
+
+    async def _some_purges(self, number: float) -> None:
+        await _until(lambda: self._board.total(Count.PURGES) >= number, self.plan.patience, "purges are done")
 
     async def keep_silencing(self) -> None:
         """The link swallows all, and is cut in the end; or holds all back, and brings it in the end."""
@@ -120,24 +159,28 @@ class _Run:
             )
 
 
-async def play(server: RedisServer, plan: Plan, seed: int, told: Callable[[str], None] | None = None) -> Played:
+async def play(
+    server: RedisServer | SentinelTrio, plan: Plan, seed: int, told: Callable[[str], None] | None = None
+) -> Played:
     """Run until all of the plan has happened, then until all is at rest; and judge.
 
+    server: Sentinels, whose master is broken where the plan says so, or one server, to which links go silent.
     told: hears how far it is, every two seconds.
     """
     with tempfile.TemporaryDirectory(prefix="tidegate-chaos-") as name:
         folder = Path(name)
         board = Board(folder / "board")
         try:
-            async with SwallowingProxy(server.port) as proxy, _processes(folder, server.port, proxy.port, seed) as all_:
-                # With redis-py's own timeout a cancelled call may go on (Python 3.11).
-                client = _Client.from_url(server.url, socket_timeout=None, socket_connect_timeout=None)
-                run = _Run(plan, board, client, proxy, random.Random(seed))
+            async with (
+                SwallowingProxy(_masters(server)[0].port) as proxy,
+                _processes(folder, server, proxy.port, seed) as all_,
+            ):
+                run = _Run(plan, board, server, proxy, random.Random(seed))
                 try:
                     await _until(lambda: board.total(Count.READY) == len(all_), 60.0, "every process is ready", all_)
                     await _play(run, board, all_, told)
                 finally:
-                    await client.aclose()
+                    await run.aclose()
             calls, purges = read_notes(folder)
             truth = {entity: board.version(entity) for entity in range(ENTITIES)}
             return Played(
@@ -145,7 +188,8 @@ async def play(server: RedisServer, plan: Plan, seed: int, told: Callable[[str],
                 pending=board.total(Count.PENDING),
                 kills=run.kills,
                 silences=len(run.silences),
-                verdict=judge(calls, purges, run.silences, truth),
+                reissued=board.total(Count.REISSUED),
+                verdict=judge(calls, purges, run.silences, truth, run.failovers),
             )
         finally:
             board.close()
@@ -154,22 +198,25 @@ async def play(server: RedisServer, plan: Plan, seed: int, told: Callable[[str],
 async def _play(
     run: _Run, board: Board, processes: list[subprocess.Popen[bytes]], told: Callable[[str], None] | None
 ) -> None:
-    doing = [asyncio.ensure_future(work) for work in (run.keep_killing(), run.keep_silencing())]
+    doing = [asyncio.ensure_future(run.keep_killing())]
+    if run.plan.silences:
+        doing.append(asyncio.ensure_future(run.keep_silencing()))
+    once = [asyncio.ensure_future(run.fail_over())] if run.plan.failover else []
     if told is not None:
         doing.append(asyncio.ensure_future(run.say(told)))
     ends = time.monotonic() + run.plan.patience
     try:
         await _until(
-            lambda: run.finished or time.monotonic() > ends or doing[0].done() or doing[1].done(),
+            lambda: run.finished or time.monotonic() > ends or any(task.done() for task in doing),
             run.plan.patience + 10.0,
             "the plan is done",
             processes,
         )
     finally:
-        for task in doing:
+        for task in (*doing, *once):
             task.cancel()
-        await asyncio.gather(*doing, return_exceptions=True)
-    for task in doing:
+        await asyncio.gather(*doing, *once, return_exceptions=True)
+    for task in (*doing, *once):
         if not task.cancelled():
             task.result()
     # However far it was: a link that is silent speaks again.
@@ -177,24 +224,39 @@ async def _play(
     run.proxy.let_go()
     run.proxy.cut()
     board.phase = Phase.SETTLE
-    await _until(lambda: all(processes[writer].poll() is not None for writer in WRITERS), 60.0, "writers end")
+    await _until(lambda: all(processes[writer].poll() is not None for writer in WRITING), 60.0, "writers end")
     board.phase = Phase.CHECK
     await _until(lambda: all(process.poll() is not None for process in processes), 60.0, "readers end")
     assert {process.returncode for process in processes} == {0}
 
 
 @asynccontextmanager
-async def _processes(folder: Path, port: int, through: int, seed: int) -> AsyncGenerator[list[subprocess.Popen[bytes]]]:
+async def _processes(
+    folder: Path, server: RedisServer | SentinelTrio, through: int, seed: int
+) -> AsyncGenerator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for number in (*READERS, *WRITERS):
-            role, to = "reader" if number in READERS else "writer", through if number == BEHIND_PROXY else port
-            started.append(_start(role, str(folder), str(number), str(to), str(seed)))
+        for number in (*READERS, *WRITING):
+            role = "reader" if number in READERS else "writer"
+            url, ports = server.url, ",".join(str(one.port) for one in _masters(server))
+            if number == BEHIND_PROXY and not isinstance(server, SentinelTrio):
+                url, ports = f"redis://127.0.0.1:{through}/0", str(through)
+            started.append(_start(role, str(folder), str(number), url, ports, str(seed)))
         yield started
     finally:
         for process in started:
             process.kill()
             process.wait()
+
+
+def _masters(server: RedisServer | SentinelTrio) -> list[RedisServer]:
+    """Who is master, and who may become it."""
+    return [server.master, server.replica] if isinstance(server, SentinelTrio) else [server]
+
+
+def _client(server: RedisServer) -> Any:
+    # With redis-py's own timeout a cancelled call may go on (Python 3.11).
+    return _Client.from_url(server.url, socket_timeout=None, socket_connect_timeout=None)
 
 
 def _start(*words: str) -> subprocess.Popen[bytes]:

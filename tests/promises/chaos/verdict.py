@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tests.promises.chaos.board import Call, Done, Source
+from tests.promises.chaos.board import WRITERS, Call, Done, Source, writer_of
 
-__all__ = ["DEAF_AFTER", "SOON", "Call", "Done", "Silence", "Verdict", "judge"]
+__all__ = ["DEAF_AFTER", "SOON", "Call", "Done", "Failover", "Silence", "Verdict", "judge"]
 
 SOON: Final = 0.050
 """Seconds after a purge returned done from which memory must honour it."""
@@ -25,6 +25,22 @@ class Silence(NamedTuple):
     ended: float
 
 
+class Failover(NamedTuple):
+    """From when the master's purges may be lost, and when another was master."""
+
+    began: float
+    promoted: float
+
+    def over(self, purges: Iterable[Done]) -> float:
+        """When what was lost had been made again: a writer that has purged twice since is connected to the new master,
+        to which it first made its purges again. (The first of the two may have been answered late.)"""
+        since: dict[int, set[float]] = {writer: set() for writer in range(WRITERS)}
+        for purge in purges:
+            if purge.at > self.promoted:
+                since[writer_of(purge.entity)].add(purge.at)
+        return max(sorted(times)[1] if len(times) > 1 else float("inf") for times in since.values())
+
+
 @dataclass(slots=True, kw_only=True)
 class Verdict:
     """late: answers from memory that a purge, done 50 ms before they were asked for, had made old, although the server
@@ -34,6 +50,8 @@ class Verdict:
     deaf: answers from memory more than a second after the link went silent.
     unsettled: answers older than the truth after everything had come to rest.
     judged: answers from memory of which an older version had been purged, and would have been late.
+    meanwhile: answers, from memory or Redis, that would be late or wrong, from when a master began to lose purges until
+        they had been made again by another. Not promised then.
     worst: by reader, the longest time in seconds after a purge was done at which memory was still asked and gave what
         was older.
     """
@@ -43,6 +61,10 @@ class Verdict:
     wrong: list[Call] = field(default_factory=list[Call])
     deaf: list[Call] = field(default_factory=list[Call])
     unsettled: list[Call] = field(default_factory=list[Call])
+    meanwhile: list[Call] = field(default_factory=list[Call])
+    worst_meanwhile: float = 0.0
+    failovers: list[float] = field(default_factory=list[float])
+    """How many seconds each took."""
     judged: int = 0
     asked_in_silence: int = 0
     """Calls more than a second after the link went silent."""
@@ -62,8 +84,14 @@ class Verdict:
         windows = ", ".join(
             f"reader {reader}: {seconds * 1000:.1f} ms" for reader, seconds in sorted(self.worst.items())
         )
+        took = ", ".join(f"{seconds:.1f} s" for seconds in self.failovers)
+        failovers = [
+            f"failover over after {took}; answers meanwhile that had been purged: {len(self.meanwhile)}, up to"
+            f" {self.worst_meanwhile * 1000:.1f} ms before"
+        ]
         return "\n".join(
             [
+                *failovers[: len(self.failovers)],
                 "answers from " + ", ".join(f"{source.name.lower()}: {self.sources[source]}" for source in Source),
                 f"  of memory, with an older version purged 50 ms before or earlier: {self.judged}",
                 f"worst window in which memory gave what was purged: {windows or 'none'}",
@@ -89,11 +117,17 @@ class _Purges:
 
 
 def judge(
-    calls: Iterable[Call], purges: Iterable[Done], silences: Sequence[Silence], truth: Mapping[int, int]
+    calls: Iterable[Call],
+    purges: Sequence[Done],
+    silences: Sequence[Silence],
+    truth: Mapping[int, int],
+    failovers: Sequence[Failover] = (),
 ) -> Verdict:
     """Look at each call. `truth`: the entities' versions in the end."""
     verdict = Verdict()
     known: dict[int, _Purges] = {}
+    losing = [(failover.began, failover.over(purges)) for failover in failovers]
+    verdict.failovers = [over - began for began, over in losing]
     for purge in sorted(purges):
         of = known.setdefault(purge.entity, _Purges())
         of.versions.append(purge.version)
@@ -106,6 +140,11 @@ def judge(
             if call.version != truth[call.entity]:
                 verdict.unsettled.append(call)
         done = of.next_after(call.version)
+        if any(began <= call.began and min(call.began - SOON, call.proved) <= over for began, over in losing):
+            if call.source is not Source.APP and done is not None and done <= call.began:
+                verdict.meanwhile.append(call)
+                verdict.worst_meanwhile = max(verdict.worst_meanwhile, call.began - done)
+            continue
         if call.source is Source.REDIS and done is not None and done <= call.began:
             verdict.wrong.append(call)
         if call.source is Source.MEMORY:
