@@ -19,7 +19,7 @@ from tidegate.middleware.core.identity import REWRITING, Credentials
 from tidegate.middleware.core.keys import climbs, variant_values
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers, weak_match
-from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, has_client_certificate
+from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, always, has_client_certificate
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.stores.base import Entry, Record, Variants
 
@@ -96,7 +96,7 @@ class FusedHits:
         self.taken = 0
         self._peek = peek
         self._names = names
-        self._gate = gate
+        self._gate = None if gate is always else gate
         self._share: Share = share
         self._credentials = credentials
         self._credentials_too = _MATTERS | credentials.headers
@@ -106,7 +106,8 @@ class FusedHits:
     def __call__(self, scope: Scope, context: RequestContext) -> Answer | None:  # noqa: C901 - straight on purpose
         """The messages that answer this request; None: not a plain hit."""
         method = scope["method"]
-        if (method != "GET" and method != "HEAD") or not self._gate(context):
+        plain, gate = method == "GET", self._gate
+        if (not plain and method != "HEAD") or (gate is not None and not gate(context)):
             return None
         decision, identity, policy = context.decision, context.identity, context.match.policy
         share, matters = self._share if policy is None else policy.share, _MATTERS
@@ -121,10 +122,10 @@ class FusedHits:
         elif share == "user":
             if identity.user is None:
                 return None
-        elif climbs(scope["path"]):
+        elif "/." in scope["path"] and climbs(scope["path"]):
             return None
         host = tag = None
-        conditional, plain = False, method == "GET"
+        conditional = False
         headers = scope["headers"]
         for name, value in headers:
             if name in matters:
@@ -151,10 +152,14 @@ class FusedHits:
         elif entry.vary:
             return None
         age = self._clock() - entry.born
-        left = entry.lifetime - (age if age > 0 else 0.0)
-        if left <= 0 or entry.no_cache or (entry.own_etag and not context.is_open("etag")):
+        if age < 0:
+            age = 0.0
+        left = entry.lifetime - age
+        if left <= 0 or entry.no_cache:
             return None
-        seconds = (int(age) if age > 0 else 0, int(left))
+        if entry.own_etag and decision is not None and "etag" not in decision.open:
+            return None
+        seconds = int(age), int(left)
         given = [*entry.headers, *(self._notes.get(seconds) or self._note(seconds))]
         self.taken += 1
         context.storable, context.outcome = True, "hit"
