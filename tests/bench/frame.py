@@ -1,11 +1,12 @@
-"""How a cost is measured: CPU time of this thread, the loop's own cost subtracted, in interleaved rounds, medians.
+"""How a cost is measured: CPU time of this thread, the loop's own cost subtracted, in interleaved rounds.
 
 Interleaved: every case runs once in every round, so that what slows the machine for a while strikes all of them. Many
 short rounds rather than a few long ones: a machine whose cores others share runs now faster, now half as slow again,
-for tenths of a second or seconds, and of seven rounds the median may be of either.
-Ratios and differences are taken within a round and the median over rounds is reported; they say more than microseconds,
-which are those of one machine. Requests are made a few at a time, outside of the time that is measured: as a server
-has just made them, they are at hand, and the garbage collector does not meet thousands of them.
+for tenths of a second or seconds, and of seven rounds the median may be of either. Microseconds are the lower quartile
+over the rounds, which leaves the slow ones out; ratios and differences are taken within a round, and of them the median
+over the rounds is reported: they say more than microseconds, which are those of one machine. Requests are made a few at
+a time, outside of the time that is measured: as a server has just made them, they are at hand, and the garbage
+collector does not meet thousands of them.
 """
 
 import asyncio
@@ -75,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What a case cost: medians over the rounds.
+    """What a case cost: the lower quartile over the rounds, and medians of what compares it with others.
 
     times_raw: its cost over that of the raw function. above_bare: microseconds more than the bare handler.
     above_other: microseconds more than the case that its target names. times_others: its cost over that of each that
@@ -245,6 +246,11 @@ class _Taken(NamedTuple):
     rate: dict[str, list[float]]
 
 
+def _usual(rounds: Sequence[float]) -> float:
+    """The lower quartile: what others do on the machine only ever adds."""
+    return sorted(rounds)[len(rounds) // 4]
+
+
 def _figure(case: Case, taken: _Taken) -> Figure:
     own, rate = taken.cpu[case.title], taken.rate.get(case.title)
     is_raw = case.name == RAW
@@ -266,7 +272,7 @@ def _figure(case: Case, taken: _Taken) -> Figure:
 
     return Figure(
         case=case,
-        microseconds=median(own),
+        microseconds=_usual(own),
         times_raw=of_raw(taken.cpu),
         above_bare=above(BARE) if case.name not in (RAW, BARE) else None,
         above_other=above(case.target.above) if case.target is not None and case.target.above else None,

@@ -76,6 +76,12 @@ def test_servers_are_measured_in_one_round_of_three() -> None:
     assert (rounds.count("here"), rounds.count("served")) == (7 + 1, 3 + 1), "and each once to see how long it takes"
 
 
+def test_rounds_that_others_have_slowed_down_do_not_count() -> None:
+    rounds = iter([1.0, 1.0, 1.0, 3.0, 3.0, 1.1, 3.0, 3.0, 3.0])  # the first one says how many operations to ask for
+    case = Case(name="page", seconds=lambda count: next(rounds) * count / 1e6, most=10)
+    assert [one.microseconds for one in measure([case], rounds=8, seconds=0.0001)] == [pytest.approx(1.1)]
+
+
 def constant(name: str, microseconds: float, **of: object) -> Case:
     """A case that always costs the same."""
     return Case(name=name, seconds=lambda count: count * microseconds / 1e6, **of)  # type: ignore[arg-type]
