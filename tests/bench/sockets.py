@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 
 from tests.bench.frame import BARE, RAW, Bench, Case, Target
 from tests.bench.served import SIZE
-from tests.services.server import Server, free_port, http_request
+from tests.services.server import Server, free_port, http_request, wait_until
 
 __all__ = ["BENCHES", "SIZED", "served"]
 
@@ -135,10 +135,13 @@ def served(bench: Bench, app: str, name: str, *, hit: bool, target: Target | Non
         elapsed = _ask(server.port, count)
         return server.cpu_seconds() - before
 
-    def verify() -> None:
+    def is_what_it_is_called() -> bool:
         status, body, headers = server.page()
-        if (status, len(body), "; hit" in headers.get("cache-status", "")) != (200, SIZE, hit):
-            raise AssertionError(f"{app}: answered {status} {headers}, which is something else")
+        return (status, len(body), "; hit" in headers.get("cache-status", "")) == (200, SIZE, hit)
+
+    def verify() -> None:
+        # On a machine that is busy, Redis may not answer in time for one request, and is left alone for a second then.
+        wait_until(is_what_it_is_called, 30, f"{app}: answers something else")
 
     return Case(
         name=name,
