@@ -112,8 +112,17 @@ class Mounted:
         self.made.add(self)
         self.app = app
         self._runtime = runtime
-        self._begin: ASGIApp = getattr(app, "begin", app)  # see TelemetryLayer
         self._look = look
+
+    @property
+    def app(self) -> ASGIApp:
+        """What is mounted. Another may take its place."""
+        return self._app
+
+    @app.setter
+    def app(self, app: ASGIApp) -> None:
+        self._app = app
+        self._begin: ASGIApp = getattr(app, "begin", app)  # see TelemetryLayer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -136,7 +136,7 @@ class Stack:
         metrics = Metrics.of(self.registry)
         self.store = GuardedStore(self.memory if straight else Closed(self.memory), metrics=metrics)
         self.cohorts = CohortCounters([(flag, "10", kind) for flag in FLAGS for kind in ("canary", "control")])
-        resolver = ContextResolver(
+        resolver = self.resolver = ContextResolver(
             policies=Policies(POLICIES), decide=lambda _identity, scope: scope["state"]["decided"]
         )
         self.seen: list[Any] = []
@@ -179,7 +179,8 @@ class Stack:
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         context, manner = scope["tidegate"], scope["state"]["manner"]
-        self.seen.append((scope["headers"], scope["extensions"], context.positions, context.coalesce_key))
+        told = (context.positions, context.coalesce_key, context.missed)
+        self.seen.append((scope["headers"], scope["extensions"], *told))
         user = scope.get("user")
         who = (user.tenant, user.username, user.grants) if user is not None and scope["path"] != "/public" else ""
         sent = sorted(value for name, value in scope["headers"] if name in (b"accept-encoding", b"cookie"))

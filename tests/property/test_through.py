@@ -178,6 +178,29 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     assert sum(flights) > 500, sum(flights)
 
 
+def test_a_note_of_another_request_or_of_another_cache_leads_nobody_through() -> None:
+    async def body() -> None:
+        one, other = Together(straight=True), Together(straight=True)
+        assert one.way is not None
+        assert other.way is not None
+        state = {"decided": Decided(frozenset(FLAGS), COHORTS), "asked": Do("ask"), "number": 0}
+        first, second = (scope_of(path, user=USERS[0], state=state) for path in ("/user", "/plain"))
+        context = one.resolver.of(first)
+        assert one.cache.hits is not None
+        assert one.cache.hits(first, context) is None
+        assert one.way(second, context, never, never, 0.0) is None
+        assert other.way(first, context, never, never, 0.0) is None
+        begun = one.way(first, context, never, never, 0.0)
+        assert begun is not None
+        begun.close()
+
+    asyncio.run(body())
+
+
+async def never(*_: Any) -> Any:
+    raise AssertionError
+
+
 HEADS = st.lists(
     st.sampled_from(
         [(b"host", b"a"), (b"accept", b"b"), (b"accept", b"c"), (b"traceparent", b"1"), (b"x", b"y" * 2000)]
