@@ -100,6 +100,7 @@ MANNERS = [
     "told of trailers", "a file", "two starts", "a generator", "raises", "raises late", "tags", "many tags", "explains",
     "unknown", "waits", "waits before the body", "waits at the end", "reads", "reads late", "raises at the end",
     "says nothing", "is cancelled", "its own etag", "coded", "a session", "more after the end",
+    "two lengths",
 ]  # fmt: skip
 MORE: list[dict[str, Any]] = [
     {},
@@ -215,6 +216,8 @@ class Stack:
             start["trailers"] = True
         elif manner == "its own etag":
             start["headers"] = [*headers, (b"etag", b'"of the app"')]
+        elif manner == "two lengths":
+            start["headers"] = [*headers, (b"content-length", b"%d" % len(body))]
         elif manner == "coded":
             start["headers"] = [*headers, (b"content-encoding", b"gzip")]
         return start
@@ -319,6 +322,9 @@ def each_once() -> list[Life]:
             for number in range(7)
         ]
         lives.append([*steps, (Step(path="/user", query="n=8"), 200, "whole")])
+        # The same for one that is known not to be for sharing, and so runs alone.
+        never = Step(path="/never")
+        lives.append([(never, 200, "whole"), *[(never, *reversed(failing))] * 6, (never, 200, "whole")])
     return lives
 
 

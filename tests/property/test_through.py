@@ -6,7 +6,7 @@ failures. After each step both have sent the same, run the app as often, hold th
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -144,6 +144,14 @@ HAPPENS = st.builds(
 )
 
 
+ASK = Do("ask", pauses=("first",))
+FORSAKEN = [
+    # The leader leaves its follower; then the run fails, or does not.
+    [replace(ASK, fails=fails), ASK, Do("leave", 0), Do("go on"), Do("go on")]
+    for fails in ("", "first", "at the end")
+]
+
+
 def test_requests_that_come_together_take_the_straight_way_as_they_take_the_general_one() -> None:
     through: list[int] = []
     flights: list[int] = []
@@ -173,6 +181,8 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     def compare(steps: list[Do]) -> None:
         asyncio.run(live(steps))
 
+    for steps in FORSAKEN:
+        asyncio.run(live(steps))
     compare()
     assert sum(through) > 200, sum(through)
     assert sum(flights) > 500, sum(flights)
