@@ -126,6 +126,11 @@ class Breaker:
         """What `admit` answers while it is closed; None: it is not."""
         return self._ticket if self._state == "closed" else None
 
+    def probe_now(self) -> None:
+        """There is reason to hope: the next call may be the probe, however long the breaker has been open."""
+        if self._state == "open":
+            self._opened = self._clock() - self._settings.open_for
+
     def report(self, ticket: Ticket, *, failed: bool) -> None:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
         if ticket is self._ticket and not failed and not self._in_a_row:

@@ -10,7 +10,7 @@ Guarantees asked of every store:
 Not guaranteed: that a record which was put can be got (stores evict).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, runtime_checkable
 
@@ -40,6 +40,7 @@ __all__ = [
     "Peeks",
     "Purge",
     "ReadsOnlyError",
+    "Reconnects",
     "Record",
     "ScopedTag",
     "Settles",
@@ -148,6 +149,15 @@ class Store(Protocol):
 
     def stats(self) -> StoreStats:
         """Counts as they stand now."""
+        ...
+
+
+@runtime_checkable
+class Reconnects(Protocol):
+    """A store that says when it has a connection again, so that nobody need wait to try."""
+
+    def when_connected(self, told: Callable[[], object]) -> None:
+        """Call this whenever a connection has been made."""
         ...
 
 

@@ -25,6 +25,7 @@ from tidegate.middleware.stores.base import (
     Peeks,
     Purge,
     ReadsOnlyError,
+    Reconnects,
     Record,
     Settles,
     Store,
@@ -94,6 +95,9 @@ class GuardedStore:
         self._clock = clock
         self._metrics = metrics if metrics is not None else Metrics.of()
         self._breaker = Breaker(settings, clock=clock, on_change=report_to(self._metrics, name))
+        if isinstance(inner, Reconnects):
+            # Else the connection could be back, and the next probe be a whole interval away.
+            inner.when_connected(self._breaker.probe_now)
         self._rejected = self._metrics.breaker_rejected.labels(name).inc
         self._get = _Meter(self._metrics, name, "get")
         self._put = _Meter(self._metrics, name, "put")

@@ -36,19 +36,20 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, ReadsOnlyError, StoreStats
+from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
 from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_names import Names
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
 from tidegate.middleware.stores.redis_recent import Recent
+from tidegate.middleware.stores.redis_refusals import FullError, told_of
 from tidegate.middleware.stores.redis_servers import Servers
 from tidegate.middleware.stores.redis_stamps import VOID, judge, stamp_of
 from tidegate.middleware.stores.seals import Seals
@@ -64,9 +65,6 @@ LARGE: Final = 64 * 1024
 RENEW_EVERY: Final = 5.0
 """Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
 that are under way."""
-
-_NO_WRITES: Final = ("MISCONF ", "NOREPLICAS ")
-"""How a master refuses writes that goes on answering look-ups."""
 
 _CHECK_EVERY: Final = 5.0
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
@@ -117,7 +115,9 @@ class RedisStore:
         self._recent = Recent(purging, most=max_recent, bites=bites, reissued=reissued)
         crowded = made.limits.labels("redis-waiting").inc
         try:
-            servers = connect_to(url, max_waiting=max_waiting, crowded=crowded, greet=self._recent.greet)
+            servers = connect_to(
+                url, max_waiting=max_waiting, crowded=crowded, greet=self._recent.greet, connected=self._was_connected
+            )
         except ValueError as error:
             shown = re.sub("//.*@", "//***@", url)  # to the last @: a password may have a slash in it
             fix = "write redis://host:6379/0, rediss://, unix://, redis+sentinel:// or redis+cluster://"
@@ -149,6 +149,7 @@ class RedisStore:
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
         self._renewed = -RENEW_EVERY
+        self._told: Callable[[], object] = lambda: None
 
     @property
     def checked(self) -> bool:
@@ -247,7 +248,7 @@ class RedisStore:
             return False
         try:
             await self._run(self._write(self._names.record(key), data, milliseconds))
-        except _Full:
+        except FullError:
             self._limit_memory()
             self._rejected += 1
             return False
@@ -349,19 +350,19 @@ class RedisStore:
     async def _run(self, asked: Awaitable[T]) -> T:
         try:
             return await asked
-        except OutOfMemoryError as error:
-            raise _Full(str(error)) from error
-        except ReadOnlyError as error:
-            now = time.monotonic()
-            if now - self._renewed >= RENEW_EVERY:
-                self._renewed = now
-                self._servers.renew(f"redis: {error}")
-            raise ReadsOnlyError(f"redis: {error}") from error
-        except ResponseError as error:
-            kind = ReadsOnlyError if str(error).startswith(_NO_WRITES) else StoreError
-            raise kind(f"redis: {type(error).__name__}: {error}") from error
         except RedisError as error:
-            raise StoreError(f"redis: {type(error).__name__}: {error}") from error
+            told = told_of(error)
+            if isinstance(error, ReadOnlyError) and time.monotonic() - self._renewed >= RENEW_EVERY:
+                self._renewed = time.monotonic()
+                self._servers.renew(str(told))
+            raise told from error
+
+    def when_connected(self, told: Callable[[], object]) -> None:
+        """Call this whenever a connection has been made."""
+        self._told = told
+
+    def _was_connected(self) -> None:
+        self._told()
 
     async def _check_policy(self) -> None:
         while True:
@@ -380,10 +381,6 @@ class RedisStore:
                 continue
             problem = f"maxmemory-policy {policy} may evict purge stamps: set noeviction or one of volatile-*"
             self._metrics.fail("redis-policy", StoreError(problem))
-
-
-class _Full(StoreError):
-    """Redis is out of memory: it still answers, so this is no reason to stop reading."""
 
 
 def _anchored(entry: Entry) -> bool:

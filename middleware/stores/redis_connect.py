@@ -10,17 +10,24 @@ from tidegate.middleware.stores.redis_servers import Greet, Many, OneServer, Ser
 __all__ = ["connect_to"]
 
 
-def connect_to(url: str, *, max_waiting: int, crowded: Callable[[], object], greet: Greet) -> Servers:
+def connect_to(
+    url: str,
+    *,
+    max_waiting: int,
+    crowded: Callable[[], object],
+    greet: Greet,
+    connected: Callable[[], object] = lambda: None,
+) -> Servers:
     """The servers at an address (`tidegate.addresses`). Nothing is connected yet.
 
-    greet: called with each connection that is made.
+    greet: called with each connection that is made. connected: called when one can be used.
 
     Raises:
         ValueError: if the address cannot be used; the text says why.
     """
     address = Address.of(url)
     way = Way.of(address)
-    many = Many(most=max_waiting, crowded=crowded)
+    many = Many(most=max_waiting, crowded=crowded, connected=connected)
     if address.kind == "cluster":
         return Cluster(address, way, many, greet)
     if address.kind == "sentinel":

@@ -125,6 +125,7 @@ class Link:
         again).
     max_waiting: callers that may wait at once; more are refused with CrowdedError.
     crowded: called for each that is refused.
+    connected: called whenever a connection has been made.
 
     One event loop at a time: from a second one calls fail, unless the first was closed.
     """
@@ -137,12 +138,14 @@ class Link:
         silence: float = 2.0,
         max_waiting: int = 10_000,
         crowded: Callable[[], object] = lambda: None,
+        connected: Callable[[], object] = lambda: None,
     ) -> None:
         self._dial = dial
         self._handshake = handshake
         self._silence = silence
         self._max_waiting = max_waiting
         self._crowded = crowded
+        self._connected = connected
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._refusal: str | None = None
@@ -240,6 +243,7 @@ class Link:
                 else:
                     self._refusal = None
                     self.connections += 1
+                    self._connected()
                     since = loop.time()
                     lost = await self._serve(connection)
                     failures = 1 if loop.time() - since > LONGEST_PAUSE else failures + 1

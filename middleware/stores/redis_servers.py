@@ -70,10 +70,11 @@ class Servers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Many:
-    """How many callers may wait for one connection, and who is told when more do."""
+    """How many callers may wait for one connection, who is told when more do, and who when a connection was made."""
 
     most: int
     crowded: Callable[[], object]
+    connected: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Lanes:
     """
 
     def __init__(self, dial: Dial, many: Many, *, replicated: bool = False) -> None:
-        self.small = Link(dial, max_waiting=many.most, crowded=many.crowded)
+        self.small = Link(dial, max_waiting=many.most, crowded=many.crowded, connected=many.connected)
         # A large reply may be long on its way, and only whole ones are seen.
         self.large = Link(dial, max_waiting=many.most, crowded=many.crowded, silence=5.0)
         self.replicas = Replicas(Link(dial), expected=replicated)

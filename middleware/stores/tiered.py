@@ -13,11 +13,11 @@ process that made it has made it again (`redis_recent`): before its own memory i
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, Settles, Store, StoreStats, Target
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Reconnects, Record, Settles, Store, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
@@ -39,7 +39,7 @@ class Hears(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Told(Store, Settles, Protocol):
+class Told(Store, Settles, Reconnects, Protocol):
     """The store behind: a Store that names the keys by which it judges."""
 
     def stamp_names(self, entry: Entry) -> Sequence[bytes]:
@@ -158,6 +158,10 @@ class TieredStore:
             StoreError: if it cannot answer.
         """
         return await self._far.settled(tags)
+
+    def when_connected(self, told: Callable[[], object]) -> None:
+        """As the shared store."""
+        self._far.when_connected(told)
 
     def stats(self) -> StoreStats:
         """Entries and bytes of this process's memory, and what the shared store says."""

@@ -229,3 +229,18 @@ def test_any_sequence_of_events_keeps_to_the_transitions_that_exist() -> None:
                     breaker.report(ticket, failed=event == "failure")
             walked.setdefault((before, event), set()).add(breaker.state)
     assert walked == allowed
+
+
+def test_where_there_is_reason_to_hope_the_next_call_is_the_probe_and_only_that() -> None:
+    breaker, _ = opened()
+    assert breaker.admit() is None
+    breaker.probe_now()
+    probe = admitted(breaker)
+    breaker.probe_now()
+    assert breaker.admit() is None, "one at a time"
+    breaker.report(probe, failed=True)
+    assert breaker.admit() is None
+    breaker.probe_now()
+    end(breaker, False)
+    breaker.probe_now()
+    assert breaker.state == "closed"
