@@ -9,9 +9,31 @@ from typing import Any, Final, Literal
 from tests.services import Redis, RedisServer, ServiceError, Valkey, wait_until
 from tests.services.swallowing import SwallowingProxy
 
-__all__ = ["FAULTS", "Fault", "Place"]
+__all__ = ["ABSENT", "FAILOVER", "FAULTS", "Fault", "Metric", "Place"]
 
 Act = Callable[["Place"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A counter, with labels beside that of the store."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        labels = ",".join(f'{label}="{value}"' for label, value in self.labels)
+        return f"{self.name}{{{labels}}}"
+
+
+def operations(operation: str, result: str) -> Metric:
+    """Those of the store that ended like this."""
+    return Metric(name="tidegate_store_operations_total", labels=(("operation", operation), ("result", result)))
+
+
+REFUSED: Final = operations("get", "error")
+SILENT: Final = operations("get", "timeout")
+UNWRITTEN: Final = operations("put", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +45,8 @@ class Fault:
     purge: what becomes of a purge meanwhile. reads: whether look-ups go on. untouched: whether one can see meanwhile
         that the server still has what was purged.
     proxied: the worker reaches the server through a proxy.
+    severs: whether connections are lost by it, so that recovery is heard of by the next one.
+    says: in a line of the log. counted: by which metric, with which of its labels; both as docs/failures.md has it.
     lasts: seconds, so that more than one probe fails, and a connection that is silent is given up.
     options: of the server.
     """
@@ -31,9 +55,12 @@ class Fault:
     server: type[RedisServer]
     begin: Act
     end: Act
+    says: str
+    counted: Metric
     purge: Literal["pending", "done"] = "pending"
     reads: bool = False
     untouched: bool = False
+    severs: bool = False
     proxied: bool = False
     lasts: float = 1.6
     options: tuple[tuple[str, str], ...] = ()
@@ -144,6 +171,9 @@ def _sounds_again(place: Place) -> None:
 FAULTS: Final = (
     Fault(
         name="refused",
+        says="Error 111 connecting to",
+        counted=REFUSED,
+        severs=True,
         server=Redis,
         begin=lambda place: place.server.stop(),
         end=Place.back,
@@ -151,12 +181,17 @@ FAULTS: Final = (
     ),
     Fault(
         name="hangs",
+        says="get: no answer within 50 ms",
+        counted=SILENT,
         server=Valkey,
         begin=lambda place: place.server.suspend(),
         end=lambda place: place.server.resume(),
     ),
     Fault(
         name="black hole",
+        says="get: no answer within 50 ms",
+        counted=SILENT,
+        severs=True,
         server=Redis,
         begin=_link("silent", True),
         end=_sounds_again,
@@ -164,10 +199,28 @@ FAULTS: Final = (
         proxied=True,
         lasts=4.0,
     ),
-    Fault(name="one second late", server=Valkey, begin=_link("delay", 1.0), end=_link("delay", 0.0), proxied=True),
-    Fault(name="dies mid-reply", server=Redis, begin=_link("cuts", True), end=_link("cuts", False), proxied=True),
+    Fault(
+        name="one second late",
+        says="get: no answer within 50 ms",
+        counted=SILENT,
+        server=Valkey,
+        begin=_link("delay", 1.0),
+        end=_link("delay", 0.0),
+        proxied=True,
+    ),
+    Fault(
+        name="dies mid-reply",
+        says="Connection closed by server",
+        counted=REFUSED,
+        server=Redis,
+        begin=_link("cuts", True),
+        end=_link("cuts", False),
+        proxied=True,
+    ),
     Fault(
         name="out of memory",
+        says="",
+        counted=Metric(name="tidegate_limits_total", labels=(("limit", "redis-memory"),)),
         server=Valkey,
         begin=_tell("CONFIG", "SET", "maxmemory", "1"),
         end=_tell("CONFIG", "SET", "maxmemory", "0"),
@@ -176,6 +229,8 @@ FAULTS: Final = (
     ),
     Fault(
         name="read-only replica",
+        says="You can't write against a read only replica",
+        counted=UNWRITTEN,
         server=Redis,
         begin=_tell("REPLICAOF", "127.0.0.1", "1"),
         end=_tell("REPLICAOF", "NO", "ONE"),
@@ -184,6 +239,8 @@ FAULTS: Final = (
     ),
     Fault(
         name="MISCONF",
+        says="MISCONF",
+        counted=UNWRITTEN,
         server=Valkey,
         begin=lambda place: place.save(fails=True),
         end=lambda place: place.save(fails=False),
@@ -191,5 +248,27 @@ FAULTS: Final = (
         untouched=True,
         options=(("save", "3600 1"),),
     ),
-    Fault(name="auth revoked", server=Redis, begin=Place.throw_out, end=Place.let_in),
+    Fault(
+        name="auth revoked",
+        says="invalid username-password pair or user is disabled",
+        counted=REFUSED,
+        server=Redis,
+        begin=Place.throw_out,
+        end=Place.let_in,
+        severs=True,
+    ),
 )
+
+FAILOVER: Final = Fault(
+    name="failover",
+    server=Redis,
+    begin=lambda _: None,
+    end=lambda _: None,
+    says="Error 111 connecting to",
+    counted=REFUSED,
+    severs=True,
+)
+"""A master that dies and is replaced: done to a trio of Sentinels by the test itself."""
+
+ABSENT: Final = "not there yet"
+"""No fault of a server: there is none when the app starts."""

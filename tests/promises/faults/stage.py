@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from typing import Any, Final, Self
 from prometheus_client import CollectorRegistry
 
 from tests.driver import User, call
-from tidegate import RoutePolicy, Tidegate
+from tidegate import RoutePolicy, Settings, Tidegate
 from tidegate.errors import StoreError
+from tidegate.middleware.core.identity import Identity
+from tidegate.middleware.core.keys import scope_of
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Entry, Purge, Record
 from tidegate.middleware.stores.redis import RedisStore
@@ -82,9 +85,11 @@ class LogLines(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[tuple[str, float]] = []
+        self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append((str(record.args[0] if isinstance(record.args, tuple) else ""), record.created))
+        self.text += record.getMessage() + "\n"
 
     def closest(self) -> float:
         """Seconds between the two lines of one component that lie closest."""
@@ -98,27 +103,32 @@ class Stage:
     """A worker in this process.
 
     url: of its Redis. direct: the same, by a way that has no fault.
-    memory: whether it keeps in its memory what it read there.
+    world: what it answers from. memory: whether it keeps in its memory what it read there.
     old: answers that were older than what this worker itself had written before they were asked for.
     """
 
-    def __init__(self, url: str, direct: str, *, memory: bool = False) -> None:
+    def __init__(
+        self, url: str, direct: str, *, world: World | None = None, memory: bool = False, budget: float = 0.05
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         self.metrics = Metrics.of(registry)
-        self._world = world = World()
+        self.world = world if world is not None else World()
         far = Noted(url, metrics=self.metrics)
         far.keys = {}
         self._keys = far.keys
+        self._address = direct
         self._direct = RedisStore(direct, metrics=Metrics.of(CollectorRegistry()))
         self.tide = Tidegate(
+            Settings.of({"store": {"budget": budget}}),
             policies=[RoutePolicy(route="/page/{page}", ttl=600, share="tenant", tags=("page:{page}",))],
             store=in_front_of(far, max_bytes=64 * 1024 * 1024, metrics=self.metrics) if memory else far,
             registry=registry,
         )
-        self.stack = self.tide(world.app)
+        self.stack = self.tide(self.world.app)
         self.old: list[str] = []
         self.mixed: list[str] = []
         self.asked_again = 0
+        self.looked = 0
         self._cold = 0
         self._written: dict[str, int] = {}
 
@@ -143,12 +153,21 @@ class Stage:
             self.old.append(f"{name}: {int(version)} < {wanted}")
         return answer.hit
 
+    async def purge_elsewhere(self, page: str) -> None:
+        """Change a page and purge it as another process does, which shares nothing with this worker but Redis."""
+        other = RedisStore(self._address, metrics=Metrics.of(CollectorRegistry()))
+        self.world.versions[page] = self.world.versions.get(page, 0) + 1
+        await other.purge({scope_of(Identity("acme"), "tenant"): [f"page:{page}"]})
+        self._written[page] = self.world.versions[page]
+        await other.aclose()
+
     async def lies_there(self, page: str) -> int | None:
         """The version of the page that whoever looks it up in Redis is given; None: none.
 
         Raises:
             StoreError: if Redis does not answer.
         """
+        self.looked += 1
         try:
             async with asyncio.timeout(1.0):
                 found = (await self._direct.get(self._keys[page])).record
@@ -160,23 +179,23 @@ class Stage:
         """Change a page by a request of this worker's."""
         answer = await call(self.stack, f"/page/{page}", method="POST", user=ANN)
         assert answer.status == 200
-        self._written[page] = self._world.versions[page]
+        self._written[page] = self.world.versions[page]
 
     async def purge(self, page: str) -> Purge:
         """Change a page outside of any request, and purge it."""
-        self._world.versions[page] = self._world.versions.get(page, 0) + 1
+        self.world.versions[page] = self.world.versions.get(page, 0) + 1
         purge = await self.tide.purge(f"page:{page}", tenant="acme")
-        self._written[page] = self._world.versions[page]
+        self._written[page] = self.world.versions[page]
         return purge
 
     def cold(self) -> str:
         """A page that nobody has asked for."""
         self._cold += 1
-        return f"cold-{id(self)}-{self._cold}"
+        return f"cold-{os.getpid()}-{id(self)}-{self._cold}"
 
     async def bare(self) -> float:
         """Seconds of a request to the bare app."""
-        return await timed(call(self._world.app, "/page/bare", user=ANN))
+        return await timed(call(self.world.app, "/page/bare", user=ANN))
 
     async def crowd(self, *, cold: int = 0) -> Crowd:
         """1,000 requests of 50 callers; `cold` of each ten are for a page that nobody has asked for."""
@@ -203,9 +222,28 @@ class Stage:
         """Seconds of each of 50 requests for cold pages that come at once."""
         return list(await asyncio.gather(*(timed(self.get(self.cold())) for _ in range(CALLERS))))
 
+    def count(self, name: str, **labels: str) -> float:
+        """A metric of this worker."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    @property
     def errors(self) -> float:
         """Failures of the store that were counted."""
-        return self.registry.get_sample_value("tidegate_errors_total", {"component": "store"}) or 0.0
+        return self.count("tidegate_errors_total", component="store")
+
+    @property
+    def opened(self) -> float:
+        """How often the breaker opened, probes that failed included."""
+        return self.count("tidegate_breaker_transitions_total", breaker="store", to="open")
+
+    @property
+    def live(self) -> float:
+        """Whether memory in front may answer, as 0 or 1."""
+        return self.tide.store.stats().extra["near_live"]
+
+    def peeks(self, page: str) -> object:
+        """What memory in front would give."""
+        return self.tide.store.peek(self._keys[page])
 
     @property
     def pending(self) -> float:

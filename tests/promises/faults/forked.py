@@ -1,0 +1,43 @@
+"""`python -m tests.promises.faults.forked URL`: a worker that is made before its process forks, as servers do that load
+an application first (gunicorn's `preload_app`); each child serves with it. Prints a line a child: its share of hits.
+"""
+
+import asyncio
+import os
+import sys
+
+from tests.promises.faults.stage import Stage
+
+CHILDREN = 3
+
+
+async def serve(stage: Stage) -> float:
+    """The share of hits, once most are."""
+    async with asyncio.timeout(60), stage:
+        while (share := (await stage.crowd()).share) < 0.95:
+            pass
+        assert stage.mixed == stage.old == []
+        return share
+
+
+def main(url: str) -> None:
+    """Fork, serve in each child and then in the parent."""
+    stage = Stage(url, url, memory=True)
+    children = list[int]()
+    for _ in range(CHILDREN):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                print(f"{os.getpid()} {asyncio.run(serve(stage)):.3f}", flush=True)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(f"{os.getpid()} {asyncio.run(serve(stage)):.3f}", flush=True)
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
