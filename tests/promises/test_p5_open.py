@@ -39,8 +39,11 @@ def log() -> Iterator[LogLines]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_a_fault_of_redis_costs_no_answer_little_time_and_no_purge(fault: Fault, log: LogLines) -> None:
+    # Where Redis goes on answering, it is not about how soon it does on a busy machine.
+    budget = 2.0 if fault.reads else BUDGET
+
     async def story() -> None:
-        async with Place.of(fault) as place, Stage(place.url, place.direct) as stage:
+        async with Place.of(fault) as place, Stage(place.url, place.direct, budget=budget) as stage:
             await warm(stage, f"{fault.name}: before")
             healthy = await stage.burst()
             herd, broken = await asyncio.to_thread(Herd, stage, place), time.monotonic()

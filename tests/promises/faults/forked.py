@@ -14,7 +14,7 @@ CHILDREN = 3
 async def serve(stage: Stage) -> float:
     """The share of hits, once most are."""
     async with asyncio.timeout(60), stage:
-        while (share := (await stage.crowd()).share) < 0.95:
+        while (share := (await stage.crowd()).share) < 0.9:
             pass
         assert stage.mixed == stage.old == []
         return share

@@ -69,9 +69,9 @@ async def warm(stage: Stage, when: str) -> None:
 
     async def filled() -> bool:
         crowd = await stage.crowd()
-        if crowd.share >= 0.95:
+        if crowd.share >= 0.9:
             print(f"{when}: {crowd}")
-        return crowd.share >= 0.95
+        return crowd.share >= 0.9
 
     await steps_until(filled, "hits")
 
