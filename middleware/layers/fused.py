@@ -122,8 +122,10 @@ class FusedHits:
         elif share == "user":
             if identity.user is None:
                 return None
-        elif "/." in scope["path"] and climbs(scope["path"]):
-            return None
+        else:
+            path = scope["path"]  # what `climbs` asks first, so that most paths cost no call
+            if ("/." in path or "\\" in path or "%" in path) and climbs(path):
+                return None
         host = tag = None
         conditional = False
         headers = scope["headers"]
