@@ -245,6 +245,12 @@ class Stack:
         elif manner in ("waits before the body", "reads late"):
             await (asyncio.sleep(0) if manner == "waits before the body" else receive())
         await send(part)
+        if manner == "a buffer":
+            part["body"][:] = bytes(len(body))  # filled anew, as a reader of files does
+        else:
+            await self.end(manner, context, send)
+
+    async def end(self, manner: str, context: Any, send: Any) -> None:
         if manner == "waits at the end":
             await asyncio.sleep(0)
             self.seen.append(context.explain())
