@@ -18,6 +18,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, report_to
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.affected import Affected, Affects
 from tidegate.middleware.stores.base import (
     Entry,
     Keeps,
@@ -254,6 +255,16 @@ class GuardedStore:
             return await within(max(left, 0.001), self._settles.settled(tags))
         except (StoreError, TimeoutError):
             return False
+
+    async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
+        """What a purge of these would take, as the store inside says; nothing known where it cannot."""
+        if not isinstance(self._inner, Affects):
+            return Affected()
+        try:
+            return await self._inner.affected(tags)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._metrics.fail(self._name, error)
+            return Affected()
 
     def purge_soon(self, tags: Mapping[str, Sequence[Target]]) -> None:
         """Refuse these tags from now on, and purge them as soon as the store can. Never waits; for any thread.

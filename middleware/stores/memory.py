@@ -4,6 +4,7 @@ Every call finishes without suspending, in time that does not grow with the numb
 within the process only: several workers each have their own store, and a purge in one is unknown to the others.
 """
 
+import asyncio
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Final, Protocol
 from tidegate.errors import Problems
 from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.affected import Affected, Tally
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.fair import Fair, owner_of
 from tidegate.middleware.stores.interning import Interning
@@ -21,6 +23,9 @@ from tidegate.middleware.stores.ledger import Ledger
 __all__ = ["MemoryStore", "size_of"]
 
 MIB: Final = 1024 * 1024
+
+_LOOKED_THROUGH: Final = 500
+"""Records that `affected` looks at before others have their turn."""
 
 _LOOKED_AT: Final = 4
 """Rows in which, for each record that must go, one is looked for that nobody can be served any more."""
@@ -330,6 +335,24 @@ class MemoryStore:
         if together:
             self._limit_together.inc(together)
         return Purge("done", sum(map(len, tags.values())))
+
+    async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
+        """What a purge of these would take, counted exactly; other work goes on meanwhile."""
+        tally, keys = Tally(tags), list(self._rows)
+        for start in range(0, len(keys), _LOOKED_THROUGH):
+            with self._lock:
+                now = self._clock()
+                for key in keys[start : start + _LOOKED_THROUGH]:
+                    row = self._rows.get(key)
+                    if row is None or self._expires[row] <= now:
+                        continue
+                    tally.looked_at += 1
+                    record = self._records[row]
+                    concerned = isinstance(record, Entry) and tally.concerns(record)
+                    if isinstance(record, Entry) and concerned and self._ledger.allows(record, self._valid_at[row]):
+                        tally.count(record)
+            await asyncio.sleep(0)
+        return tally.told()
 
     def stats(self) -> StoreStats:
         """Counts as they stand; expired and purged records count until they are dropped."""

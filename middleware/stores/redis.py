@@ -34,19 +34,23 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
-from tidegate.errors import Problems, StoreError
+from tidegate.errors import Problems
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
 from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial, Word
+from tidegate.middleware.stores.redis_looking import look_through
 from tidegate.middleware.stores.redis_names import Names
+from tidegate.middleware.stores.redis_policy import check_policy
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
 from tidegate.middleware.stores.redis_recent import Recent
 from tidegate.middleware.stores.redis_refusals import FullError, told_of
@@ -56,9 +60,6 @@ from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
 
-SAFE_POLICIES: Final = frozenset({"noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"})
-"""Values of `maxmemory-policy` that leave keys without expiry alone."""
-
 LARGE: Final = 64 * 1024
 """Bytes of a record above which it travels on a connection of its own kind, so that smaller ones overtake it."""
 
@@ -66,9 +67,7 @@ RENEW_EVERY: Final = 5.0
 """Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
 that are under way."""
 
-_CHECK_EVERY: Final = 5.0
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
-_POLICY: Final = re.compile(r"^maxmemory_policy:(\S+)", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -162,7 +161,10 @@ class RedisStore:
             self._seals.start()
         self._servers.open()
         if self._check is None or self._check.cancelled():
-            self._check = asyncio.get_running_loop().create_task(self._check_policy(), name="tidegate-redis-check")
+            self._check = asyncio.get_running_loop().create_task(
+                check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics),
+                name="tidegate-redis-check",
+            )
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -308,6 +310,20 @@ class RedisStore:
         reached = await asyncio.gather(*[self._servers.reached(mark) for mark in marks])
         return None if None in reached or not reached else all(reached)
 
+    async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
+        """What a purge of these would take, among the records that are looked at: see `redis_looking`."""
+        start = len(self._names.record(b""))
+        return await look_through(
+            self._servers.scan(self._names.records),
+            tags,
+            read=partial(self._servers.read, large=True),
+            opened=lambda name, data: self._opened(bytes.fromhex(name[start:].decode()), data),
+            stands=self._stands,
+        )
+
+    async def _stands(self, entry: Entry) -> bool:
+        return await self._judged(entry) != VOID
+
     @property
     def dial(self) -> Dial | None:
         """Connects to the server that takes writes; None where there are several."""
@@ -364,29 +380,7 @@ class RedisStore:
     def _was_connected(self) -> None:
         self._told()
 
-    async def _check_policy(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(_CHECK_EVERY):
-                    told = await self._run(self._servers.on_each(b"INFO", b"memory"))
-            except StoreError as error:
-                self._metrics.fail("redis-check", error)
-            except TimeoutError:
-                self._metrics.fail("redis-check", StoreError(f"redis: no answer within {_CHECK_EVERY:g} s"))
-            else:
-                break
-            await asyncio.sleep(_CHECK_EVERY)
-        for policy in {found[1] if (found := _POLICY.search(_text(each))) else "unknown" for each in told}:
-            if policy in SAFE_POLICIES:
-                continue
-            problem = f"maxmemory-policy {policy} may evict purge stamps: set noeviction or one of volatile-*"
-            self._metrics.fail("redis-policy", StoreError(problem))
-
 
 def _anchored(entry: Entry) -> bool:
     held = {scope for scope, _ in entry.positions}
     return all(scope in held for scope, _ in entry.tags)
-
-
-def _text(reply: object) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)

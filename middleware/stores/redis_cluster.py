@@ -7,7 +7,7 @@ those who need not. A slot that is on its way is followed (ASK). Replicas are no
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import CrowdedError, Dial, Link, Word
-from tidegate.middleware.stores.redis_servers import Greet, Lanes, Many, Way, greeted
+from tidegate.middleware.stores.redis_servers import Greet, Lanes, Many, Way, greeted, scanned
 
 __all__ = ["Cluster"]
 
@@ -74,13 +74,22 @@ class Cluster:
         """Look again who has which slots."""
         self._look()
 
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """The names of the keys that match, some at a time, of one master after the other."""
+        for node in await self._masters():
+            async for names in scanned(self._lane(node, large=True), pattern):
+                yield names
+
     async def on_each(self, *words: Word) -> list[Any]:
         """The replies of all masters."""
+        return [await self._lane(node, large=False).call(*words) for node in await self._masters()]
+
+    async def _masters(self) -> list[Node]:
         await asyncio.shield(self._look())
         masters = {node for node in self._slots if node is not None}
         if not masters:
             raise StoreError(self._unknown)
-        return [await self._lane(node, large=False).call(*words) for node in sorted(masters)]
+        return sorted(masters)
 
     async def reached(self, mark: bytes) -> bool | None:
         """Whether all that was written to the master that has the key's slot has reached a replica."""

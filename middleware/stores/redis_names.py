@@ -4,6 +4,7 @@ Scopes and tags are named by keyed BLAKE2b. What stands in braces decides the sl
 scope lie in one, and so do the two of a large record.
 """
 
+import re
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -21,6 +22,8 @@ class Names:
     def __init__(self, namespace: str, naming_key: bytes) -> None:
         self._prefix = namespace.encode()
         self._naming_key = naming_key
+        self.records = re.sub(rb"([*?\[\]\\^])", rb"\\\1", self._prefix) + b":e:*"
+        """The pattern of the names of all records."""
         self.stamps = self._prefix + b":g:"
         """What the names of all stamps begin with."""
         # Hashing a name costs more than looking it up; few scopes and tags are asked for often.

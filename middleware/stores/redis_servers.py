@@ -4,7 +4,7 @@ A lane is a connection of its own (`redis_link`): a reply of megabytes on the on
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from tidegate.addresses import Address
 from tidegate.middleware.stores.redis_link import Dial, Link, Word, hang_up
 from tidegate.middleware.stores.redis_replicas import Replicas
 
-__all__ = ["Greet", "Lanes", "Many", "OneServer", "Servers", "Way", "dial", "greeted"]
+__all__ = ["Greet", "Lanes", "Many", "OneServer", "Servers", "Way", "dial", "greeted", "scanned"]
 
 Greet = Callable[[Any], Awaitable[str | None]]
 """Called with each new connection before anybody reads over it; returns what stands for its server, None: unknown."""
@@ -50,6 +50,10 @@ class Servers(Protocol):
 
     def call(self, key: bytes, *words: Word, large: bool = False) -> Awaitable[Any]:
         """The reply to a command of the server that holds this key."""
+        ...
+
+    def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """The names of the keys that match, some at a time; of all servers that take writes."""
         ...
 
     def on_each(self, *words: Word) -> Awaitable[list[Any]]:
@@ -176,6 +180,10 @@ class OneServer:
         """The reply to a command."""
         return (self._lanes.large if large else self._lanes.small).call(*words)
 
+    def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """The names of the keys that match, some at a time."""
+        return scanned(self._lanes.large, pattern)
+
     async def on_each(self, *words: Word) -> list[Any]:
         """The reply to a command."""
         return [await self._lanes.small.call(*words)]
@@ -192,6 +200,17 @@ async def dial(kind: Any, options: dict[str, Any], tls: Any = None) -> Any:
         await connection.disconnect(nowait=True)
         raise
     return connection
+
+
+async def scanned(link: Link, pattern: bytes) -> AsyncIterator[list[bytes]]:
+    """The names of one server's keys that match, some at a time, each once."""
+    cursor, seen = b"0", set[bytes]()
+    while True:
+        cursor, names = await link.call(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", 500)
+        yield [name for name in names if name not in seen]
+        seen.update(names)
+        if cursor == b"0":
+            return
 
 
 def greeted(dial: Dial, greet: Greet) -> Dial:

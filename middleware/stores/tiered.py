@@ -14,9 +14,11 @@ process that made it has made it again (`redis_recent`): before its own memory i
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.affected import Affected, Affects
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Reconnects, Record, Settles, Store, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
@@ -39,7 +41,7 @@ class Hears(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Told(Store, Settles, Reconnects, Protocol):
+class Told(Store, Settles, Affects, Reconnects, Protocol):
     """The store behind: a Store that names the keys by which it judges."""
 
     def stamp_names(self, entry: Entry) -> Sequence[bytes]:
@@ -158,6 +160,15 @@ class TieredStore:
             StoreError: if it cannot answer.
         """
         return await self._far.settled(tags)
+
+    async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
+        """What the shared store says of a purge of these, and how much of it is in this process's memory.
+
+        Raises:
+            StoreError: if it cannot answer.
+        """
+        near = await self._near.affected(tags)
+        return replace(await self._far.affected(tags), in_memory=near.entries)
 
     def when_connected(self, told: Callable[[], object]) -> None:
         """As the shared store."""

@@ -15,9 +15,10 @@ from tidegate.stopping import follow_stops
 from tidegate.vocabulary import FLAGS
 
 if TYPE_CHECKING:  # its cryptography comes with the extra `redis`
+    from tidegate.middleware.stores.redis import RedisStore
     from tidegate.middleware.stores.seals import Seals
 
-__all__ = ["provider_of", "seals_of", "stops_of", "store_of", "warn_worker"]
+__all__ = ["provider_of", "seals_of", "shared_store_of", "stops_of", "store_of", "warn_worker"]
 
 _log = logging.getLogger("tidegate")
 
@@ -72,20 +73,26 @@ def store_of(settings: Settings, metrics: Metrics, seals: "Seals | None") -> Sto
             " set store.url (REDIS_URL)"
         )
         return MemoryStore(max_bytes=store.max_bytes, metrics=metrics)
-    try:
-        from tidegate.middleware.stores.redis import RedisStore
-        from tidegate.middleware.stores.tiered import in_front_of
-    except ImportError as error:
-        raise _missing_extra("store.url", store.url, "redis") from error
+    far = shared_store_of(settings, metrics, seals)
+    from tidegate.middleware.stores.tiered import in_front_of
+
     if seals is None:
         _log.warning(
             "the responses in Redis can be read by whoever may read it: give store.key_file or store.keys"
             " (tidegate keys new)"
         )
-    far = RedisStore(
-        store.url, naming_key=seals.ring.naming_key if seals is not None else b"", seals=seals, metrics=metrics
-    )
     return in_front_of(far, max_bytes=store.max_bytes, metrics=metrics)
+
+
+def shared_store_of(settings: Settings, metrics: Metrics, seals: "Seals | None") -> "RedisStore":
+    """The store that `store.url` names."""
+    url = str(settings.store.url)
+    try:
+        from tidegate.middleware.stores.redis import RedisStore
+    except ImportError as error:
+        raise _missing_extra("store.url", url, "redis") from error
+    naming_key = seals.ring.naming_key if seals is not None else b""
+    return RedisStore(url, naming_key=naming_key, seals=seals, metrics=metrics)
 
 
 def warn_worker(told: str) -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -41,6 +41,7 @@ from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.layers.through import lead_through
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.tracing import opentelemetry_tracer
@@ -50,7 +51,7 @@ from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.vocabulary import LAYERS, Layer, Unit
 
-__all__ = ["Tidegate", "TidegateMiddleware"]
+__all__ = ["Tidegate", "TidegateMiddleware", "scope_of_tenant"]
 
 _log = logging.getLogger("tidegate")
 
@@ -180,23 +181,49 @@ class Tidegate:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
+    @overload
     async def purge(
-        self, *tags: str, all_of: Sequence[str] = (), tenant: str | None = None, soft: bool = False
-    ) -> Purge:
+        self,
+        *tags: str,
+        all_of: Sequence[str] = (),
+        tenant: str | None = None,
+        soft: bool = False,
+        dry_run: Literal[False] = False,
+    ) -> Purge: ...
+
+    @overload
+    async def purge(
+        self,
+        *tags: str,
+        all_of: Sequence[str] = (),
+        tenant: str | None = None,
+        soft: bool = False,
+        dry_run: Literal[True],
+    ) -> Affected: ...
+
+    async def purge(
+        self,
+        *tags: str,
+        all_of: Sequence[str] = (),
+        tenant: str | None = None,
+        soft: bool = False,
+        dry_run: bool = False,
+    ) -> Purge | Affected:
         """Purge what carries any of these tags of a tenant, or public ones; for code that changes data outside an HTTP
         request.
 
         all_of: what carries all of these, up to 16. soft: what is purged becomes stale, to be served while the app is
-            asked for a new response; else it is void.
+            asked for a new response; else it is void. dry_run: change nothing; return what it would take.
 
         Raises:
             ValueError: if no tag is named.
         """
-        return await self.store.purge({_scope_of(tenant): aimed(tags, all_of=all_of, soft=soft)})
+        targets = {scope_of_tenant(tenant): aimed(tags, all_of=all_of, soft=soft)}
+        return await (self.store.affected(targets) if dry_run else self.store.purge(targets))
 
     async def purge_all(self, tenant: str | None = None, *, soft: bool = False) -> Purge:
         """Purge all that is stored for a tenant and its users; without a tenant, all that is stored for anybody."""
-        return await self.store.purge({_scope_of(tenant): aimed((WHOLE_SCOPE,), soft=soft)})
+        return await self.store.purge({scope_of_tenant(tenant): aimed((WHOLE_SCOPE,), soft=soft)})
 
     def shadow_report(self) -> dict[str, Any]:
         """What shadow mode has seen in this process, as JSON has it; `shadow_app` answers it over HTTP.
@@ -287,7 +314,8 @@ def _decider(
     return by_properties
 
 
-def _scope_of(tenant: str | None) -> str:
+def scope_of_tenant(tenant: str | None) -> str:
+    """Where the tags of a tenant are; without one, those that belong to nobody."""
     return PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from tidegate.commands import purging
 from tidegate.commands.shared import Commands, say
 from tidegate.errors import Problems, TidegateError
 from tidegate.middleware.core.identity import Identity
@@ -23,7 +24,7 @@ _TEXT: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 
 def register(families: Commands, common: argparse.ArgumentParser) -> None:
     """Add `tidegate cache …`."""
-    parser = families.add_parser("cache", help="what the cache does with a request, and why")
+    parser = families.add_parser("cache", help="what the cache does with a request, and why; purges")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     summary = "is it stored, for how long, for whom, under which key and tags, by which rule, and what would change it"
     explain = commands.add_parser("explain", parents=[common], help=summary, description=summary)
@@ -40,6 +41,7 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     )
     explain.add_argument("--json", action="store_true", help="the same for programs")
     explain.set_defaults(run=_explain)
+    purging.register(commands, common)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,101 @@
+"""`tidegate cache purge`: purge tags in the store that all processes share, or say what that would take."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from tidegate.commands.shared import Commands, say, settings_of
+from tidegate.errors import ConfigError, Problem, Problems, TidegateError
+
+__all__ = ["register"]
+
+WITHIN: Final = 5.0
+"""Seconds that the store has."""
+
+
+def register(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add `tidegate cache purge`."""
+    summary = "purge what carries a tag, in the store that all processes share"
+    purge = commands.add_parser("purge", parents=[common], help=summary, description=summary)
+    purge.add_argument("tags", metavar="TAG", nargs="+", help="as policy or handler gave it to responses")
+    purge.add_argument("--tenant", metavar="TENANT", help="whose tags (default: those that belong to nobody)")
+    purge.add_argument("--soft", action="store_true", help="make it stale, to be served while the app is asked")
+    purge.add_argument("--all-of", action="store_true", help="only what carries all of the tags")
+    purge.add_argument("--dry-run", action="store_true", help="change nothing: how many, and a few of them")
+    purge.add_argument("--json", action="store_true", help="the same for programs")
+    purge.set_defaults(run=_purge)
+
+
+def _purge(arguments: argparse.Namespace) -> int:
+    from tidegate.assembly import scope_of_tenant
+    from tidegate.middleware.core.records import aimed
+
+    settings = settings_of(arguments, only=("store",))
+    if settings.store.url is None or not settings.store.enabled:
+        problem = Problem(
+            path="store.url",
+            value="",
+            problem="names no store that processes share",
+            fix="what an app keeps in its own memory is purged there: tide.purge",
+        )
+        raise ConfigError("cache purge", [problem])
+    problems = Problems("cache purge")
+    if "" in arguments.tags:
+        problems.add("TAG", "", "is empty", "name a tag")
+    if arguments.tenant == "":
+        problems.add("--tenant", "", "is empty", "name a tenant, or leave it out")
+    problems.raise_if_any()
+    tags: list[str] = arguments.tags
+    try:
+        together, each = (tags, []) if arguments.all_of else ([], tags)
+        targets = {scope_of_tenant(arguments.tenant): aimed(each, all_of=together, soft=arguments.soft)}
+    except ValueError as error:
+        problem = Problem(path="--all-of", value=len(tags), problem=str(error), fix="name fewer tags")
+        raise ConfigError("cache purge", [problem]) from None
+    told = asyncio.run(_in_store(settings, targets, dry=arguments.dry_run))
+    if arguments.json:
+        say(json.dumps(told, indent=2))
+        return 0
+    for line in _lines(told):
+        say(line)
+    return 0
+
+
+async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry: bool) -> dict[str, Any]:
+    """Purge, or look; what came of it.
+
+    Raises:
+        TidegateError: if the store did not answer in time.
+    """
+    from prometheus_client import CollectorRegistry
+
+    from tidegate.adapters import seals_of, shared_store_of
+    from tidegate.middleware.metrics import Metrics
+
+    metrics = Metrics.of(CollectorRegistry())
+    store = shared_store_of(settings, metrics, seals_of(settings, metrics))
+    try:
+        async with asyncio.timeout(WITHIN):
+            if dry:
+                return {"dry_run": True, **asdict(await store.affected(targets))}
+            purge = await store.purge(targets)
+            return {"state": purge.state, "durable": await store.settled(targets)}
+    except TimeoutError:
+        raise TidegateError(f"nothing is known to be purged: the store did not answer within {WITHIN:g} s") from None
+    finally:
+        await store.aclose()
+
+
+def _lines(told: Mapping[str, Any]) -> list[str]:
+    if "state" in told:
+        durable = {True: "; a replica has it", False: "; no replica has said that it has it", None: ""}
+        return [f"{told['state']}{durable[told['durable']]}"]
+    count = f"{'' if told['exact'] else 'at least '}{told['entries']}"
+    lines = [f"{count} would be purged, of {told['looked_at']} that were looked at; nothing was changed"]
+    for one in told["sample"]:
+        tags = ", ".join(f"{scope}/{tag}" for scope, tag in one["tags"])
+        lines.append(f"  status {one['status']}, {one['size']} bytes, {one['age']:.0f} s old: {tags}")
+    return lines
