@@ -21,6 +21,7 @@ __all__ = [
     "counted_query",
     "digest",
     "digest_begun",
+    "encode_pair",
     "encode_parts",
     "path_part",
     "primary_parts",
@@ -45,6 +46,11 @@ _LONGEST_URI = 256
 def encode_parts(parts: Iterable[bytes | None]) -> bytes:
     """Injective: each part with its length before it; None is not the empty string."""
     return b"".join([b"\x00" if part is None else b"\x01%d:%b" % (len(part), part) for part in parts])
+
+
+def encode_pair(one: bytes, other: bytes) -> bytes:
+    """What `encode_parts` makes of two parts that are there, in half of the time."""
+    return b"\x01%d:%b\x01%d:%b" % (len(one), one, len(other), other)
 
 
 def primary_parts(
@@ -165,7 +171,7 @@ def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
 
     A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
     """
-    return tag_of_encoded(tag_begun(scheme, host), encode_parts((raw_path, query)))
+    return tag_of_encoded(tag_begun(scheme, host), encode_pair(raw_path, query))
 
 
 def tag_begun(scheme: str, host: bytes) -> str:

@@ -13,6 +13,7 @@ from tidegate.middleware.core.keys import (
     counted_query,
     digest,
     digest_begun,
+    encode_pair,
     encode_parts,
     path_part,
     primary_parts,
@@ -171,7 +172,7 @@ class Names:
         if query and policy is not None and policy.query is not None:
             query = counted_query(query, policy.query)
         # An encoding of parts is those of each, one after the other, and so is its hash.
-        encoded = b"\x01%d:%b\x01%d:%b" % (len(raw_path), raw_path, len(query), query)
+        encoded = encode_pair(raw_path, query)
         hashed = owner.begun.copy()
         hashed.update(encoded)
         tag = (PUBLIC_SCOPE, tag_of_encoded(owner.origin, encoded))

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.core.keys import counted_query, digest, encode_parts, primary_parts, variant_values
+from tidegate.middleware.core.keys import (
+    counted_query,
+    digest,
+    encode_pair,
+    encode_parts,
+    primary_parts,
+    variant_values,
+)
 from tidegate.middleware.layers.naming import Named, Names
 
 PARTS = st.lists(
@@ -19,6 +26,11 @@ NAMES = st.text(min_size=1, max_size=4)
 @given(PARTS, PARTS)
 def test_the_encoding_is_injective(one: list[bytes | None], other: list[bytes | None]) -> None:
     assert (encode_parts(one) == encode_parts(other)) == (one == other)
+
+
+@given(st.binary(), st.binary())
+def test_two_parts_are_encoded_like_any(one: bytes, other: bytes) -> None:
+    assert encode_pair(one, other) == encode_parts([one, other])
 
 
 @st.composite
