@@ -328,6 +328,8 @@ def each_once() -> list[Life]:
             for number in range(7)
         ]
         lives.append([*steps, (Step(path="/user", query="n=8"), 200, "whole")])
+        # And not until then where one goes well in between.
+        lives.append([*steps[:4], (Step(path="/plain", query="n=9"), 200, "whole"), *steps[4:7], steps[0]])
         # The same for one that is known not to be for sharing, and so runs alone.
         never = Step(path="/never")
         lives.append([(never, 200, "whole"), *[(never, *reversed(failing))] * 6, (never, 200, "whole")])

@@ -152,6 +152,17 @@ FORSAKEN = [
 ]
 
 
+GONE = [
+    # The clients break off while the start is being sent, as often as would open the circuit; others join meanwhile.
+    [
+        *[step for number in range(6) for step in (Do("ask", path=path, slow=True), Do("break", number))],
+        Do("ask", path=path),
+    ]
+    for path in ("/user", "/never")
+]
+MEANWHILE = [[Do("ask", slow=True), Do("ask"), Do("take", 0), Do("ask")]]
+
+
 def test_requests_that_come_together_take_the_straight_way_as_they_take_the_general_one() -> None:
     through: list[int] = []
     flights: list[int] = []
@@ -181,7 +192,7 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     def compare(steps: list[Do]) -> None:
         asyncio.run(live(steps))
 
-    for steps in FORSAKEN:
+    for steps in (*FORSAKEN, *GONE, *MEANWHILE):
         asyncio.run(live(steps))
     compare()
     assert sum(through) > 200, sum(through)
