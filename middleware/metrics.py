@@ -111,6 +111,13 @@ class Metrics:
         self.breaker_rejected = Counter(
             "tidegate_breaker_rejected", "Calls that an open breaker refused.", ["breaker"], registry=registry
         )
+        self.hearing = Gauge(
+            "tidegate_purges_heard_by",
+            "1 for what tells the memory in front of Redis of purges: tracking, or a stream where that is refused.",
+            ["transport"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.flags_ready = Gauge(
             "tidegate_flags_ready",
             "1 once the flags are known, or where there are none; over workers, the least.",

@@ -10,9 +10,8 @@ and range, or CodecError. No pickle, no code, no object beyond the two records.
 """
 
 import struct
-from collections.abc import Callable
 from math import isfinite
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar, cast
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -87,13 +86,13 @@ def decode(data: bytes) -> Record:
         if kind == "e" and len(fields) == _FIELDS:
             return _entry(fields, data[end:])
         if kind == "v" and len(fields) == 3 and end == len(data):
-            return Variants(names=_items(fields[0], _bytes), keys=_items(fields[1], _bytes), scope=_text(fields[2]))
+            return Variants(names=_items(fields[0], bytes), keys=_items(fields[1], bytes), scope=_text(fields[2]))
     raise CodecError("the meta part is no record's")
 
 
 def _unpacked(packed: bytes) -> object:
     try:
-        return _msgpack.unpackb(packed, strict_map_key=True, use_list=True, unicode_errors="surrogatepass")
+        return _msgpack.unpackb(packed, strict_map_key=True, use_list=False, unicode_errors="surrogatepass")
     except (ValueError, TypeError, OverflowError, RecursionError, _msgpack.UnpackException) as error:
         raise CodecError(f"the meta part is not msgpack: {type(error).__name__}") from error
 
@@ -104,7 +103,7 @@ def _entry(fields: list[object], body: bytes) -> Entry:
         raise CodecError(f"body of {len(body)} bytes, not {length}")
     return new_entry(
         status=_status(status),
-        headers=_pairs(headers, _bytes, _bytes),
+        headers=_pairs(headers, bytes, bytes),
         body=body,
         born=_number(born),
         lifetime=_number(lifetime),
@@ -112,44 +111,57 @@ def _entry(fields: list[object], body: bytes) -> Entry:
         stale_if_error=_number(sie),
         must_revalidate=_flag(must),
         no_cache=_flag(no_cache),
-        vary=_pairs(vary, _bytes, _bytes_or_none),
-        tags=_pairs(tags, _text, _text),
-        positions=_pairs(positions, _text, _whole),
+        vary=_selecting(vary),
+        tags=_pairs(tags, str, str),
+        positions=_positions(positions),
         own_etag=_flag(own),
     )
 
 
-def _is_list(value: object) -> TypeGuard[list[object]]:
-    return type(value) is list
+def _is_list(value: object) -> TypeGuard[tuple[object, ...]]:
+    return type(value) is tuple
 
 
-def _items(value: object, item: Callable[[object], T]) -> tuple[T, ...]:
+def _items(value: object, kind: type[T]) -> tuple[T, ...]:
     if not _is_list(value):
         raise CodecError(f"{type(value).__name__} is no list")
-    return tuple([item(each) for each in value])
+    for each in value:
+        if type(each) is not kind:
+            raise CodecError(f"{type(each).__name__} is no {kind.__name__}")
+    return cast(tuple[T, ...], value)
+
+
+def _lists(value: object) -> tuple[tuple[object, ...], ...]:
+    return cast(tuple[tuple[object, ...], ...], _items(value, tuple))
 
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-def _pairs(value: object, first: Callable[[object], A], second: Callable[[object], B]) -> tuple[tuple[A, B], ...]:
-    def pair(each: object) -> tuple[A, B]:
-        if not _is_list(each) or len(each) != 2:
+def _pairs(value: object, first: type[A], second: type[B]) -> tuple[tuple[A, B], ...]:
+    # As they were unpacked, once all are seen to be what they are to be: a hit waits for this.
+    for each in _lists(value):
+        if len(each) != 2:
             raise CodecError("not a pair")
-        return first(each[0]), second(each[1])
-
-    return _items(value, pair)
-
-
-def _bytes(value: object) -> bytes:
-    if type(value) is not bytes:
-        raise CodecError(f"{type(value).__name__} is no bytes")
-    return value
+        if type(each[0]) is not first or type(each[1]) is not second:
+            raise CodecError(f"not a {first.__name__} and a {second.__name__}")
+    return cast(tuple[tuple[A, B], ...], value)
 
 
-def _bytes_or_none(value: object) -> bytes | None:
-    return None if value is None else _bytes(value)
+def _selecting(value: object) -> tuple[tuple[bytes, bytes | None], ...]:
+    for each in _lists(value):
+        if len(each) != 2 or type(each[0]) is not bytes or (each[1] is not None and type(each[1]) is not bytes):
+            raise CodecError("no field of a request")
+    return cast(tuple[tuple[bytes, bytes | None], ...], value)
+
+
+def _positions(value: object) -> tuple[tuple[str, int], ...]:
+    pairs = _pairs(value, str, int)
+    for _, position in pairs:
+        if position < 0:
+            raise CodecError(f"{position} is no position")
+    return pairs
 
 
 def _text(value: object) -> str:

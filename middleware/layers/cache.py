@@ -48,7 +48,7 @@ from tidegate.middleware.layers.shadow import Rehearsal
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.straight import Miss, Misses
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, Peeks, ScopedTag, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, Lookup, Peeks, ScopedTag, Store
 
 __all__ = ["CacheLayer"]
 
@@ -154,14 +154,22 @@ class CacheLayer:
                 await send(answer[0])
                 await send(answer[1])
                 return
-        if context.missed is not None:
-            miss = self._missed(scope, context, send)
-            if miss is not None:
+        found: Lookup | None = None
+        if context.missed is not None and (missed := self._missed(scope, context)) is not None:
+            positions = self.misses.begin(missed, context) if self.misses is not None else None
+            if self.misses is not None and positions is not None:
+                miss = Miss(self.misses, missed, context, send, positions)
                 context.explainer = miss
                 try:
                     await self.app(scope, receive, miss)
                 finally:
                     context.explainer = None
+                return
+            found = await self._config.ask(missed.named)
+            answer = missed.hits.late(context, found.record) if found is not None else None
+            if answer is not None:
+                await send(answer[0])
+                await send(answer[1])
                 return
         if scope["method"] not in _SAFE:
             context.explainer = unsafe = self._unsafe(scope, context)
@@ -175,17 +183,14 @@ class CacheLayer:
         elif not self._gate(context):
             await self.app(scope, receive, send)
         else:
-            await self._serve(scope, receive, send, context)
+            await self._serve(scope, receive, send, context, found)
 
-    def _missed(self, scope: Scope, context: RequestContext, send: Send) -> Miss | None:
-        """What takes the answer to a plain miss that was noted for this layer and this request; else None."""
+    def _missed(self, scope: Scope, context: RequestContext) -> Missed | None:
+        """The plain miss that was noted for this layer and this request; else None."""
         missed, context.missed = context.missed, None
-        if self.misses is None or not isinstance(missed, Missed) or context.tracer is not None:
+        if not isinstance(missed, Missed) or context.tracer is not None:
             return None
-        if missed.hits is not self.hits or missed.scope is not scope:
-            return None
-        positions = self.misses.begin(missed, context)
-        return Miss(self.misses, missed, context, send, positions) if positions is not None else None
+        return missed if missed.hits is self.hits and missed.scope is scope else None
 
     def shut(self, shut: bool) -> None:
         """The gate is shut for everybody (True): end what runs in the background. In any thread; does not wait."""
@@ -199,7 +204,10 @@ class CacheLayer:
             if scope["type"] == "lifespan":
                 await self._refreshes.aclose()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, found: Lookup | None
+    ) -> None:
+        """found: what the store said already."""
         wanted = request_directives(scope["headers"])
         verdict = self._judge(scope, context, wanted)
         shadowed = _is_shadowed(context)
@@ -212,7 +220,7 @@ class CacheLayer:
             rehearsal = Rehearsal(self._config, context, scope, named, verdict, wanted)
             await rehearsal.rehearse(self.shadow, self.app, receive, send)
             return
-        exchange = Exchange(self._config, context, scope, named, verdict, wanted)
+        exchange = Exchange(self._config, context, scope, named, verdict, wanted, found)
         if context.tracer is None:
             await exchange.run(self.app, receive, send)
             return

@@ -78,6 +78,14 @@ class CacheConfig:
     show_key: bool = False
     in_part: OrderedDict[bytes, None] = field(default_factory=OrderedDict[bytes, None])
 
+    async def ask(self, named: Named) -> Lookup | None:
+        """What the store says of the primary key; None, and counted, if it cannot answer."""
+        try:
+            return await self.store.get(named.primary, looked_up(named.scope))
+        except StoreError as error:
+            self.metrics.fail("store", error)
+            return None
+
     def shown_key(self, key: bytes) -> str:
         """A key for people: equal for equal keys, and no way from it to the key or to what that is made of."""
         return blake2b(key, digest_size=10, key=self.status_key, person=b"cache-status").hexdigest()
@@ -97,8 +105,9 @@ class Filling(Witness):
 
     def __init__(
         self, config: CacheConfig, context: RequestContext, scope: Scope, named: Named, usable: Usable,
-        wanted: RequestDirectives,
+        wanted: RequestDirectives, found: Lookup | None = None,
     ) -> None:  # fmt: skip
+        """found: what the store said of the primary key already."""
         super().__init__(scope)
         self._config = config
         self._context = context
@@ -114,6 +123,7 @@ class Filling(Witness):
         self._key = self._primary
         self._variants: Variants | None = None
         self._lookup = _NOTHING
+        self._found = found
         self._asked = 0.0
         self._kept: Kept | None = None
         self._forward = b"miss"
@@ -147,7 +157,8 @@ class Filling(Witness):
         if narrowed and self._context.match.policy is not None:
             self._context.coalesce_key = self._primary
         try:
-            lookup = await store.get(self._primary, tuple(dict.fromkeys((self._own_scope, PUBLIC_SCOPE))))
+            found, self._found = self._found, None
+            lookup = found if found is not None else await store.get(self._primary, looked_up(self._own_scope))
             if isinstance(lookup.record, Variants):
                 self._variants = lookup.record
                 self._key = self._variant_key(lookup.record.names)
@@ -330,6 +341,11 @@ class Filling(Witness):
 
     def _tags(self, headers: Pairs = ()) -> tuple[ScopedTag, ...]:
         return tags_of(self._context, self._named, headers)
+
+
+def looked_up(own: str) -> tuple[str, ...]:
+    """The scopes whose positions a response needs that is stored for this one."""
+    return (PUBLIC_SCOPE,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE)
 
 
 def refusal_note(refused: Refused) -> bytes:

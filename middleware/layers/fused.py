@@ -175,6 +175,24 @@ class FusedHits:
             {"type": "http.response.body", "body": body, "more_body": False},
         )
 
+    def late(self, context: RequestContext, record: Record | None) -> Answer | None:
+        """The same for a plain miss that was noted (`Missed`), once a store that has to be waited for has answered:
+        with the record under its key."""
+        if type(record) is not Entry or record.vary:
+            return None
+        age = self._clock() - record.born
+        left = record.lifetime - (age if age > 0 else 0.0)
+        if left <= 0 or record.no_cache or (record.own_etag and not context.is_open("etag")):
+            return None
+        seconds = (int(age) if age > 0 else 0, int(left))
+        self.taken += 1
+        context.storable, context.outcome = True, "hit"
+        given = [*record.headers, *(self._notes.get(seconds) or self._note(seconds))]
+        return (
+            {"type": "http.response.start", "status": record.status, "headers": given},
+            {"type": "http.response.body", "body": record.body, "more_body": False},
+        )
+
     def _is_somebodys(self, scope: Scope) -> bool:
         """Whether a request carries a credential elsewhere than in its header fields."""
         query: bytes = scope.get("query_string", b"")

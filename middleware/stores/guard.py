@@ -34,7 +34,7 @@ from tidegate.middleware.stores.base import (
     Target,
 )
 from tidegate.middleware.stores.pending import PendingPurges, concerns
-from tidegate.middleware.stores.stepping import within
+from tidegate.middleware.stores.stepping import Deadlines
 from tidegate.middleware.stores.writes import Writes
 
 __all__ = ["STORE_BREAKER", "GuardedStore"]
@@ -93,6 +93,7 @@ class GuardedStore:
         self._name = name
         self._budget = budget
         self._drain = drain
+        self._deadlines = Deadlines()
         self._clock = clock
         self._metrics = metrics if metrics is not None else Metrics.of()
         self._breaker = Breaker(settings, clock=clock, on_change=report_to(self._metrics, name))
@@ -166,6 +167,8 @@ class GuardedStore:
             except Exception as error:  # noqa: BLE001 - P5; counted
                 self._metrics.fail(self._name, error)
                 return UNKNOWN
+        elif not self._pending.count:
+            found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
         else:
             with self._pending.watched() as accepted:
                 found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
@@ -252,7 +255,7 @@ class GuardedStore:
         if self._settles is None:
             return None
         try:
-            return await within(max(left, 0.001), self._settles.settled(tags))
+            return await self._deadlines.within(max(left, 0.001), self._settles.settled(tags))
         except (StoreError, TimeoutError):
             return False
 
@@ -317,7 +320,7 @@ class GuardedStore:
             return missed
         started = self._clock()
         try:
-            result = await within(budget, call(*args))
+            result = await self._deadlines.within(budget, call(*args))
         except Exception as error:  # noqa: BLE001 - P5; counted
             # Who refuses a write has answered: look-ups are none the worse for it.
             self._breaker.report(ticket, failed=not isinstance(error, ReadsOnlyError))
@@ -340,7 +343,7 @@ class GuardedStore:
     async def _purge_now(self, tags: Mapping[str, Sequence[Target]], budget: float) -> bool:
         started = self._clock()
         try:
-            await within(budget, self._inner.purge(tags))
+            await self._deadlines.within(budget, self._inner.purge(tags))
         except Exception as error:  # noqa: BLE001 - P5; counted, and the purge is kept
             self._failed(self._purge, error, budget)
             return False

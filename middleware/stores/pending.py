@@ -94,10 +94,7 @@ class PendingPurges:
 
     @contextmanager
     def watched(self) -> Generator[Sequence[_Tags]]:
-        """What is accepted in the meantime of the purges that are pending now; empty where none is."""
-        if not self.count:
-            yield ()
-            return
+        """What is accepted in the meantime of the purges that are pending now."""
         accepted: list[_Tags] = []
         self._watching[id(accepted)] = accepted
         try:

@@ -9,6 +9,7 @@ Keys, all under `namespace`:
     <ns>:g:{<scope>}:*        the last purge of the whole scope; never expires
     <ns>:f:{<scope>}          the scope's floor: the highest stamp that was let go; never expires
     <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
+    <ns>:p                    the last purges, for who cannot follow the stamps; not in a cluster; never expires
     <ns>:w:{<scope>}          written after a purge, to wait for a replica to have it; expires
 
 Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis. Records are sealed if the store
@@ -39,17 +40,19 @@ from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
-from tidegate.errors import Problems
+from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import CodecError, decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
+from tidegate.middleware.stores.redis_cluster import Cluster
 from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_looking import look_through
 from tidegate.middleware.stores.redis_names import Names
+from tidegate.middleware.stores.redis_needs import Needs
 from tidegate.middleware.stores.redis_policy import check_policy
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
 from tidegate.middleware.stores.redis_recent import Recent
@@ -67,7 +70,7 @@ RENEW_EVERY: Final = 5.0
 """Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
 that are under way."""
 
-_TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
+_TOKEN_BYTES: Final = 17
 
 T = TypeVar("T")
 
@@ -134,6 +137,8 @@ class RedisStore:
         problems.raise_if_any()
         assert servers is not None
         self._servers = servers
+        self.stream = names.stream
+        purging.stream = names.stream if servers.dial is not None else b""  # in a cluster it lies in another slot
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
         self._clock = time.time
@@ -145,6 +150,7 @@ class RedisStore:
         self._limit_together = limits.labels("redis-purged-together").inc
         self._read_bytes = self._metrics.store_bytes.labels("read").inc
         self._written_bytes = self._metrics.store_bytes.labels("written").inc
+        self._needs = Needs(names)
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
         self._renewed = -RENEW_EVERY
@@ -161,10 +167,8 @@ class RedisStore:
             self._seals.start()
         self._servers.open()
         if self._check is None or self._check.cancelled():
-            self._check = asyncio.get_running_loop().create_task(
-                check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics),
-                name="tidegate-redis-check",
-            )
+            check = check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics)
+            self._check = asyncio.get_running_loop().create_task(check, name="tidegate-redis-check")
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -177,26 +181,27 @@ class RedisStore:
         await self._servers.aclose()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
-        """Record and positions in one round trip; on a hit the stamps of the entry's tags in a second one, after a
-        large record's own.
+        """Record, positions, and the stamps that an entry under this key needed last time, in one round trip; in a
+        second one its stamps if they are others now, after a large record's own.
 
         Raises:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
         name = self._names.record(key)
-        found, *stamps = await self._run(self._servers.read([name, *[self._names.position(scope) for scope in scopes]]))
-        positions = {scope: stamp_of(value) for scope, value in zip(scopes, stamps, strict=True)}
-        if found is not None and _TOKEN.fullmatch(found):
+        foreseen = self._needs.foreseen(name)
+        position = self._names.position
+        values = await self._read([name, *[position(scope) for scope in scopes], *foreseen])
+        found, first = values[0], 1 + len(scopes)
+        positions = {scope: stamp_of(value) for scope, value in zip(scopes, values[1:first], strict=True)}
+        if found is not None and len(found) == _TOKEN_BYTES and found[0] == 0:
             found = await self._large(name, found)
         if found is None:
             return Lookup(None, positions)
         self._read_bytes(len(found))
         record = self._opened(key, found)
-        if record is None:
-            return Lookup(None, positions)
-        if not isinstance(record, Entry):
+        if type(record) is not Entry:
             return Lookup(record, positions)
-        soft = await self._judged(record)
+        soft = await self._judged(name, record, foreseen, values[first:])
         if soft == VOID:
             return Lookup(None, positions)
         if soft:
@@ -215,21 +220,21 @@ class RedisStore:
 
     async def _large(self, name: bytes, token: bytes) -> bytes | None:
         """The large record that was written together with this token; None if another has taken its place."""
-        (found,) = await self._run(self._servers.read([self._names.body(name)], large=True))
+        (found,) = await self._read([self._names.body(name)], large=True)
         return found[len(token) :] if found is not None and found.startswith(token) else None
 
-    async def _judged(self, entry: Entry) -> int:
-        """What the stamps say of it: see `judge`."""
-        held = dict(entry.positions)
-        keys = [self._names.stamp(scope, WHOLE_SCOPE) for scope in held]
-        keys += [self._names.floor(scope) for scope in held]
-        limits = [*held.values(), *held.values()]
-        for scope, tag in entry.tags:
-            if scope not in held:
-                return VOID
-            keys.append(self._names.stamp(scope, tag))
-            limits.append(held[scope])
-        return judge(keys, await self._run(self._servers.read(keys)), limits) if keys else 0
+    async def _judged(
+        self, name: bytes, entry: Entry, foreseen: tuple[bytes, ...], values: Sequence[bytes | None]
+    ) -> int:
+        """What the stamps say of it: see `judge`. values: those of the stamps that were foreseen."""
+        needed = self._needs.of(entry)
+        if needed is None:
+            return VOID
+        keys, limits = needed
+        if keys != foreseen:
+            self._needs.remember(name, keys)
+            values = await self._read(keys) if keys else ()
+        return judge(keys, values, limits) if any(values) else 0
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.
@@ -246,7 +251,7 @@ class RedisStore:
             self._limit_entry()
             self._rejected += 1
             return False
-        if milliseconds <= 0 or (isinstance(record, Entry) and not _anchored(record)):
+        if milliseconds <= 0 or (isinstance(record, Entry) and self._needs.of(record) is None):
             return False
         try:
             await self._run(self._write(self._names.record(key), data, milliseconds))
@@ -262,7 +267,7 @@ class RedisStore:
         if len(data) <= LARGE:
             await call(name, b"SET", name, data, b"PX", milliseconds)
             return
-        token = b"\0" + os.urandom(16)
+        token = b"\0" + os.urandom(_TOKEN_BYTES - 1)
         body = self._names.body(name)
         # Both at once. If only one is made, or another writer's come between, the tokens differ: a miss.
         written = await asyncio.gather(
@@ -322,7 +327,13 @@ class RedisStore:
         )
 
     async def _stands(self, entry: Entry) -> bool:
-        return await self._judged(entry) != VOID
+        needed = self._needs.of(entry)
+        return needed is not None and judge(needed[0], await self._read(needed[0]), needed[1]) != VOID
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The servers, if they are a cluster's."""
+        return self._servers if isinstance(self._servers, Cluster) else None
 
     @property
     def dial(self) -> Dial | None:
@@ -367,11 +378,20 @@ class RedisStore:
         try:
             return await asked
         except RedisError as error:
-            told = told_of(error)
-            if isinstance(error, ReadOnlyError) and time.monotonic() - self._renewed >= RENEW_EVERY:
-                self._renewed = time.monotonic()
-                self._servers.renew(str(told))
-            raise told from error
+            raise self._failure(error) from error
+
+    async def _read(self, keys: Sequence[bytes], *, large: bool = False) -> list[bytes | None]:
+        try:
+            return await self._servers.read(keys, large=large)
+        except RedisError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: RedisError) -> StoreError:
+        told = told_of(error)
+        if isinstance(error, ReadOnlyError) and time.monotonic() - self._renewed >= RENEW_EVERY:
+            self._renewed = time.monotonic()
+            self._servers.renew(str(told))
+        return told
 
     def when_connected(self, told: Callable[[], object]) -> None:
         """Call this whenever a connection has been made."""
@@ -379,8 +399,3 @@ class RedisStore:
 
     def _was_connected(self) -> None:
         self._told()
-
-
-def _anchored(entry: Entry) -> bool:
-    held = {scope for scope, _ in entry.positions}
-    return all(scope in held for scope, _ in entry.tags)

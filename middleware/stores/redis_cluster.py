@@ -7,7 +7,7 @@ those who need not. A slot that is on its way is followed (ASK). Replicas are no
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import CrowdedError, Dial, Link, Word
 from tidegate.middleware.stores.redis_servers import Greet, Lanes, Many, Way, greeted, scanned
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "Node", "Ranges", "Topology", "joined"]
 
 LOOK_EVERY: Final = 0.1
 """Seconds between two looks at the cluster's slots."""
@@ -35,6 +35,14 @@ SLOTS: Final = 16_384
 
 Node = tuple[str, int]
 
+Ranges = tuple[tuple[int, int], ...]
+"""First and last of slots that lie side by side, in order."""
+
+Topology = Mapping[Node, Ranges]
+"""The slots of each master."""
+
+_SCRIPTS: Final = frozenset({b"EVAL", b"EVALSHA"})
+
 _slot_of: Any = key_slot
 
 
@@ -49,6 +57,8 @@ class Cluster:
         self._many = many
         self._greet = greet
         self.elsewhere: list[Callable[[str], object]] = []
+        self.topology_changed: Callable[[Topology | None], object] | None = None
+        """Called with who has which slots whenever that was looked at; with None when it is known to be otherwise."""
         self._lanes: dict[Node, Lanes] = {}
         self._slots: list[Node | None] = [None] * SLOTS
         self._closed = False
@@ -133,11 +143,17 @@ class Cluster:
             lane = self._lane(node, large=large)
             try:
                 if asking:  # both at once, so that nothing comes between
-                    return (await asyncio.gather(lane.call(b"ASKING"), lane.call(*words)))[1]
+                    reply = (await asyncio.gather(lane.call(b"ASKING"), lane.call(*words)))[1]
+                    if words[0] in _SCRIPTS:
+                        # It is made; but who follows the old node's changes has not heard of it: see tracking_cluster.
+                        raise StoreError("redis: a slot is on its way: what was purged there is purged again")
+                    return reply
                 return await lane.call(*words)
             except MovedError as error:
                 node, asking = _named(error, node), False
                 self._slots[int(error.slot_id)] = node
+                if self.topology_changed is not None:
+                    self.topology_changed(None)
                 self._look()
             except AskError as error:
                 node, asking = _named(error, node), True
@@ -148,6 +164,10 @@ class Cluster:
                 raise
         raise StoreError(f"redis: the slot has not come to rest after {HOPS} nodes")
 
+    def dial_to(self, node: Node) -> Dial:
+        """Connects to this node."""
+        return greeted(self._way.to(*node).connect, self._greet)
+
     def _lane(self, node: Node, *, large: bool) -> Link:
         lanes = self._lanes_to(node)
         return lanes.large if large else lanes.small
@@ -157,8 +177,7 @@ class Cluster:
             raise StoreError("redis: the store is closed")
         lanes = self._lanes.get(node)
         if lanes is None:
-            dial = greeted(self._way.to(*node).connect, self._greet)
-            lanes = self._lanes[node] = Lanes(dial, self._many, replicated=True)
+            lanes = self._lanes[node] = Lanes(self.dial_to(node), self._many, replicated=True)
         return lanes
 
     async def _holder(self, slot: int) -> Node:
@@ -206,21 +225,37 @@ class Cluster:
         if not ranges:
             raise StoreError("it has no slots")
         slots: list[Node | None] = [None] * SLOTS
+        told: dict[Node, list[tuple[int, int]]] = {}
         for first, last, (host, port, *_), *_ in ranges:
             # No host: that of whoever was asked.
-            slots[first : last + 1] = [(host.decode() if host else asked[0], int(port))] * (last + 1 - first)
+            held_by: Node = (host.decode() if host else asked[0], int(port))
+            slots[first : last + 1] = [held_by] * (last + 1 - first)
+            told.setdefault(held_by, []).append((first, last))
         before, self._slots = set(self._slots), slots
         if before != {None}:
             for node in set(slots) - before:
                 # Whoever was a replica when the connection was greeted has not been told what it may have missed.
                 if node is not None and node in self._lanes:
                     self._lanes[node].renew("it has become a master")
+        if self.topology_changed is not None:
+            self.topology_changed({node: joined(of) for node, of in told.items()})
 
     async def _let_go(self) -> None:
         """Close the connections to whoever has no slots any more."""
         masters = set(self._slots)
         for node in [node for node in self._lanes if node not in masters]:
             await self._lanes.pop(node).aclose()
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same slots in as few ranges as can be."""
+    made: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if made and made[-1][1] == first - 1:
+            made[-1] = (made[-1][0], last)
+        else:
+            made.append((first, last))
+    return tuple(made)
 
 
 def _named(error: AskError, asked: Node) -> Node:

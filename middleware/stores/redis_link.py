@@ -35,8 +35,8 @@ Dial = Callable[[], Awaitable[Any]]
 _hiredis: Any = hiredis  # its annotations say that a command has one word
 _pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
 
-MERGED: Final = 64
-"""Keys in one MGET: with more, the first waits for the last's bytes."""
+MERGED: Final = 32
+"""Look-ups in one MGET: with more, the first waits for the last's bytes."""
 
 _GOODBYE: Final = 0.25
 
@@ -199,7 +199,7 @@ class Link:
         """
         future: asyncio.Future[list[bytes | None]] = self._admit().create_future()
         reads = self._reads.get(slot)
-        if reads is None or len(reads.keys) + len(keys) > MERGED:
+        if reads is None or reads.callers >= MERGED:
             reads = self._reads[slot] = _Reads()
             self._out.append(reads)
         reads.add(keys, future)

@@ -26,6 +26,8 @@ class Names:
         """The pattern of the names of all records."""
         self.stamps = self._prefix + b":g:"
         """What the names of all stamps begin with."""
+        self.stream = self._prefix + b":p"
+        """Where purges stand for those who cannot follow the stamps."""
         # Hashing a name costs more than looking it up; few scopes and tags are asked for often.
         self._scope = lru_cache(REMEMBERED)(self._hash_scope)
         self.position = lru_cache(REMEMBERED)(self._position)

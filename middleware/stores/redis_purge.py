@@ -13,15 +13,25 @@ from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Target
 from tidegate.middleware.stores.redis_link import Word
 from tidegate.middleware.stores.redis_names import Names
 
-__all__ = ["MAX_TOGETHER", "PURGE", "PURGE_SHA", "Purging"]
+__all__ = ["EVERYTHING", "MAX_TOGETHER", "PURGE", "PURGE_SHA", "STREAMED", "Purging"]
 
 MAX_TOGETHER: Final = 16
 """Combinations remembered of one first tag; beyond, the oldest becomes a purge of that tag alone."""
+
+STREAMED: Final = 2000
+"""Purges that stand in the stream of those who cannot follow the stamps; older ones are let go."""
+
+EVERYTHING: Final = b"*"
+"""In the stream: a purge of so many tags that their names would be too long."""
+
+_NAMED: Final = 16
+"""Tags of one purge that are named in the stream."""
 
 PURGE: Final = """#!lua flags=allow-oom
 -- KEYS: position, index, whole scope, floor; for each target its first tag's stamp.
 -- ARGV: retention (us), most stamps, most combinations; for each target its first tag's name (empty: the whole scope),
 -- how ('', '~', '&...', '~&...'), and its stamp (empty: a new one; else this was made before, on another server).
+-- Last, the stream to which the changed stamps are told (empty: none), its length, and the most that are named in it.
 local function text(number) return string.format('%.0f', number) end
 local function hard_of(value) return tonumber(string.match(value or '', '^%d+') or '0') end
 local time = redis.call('TIME')
@@ -100,6 +110,12 @@ for _, tag in ipairs(gone) do
   redis.call('DEL', prefix .. tag)
   redis.call('ZREM', KEYS[2], tag)
 end
+local stream = ARGV[3 * #KEYS - 8]
+if stream ~= '' then
+  local names = '*'
+  if #KEYS - 4 <= tonumber(ARGV[3 * #KEYS - 6]) then names = table.concat(KEYS, ' ', 5) end
+  redis.call('XADD', stream, 'MAXLEN', '~', ARGV[3 * #KEYS - 7], '*', 'n', names)
+end
 return {text(newest), folded, written}
 """
 
@@ -114,6 +130,8 @@ class Purging:
 
     def __init__(self, names: Names, *, retention: float, max_stamps: int) -> None:
         self._names = names
+        self.stream = b""
+        """Where the changed stamps are told to who cannot follow them; empty: nowhere."""
         self._limits: tuple[Word, ...] = (int(retention * 1_000_000), max_stamps, MAX_TOGETHER)
 
     def words(self, scope: str, targets: Iterable[tuple[Target, int | None]]) -> tuple[Word, ...]:
@@ -126,7 +144,7 @@ class Purging:
             key, name, how = self._aimed(scope, whole, target)
             keys.append(key)
             arguments += [name, how, b"" if stamp is None else stamp]
-        return (len(keys), *keys, *self._limits, *arguments)
+        return (len(keys), *keys, *self._limits, *arguments, self.stream, STREAMED, _NAMED)
 
     def _aimed(self, scope: str, whole: bytes, target: Target) -> tuple[bytes, bytes, bytes]:
         tags, soft = (target.tags, target.soft) if isinstance(target, Aim) else ((target,), False)

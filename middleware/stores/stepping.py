@@ -1,7 +1,8 @@
-"""A deadline that costs nothing for a call that does not wait.
+"""A deadline that costs nothing for a call that does not wait, and little for one that does.
 
 A store answers from memory more often than not, and arming a timer costs more than such an answer. So the call is
-taken one step first; only if it suspends, the timer is armed and the rest awaited under it.
+taken one step first; only if it suspends, it gets in line for a timer, of which there is one for all that have the same
+time: who came first is due first.
 
 A deadline that passes while the event loop was held up says nothing about the store: its answer may have arrived long
 ago and not been read yet. So the time by which the loop was late is given back, once and no more than the deadline
@@ -9,11 +10,12 @@ itself, and what has arrived is read before the call fails.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine, Generator
 from types import coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["within"]
+__all__ = ["Deadlines"]
 
 T = TypeVar("T")
 
@@ -21,63 +23,113 @@ PASSES: Final = 5
 """Passes of the event loop from an answer in the socket to the coroutine that waits for it, with some to spare."""
 
 
-async def within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
-    """The result of `call`, which is cancelled after this many seconds.
+class Deadlines:
+    """The calls under way, by the seconds that they may take."""
 
-    Raises:
-        TimeoutError: if it was not done in time.
-    """
-    try:
-        awaited = call.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    async with asyncio.timeout(None) as deadline:
-        late = _Late(deadline, asyncio.get_running_loop(), seconds)
+    def __init__(self) -> None:
+        self._lines: dict[float, _Line] = {}
+
+    async def within(self, seconds: float, call: Coroutine[Any, Any, T]) -> T:
+        """The result of `call`. After this many seconds what it waits for is cancelled, as if its task were.
+
+        Raises:
+            TimeoutError: if it was not done in time.
+        """
         try:
-            return await _rest(call, awaited)
+            awaited = call.send(None)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(seconds)
+        if line is None or line.loop is not loop:
+            line = self._lines[seconds] = _Line(loop, seconds)
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        waits = line.begin(awaited)
+        try:
+            return await _rest(call, waits)
+        except asyncio.CancelledError:
+            now = asyncio.current_task()
+            # Whoever cancels the caller meanwhile means the caller.
+            if not waits.over or (now is not None and now.cancelling() > (before if now is task else 0)):
+                raise
+            raise TimeoutError from None
         finally:
-            late.cancel()
+            waits.done = True
 
 
-class _Late:
-    """The timer of one call: when it is due, it gives back what the loop was late by, and lets it pass some times."""
+class _Waits:
+    """One call: what it waits for, whether it is done, and whether its time is over."""
 
-    def __init__(self, deadline: asyncio.Timeout, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._deadline = deadline
-        self._loop = loop
+    __slots__ = ("awaited", "done", "due_at", "over")
+
+    def __init__(self, awaited: Any, due_at: float) -> None:
+        self.awaited = awaited
+        self.due_at = due_at
+        self.done = False
+        self.over = False
+
+    def end(self) -> None:
+        """Its time is over."""
+        if not self.done:
+            self.over = True
+            if self.awaited is not None:
+                self.awaited.cancel()
+
+
+class _Line:
+    """The calls of one event loop that may take the same time, and their timer: it is armed for the first of them.
+
+    Those that are done stay in line until it is due.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self.loop = loop
         self._seconds = seconds
-        self._passes = 0
-        self._due_at = loop.time() + seconds
-        self._handle: asyncio.Handle = loop.call_at(self._due_at, self._due)
+        self._waiting: deque[_Waits] = deque()
+        self._armed = False
 
-    def cancel(self) -> None:
-        """The call is done."""
-        self._handle.cancel()
+    def begin(self, awaited: Any) -> _Waits:
+        """A call waits from now on."""
+        waits = _Waits(awaited, self.loop.time() + self._seconds)
+        self._waiting.append(waits)
+        if not self._armed:
+            self._armed = True
+            self.loop.call_at(waits.due_at, self._due)
+        return waits
 
     def _due(self) -> None:
-        late = min(self._loop.time() - self._due_at, self._seconds)
-        self._handle = self._loop.call_later(late, self._pass)
+        now = self.loop.time()
+        waiting = self._waiting
+        while waiting and (waiting[0].done or waiting[0].due_at <= now):
+            first = waiting.popleft()
+            if not first.done:
+                self.loop.call_later(min(now - first.due_at, self._seconds), self._pass, first, PASSES)
+        self._armed = bool(waiting)
+        if waiting:
+            self.loop.call_at(waiting[0].due_at, self._due)
 
-    def _pass(self) -> None:
-        if self._passes == PASSES:
-            self._deadline.reschedule(self._loop.time())
+    def _pass(self, waits: _Waits, left: int) -> None:
+        if left:
+            self.loop.call_soon(self._pass, waits, left - 1)
         else:
-            self._passes += 1
-            self._handle = self._loop.call_soon(self._pass)
+            waits.end()
 
 
 @coroutine
-def _rest(call: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+def _rest(call: Coroutine[Any, Any, T], waits: _Waits) -> Generator[Any, Any, T]:
     """Go on with a coroutine that has been taken to its first suspension: `yield from`, entered in the middle."""
     while True:
         try:
             try:
-                sent = yield awaited
+                if waits.over and waits.awaited is not None:
+                    waits.awaited.cancel()
+                sent = yield waits.awaited
             except BaseException as error:  # noqa: BLE001 - cancellation too belongs to the call; it comes out of it again
-                awaited = call.throw(error)
+                waits.awaited = call.throw(error)
             else:
-                awaited = call.send(sent)
+                waits.awaited = call.send(sent)
         except StopIteration as done:
             result: T = done.value
             return result

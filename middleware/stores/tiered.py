@@ -15,7 +15,8 @@ process that made it has made it again (`redis_recent`): before its own memory i
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Affects
@@ -23,7 +24,10 @@ from tidegate.middleware.stores.base import Entry, Lookup, Purge, Reconnects, Re
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.redis_link import Dial
 from tidegate.middleware.stores.tracking import Tracking
+from tidegate.middleware.stores.tracking_cluster import ASKED, ClusterTracking
+from tidegate.middleware.stores.tracking_stream import Fallback, Streaming
 
 __all__ = ["KEEP", "TieredStore", "in_front_of"]
 
@@ -34,7 +38,8 @@ KEEP: Final = 60.0
 class Hears(Protocol):
     """What follows the purges: see `tracking`."""
 
-    until: float
+    @property
+    def until(self) -> float: ...
 
     def start(self) -> None: ...
 
@@ -186,22 +191,39 @@ class TieredStore:
         )
 
 
-def in_front_of(far: RedisStore, *, max_bytes: int, metrics: Metrics) -> Store:
-    """This store with a memory in front of it; the store itself where nobody could say what was purged there: behind
-    several servers that take writes.
+def in_front_of(far: RedisStore, *, max_bytes: int, metrics: Metrics) -> TieredStore:
+    """This store with a memory in front of it.
 
     max_bytes: of the memory.
     """
-    if far.dial is None:
-        return far
     pushes = Pushes(far.stamp_names, bites=metrics.limits.labels("pushes").inc)
-    tracking = Tracking(
-        far.dial,
-        prefix=far.stamp_prefix,
-        changed=pushes.changed,
-        void=pushes.void,
-        failed=lambda error: metrics.fail("tracking", error),
-    )
-    far.elsewhere(tracking.renew)
     near = MemoryStore(max_bytes=max_bytes, judge=pushes, metrics=metrics)
-    return TieredStore(far, near, pushes, tracking)
+    return TieredStore(far, near, pushes, _hearing(far, pushes, metrics))
+
+
+def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
+    """What follows the purges there."""
+
+    def failed(error: Exception) -> None:
+        metrics.fail("tracking", error)
+
+    def used(transport: str, is_used: bool) -> None:
+        metrics.hearing.labels(transport).set(is_used)
+
+    follow = partial(Tracking, prefix=far.stamp_prefix, changed=pushes.changed, void=pushes.void)
+    if far.dial is not None:
+        stream = partial(Streaming, far.dial, prefix=far.stream, changed=pushes.changed, void=pushes.void)
+        either = Fallback(partial(follow, far.dial), stream, failed=failed, used=used)
+        far.elsewhere(either.renew)
+        return either
+    assert far.cluster is not None  # several servers
+
+    def lost(error: Exception) -> None:
+        failed(error)
+        all_masters.look(str(error))  # whoever cannot be reached may have lost its slots
+
+    def follow_one(dial: Dial, *, check: Callable[[Sequence[Any]], None]) -> Tracking:
+        return follow(dial, asks=ASKED, check=check, failed=lost, begun=lambda: used("tracking", True))
+
+    all_masters = ClusterTracking(far.cluster, follow_one, pushes.void)
+    return all_masters

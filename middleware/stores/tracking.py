@@ -8,8 +8,8 @@ and a process that was stopped all end in the same way, without anybody having t
 After a connection was made anew, `void` is called before `until` moves, because what changed in between is unknown.
 A change is told where its bytes are read, before any task of the same pass of the event loop runs.
 
-Not guaranteed: anything where the server refuses tracking (a managed proxy): `refused` says so, and it is tried again
-with every new connection.
+Not guaranteed: anything where the server refuses tracking: `refused` says so, and it is asked again every now and then.
+There `tracking_stream` does it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from tidegate.errors import StoreError
 
-__all__ = ["BEAT", "LEASE", "Tracking"]
+__all__ = ["BEAT", "HANDSHAKE", "LEASE", "Ears", "RefusedError", "Tracking"]
 
 BEAT: Final = 0.2
 """Seconds between heartbeats."""
@@ -33,7 +33,9 @@ BEAT: Final = 0.2
 LEASE: Final = 0.8
 """Seconds after a heartbeat was sent, to the end of which its answer is good."""
 
-_HANDSHAKE: Final = 1.0
+HANDSHAKE: Final = 1.0
+"""Seconds to connect, and to be told of changes."""
+
 _REFUSED_PAUSE: Final = 30.0
 """Seconds until a server that refused tracking is asked again: somebody has to change it first."""
 _LONGEST_PAUSE: Final = 0.5
@@ -46,7 +48,7 @@ class RefusedError(StoreError):
     """The server does not do tracking."""
 
 
-class _Ears(asyncio.Protocol):
+class Ears(asyncio.Protocol):
     """Reads replies and pushes where they come in."""
 
     def __init__(self, pushed: Callable[[Sequence[Any]], None], ended: Callable[[], None]) -> None:
@@ -109,6 +111,9 @@ class Tracking:
     changed: called with the names of keys that were changed, or may have been.
     void: called when anything may have been.
     failed: called with why a connection was lost or could not be made; as often as that happens.
+    begun: called whenever it begins to hear.
+    asks: the commands of a heartbeat. check: called with their replies; StoreError: something else is wrong that makes
+        what is known worthless. The connection stays, everything is void, and nothing is known until it is content.
     """
 
     def __init__(
@@ -119,6 +124,9 @@ class Tracking:
         changed: Callable[[Sequence[bytes]], None],
         void: Callable[[], None],
         failed: Callable[[Exception], None],
+        asks: Sequence[tuple[bytes, ...]] = ((b"PING",),),
+        check: Callable[[Sequence[Any]], None] = lambda _: None,
+        begun: Callable[[], object] = lambda: None,
         beat: float = BEAT,
         lease: float = LEASE,
         refused_pause: float = _REFUSED_PAUSE,
@@ -128,11 +136,14 @@ class Tracking:
         self._changed = changed
         self._void = void
         self._failed = failed
+        self._asks = asks
+        self._check = check
+        self._on_begun = begun
         self._beat = beat
         self._lease = lease
         self._refused_pause = refused_pause
         self._task: asyncio.Task[None] | None = None
-        self._ears: _Ears | None = None
+        self._ears: Ears | None = None
         self.until = 0.0
         """`time.monotonic()` to which all changes are known."""
         self.refused = False
@@ -157,11 +168,16 @@ class Tracking:
                 self._follow(), name="tidegate-tracking", context=Context()
             )
 
-    async def aclose(self) -> None:
-        """Stop: from now on nothing is known."""
+    def stop(self) -> None:
+        """From now on nothing is known. Does not wait for the connection's end."""
         self.until = 0.0
         if self._task is not None:
             self._task.cancel()
+
+    async def aclose(self) -> None:
+        """Stop: from now on nothing is known."""
+        self.stop()
+        if self._task is not None:
             await asyncio.wait([self._task])
         self.until = 0.0
 
@@ -172,7 +188,7 @@ class Tracking:
             try:
                 await self._session()
             except TimeoutError:
-                self._failed(StoreError(f"no connection that hears of purges within {_HANDSHAKE:g} s"))
+                self._failed(StoreError(f"no connection that hears of purges within {HANDSHAKE:g} s"))
             except Exception as error:  # noqa: BLE001 - P5; counted, and tried again
                 self._failed(error)
             self._deaf()
@@ -181,35 +197,30 @@ class Tracking:
 
     async def _session(self) -> None:
         """From connecting to losing the connection."""
-        ears = _Ears(self._heard, self._deaf)
+        ears = Ears(self._heard, self._deaf)
         connection: Any = None
         try:
-            async with asyncio.timeout(_HANDSHAKE):
+            async with asyncio.timeout(HANDSHAKE):
                 connection = await self._dial()
-                # All that was asked has been answered, so no byte is on its way: what comes next comes to us.
-                ears.transport = connection._writer.transport  # redis-py has no public way to it
-                ears.transport.set_protocol(ears)
-                self._ears = ears
+                self._listen(ears, connection)
                 await ears.ask(b"HELLO", b"3")
                 try:
                     await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
                 except RefusedError as error:
                     self.refused = True
                     raise RefusedError(f"the server refuses CLIENT TRACKING: {error}") from error
-            self.refused = False
-            self._void()
-            self.connections += 1
+            self._begun()
             while True:
                 sent = time.monotonic()
-                answer = ears.ask(b"PING")
+                answers = [ears.ask(*words) for words in self._asks]
                 # Not wait_for: whoever was held up for longer than this must see first what has come meanwhile.
-                await asyncio.wait([answer], timeout=self._lease)
-                if not answer.done():
+                _, missing = await asyncio.wait(answers, timeout=self._lease)
+                if missing:
                     raise StoreError(f"no answer to a heartbeat for {self._lease:g} s")
-                answer.result()
+                replies = [answer.result() for answer in answers]
                 if ears.lost.done():
                     ears.lost.result()
-                self.until = sent + self._lease
+                self._beaten(replies, sent)
                 await asyncio.wait([ears.lost], timeout=self._beat)
                 if ears.lost.done():
                     ears.lost.result()
@@ -218,6 +229,29 @@ class Tracking:
             if connection is not None:
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
+
+    def _listen(self, ears: Ears, connection: Any) -> None:
+        # All that was asked has been answered, so no byte is on its way: what comes next comes to us.
+        ears.transport = connection._writer.transport  # redis-py has no public way to it
+        ears.transport.set_protocol(ears)
+        self._ears = ears
+
+    def _begun(self) -> None:
+        """It hears from now on; what was before is unknown."""
+        self.refused = False
+        self._void()
+        self.connections += 1
+        self._on_begun()
+
+    def _beaten(self, replies: Sequence[Any], sent: float) -> None:
+        try:
+            self._check(replies)
+        except StoreError as error:
+            self._deaf()
+            self._void()
+            self._failed(error)
+        else:
+            self.until = sent + self._lease
 
     def _deaf(self) -> None:
         """The time would run out by itself, but nothing is won by waiting for it."""

@@ -144,9 +144,12 @@ class SentinelTrio(_Servers):
 
 
 class RedisCluster(_Servers):
-    """Valkey 9: three masters and a replica of each."""
+    """Valkey 9: three masters and a replica of each.
 
-    def __init__(self) -> None:
+    spare: further nodes that belong to it and have no slots.
+    """
+
+    def __init__(self, *, spare: int = 0) -> None:
         self.servers = tuple(
             Valkey(
                 options={
@@ -158,9 +161,9 @@ class RedisCluster(_Servers):
                     "repl-diskless-sync-delay": "0",
                 }
             )
-            for _ in range(6)
+            for _ in range(6 + spare)
         )
-        self.masters, self.replicas = self.servers[:3], self.servers[3:]
+        self.masters, self.replicas, self.spare = self.servers[:3], self.servers[3:6], self.servers[6:]
 
     @property
     def url(self) -> str:
@@ -185,7 +188,9 @@ class RedisCluster(_Servers):
         for one, master in zip(self.replicas, self.masters, strict=True):
             name = master.command_reply("CLUSTER", "MYID").decode()
             wait_until(lambda one=one, name=name: _replicates(one, name), UP_SECONDS, "a replica follows its master")
-        wait_until(lambda: all(map(_whole, self.servers)), UP_SECONDS, "the cluster is whole")
+        wait_until(
+            lambda: all(_whole(one, len(self.servers)) for one in self.servers), UP_SECONDS, "the cluster is whole"
+        )
 
 
 def _replicates(server: RedisServer, master: str) -> bool:
@@ -196,9 +201,9 @@ def _replicates(server: RedisServer, master: str) -> bool:
         return False
 
 
-def _whole(server: RedisServer) -> bool:
+def _whole(server: RedisServer, nodes: int) -> bool:
     told = server.command_reply("CLUSTER", "INFO").decode()
-    ready = "cluster_state:ok" in told and "cluster_slots_ok:16384" in told and "cluster_known_nodes:6" in told
+    ready = "cluster_state:ok" in told and "cluster_slots_ok:16384" in told and f"cluster_known_nodes:{nodes}" in told
     if "role:slave" in (role := server.command_reply("INFO", "replication").decode()):
         return ready and "master_link_status:up" in role
     return ready

@@ -6,15 +6,23 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Store
+from tidegate.middleware.stores.base import Peeks, Store
+from tidegate.middleware.stores.tiered import TieredStore
 
 ACME = "tenant:acme"
 SCOPES = (PUBLIC_SCOPE, ACME)
 
 Open = Callable[..., Store]
 """Makes a store inside the running loop; takes max_stamps, max_entry_bytes."""
+
+
+def deaf_url(server: RedisServer) -> str:
+    """The address of a user who may do everything but follow keys."""
+    server.command_reply("ACL", "SETUSER", "deaf", "reset", "on", ">x", "~*", "&*", "+@all", "-client|tracking")
+    return f"redis://deaf:x@{server.host}:{server.port}/0"
 
 
 def new_metrics() -> Metrics:
@@ -45,7 +53,18 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, second
 
 
 async def found(store: Store, key: bytes) -> Record | None:
-    return (await store.get(key)).record
+    """As the layers look: what is at hand first."""
+    at_hand = store.peek(key) if isinstance(store, Peeks) else None
+    return at_hand if at_hand is not None else (await store.get(key)).record
+
+
+async def hears(store: TieredStore) -> None:
+    """Returns when its memory is in step."""
+
+    async def live() -> bool:
+        return store.stats().extra["near_live"] == 1.0
+
+    await eventually(live, "it hears of purges", 30.0)
 
 
 async def positions(store: Store) -> tuple[tuple[str, int], ...]:

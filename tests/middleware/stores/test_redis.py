@@ -42,7 +42,9 @@ def test_nothing_of_a_tenant_can_be_read_in_the_names(server: RedisServer) -> No
         await write(store, b"\x00key", TAGGED)
         await store.purge({ACME: ["client:42"], PUBLIC_SCOPE: ["uri:/acme"]})
         members = [m for key in await client.keys("*:i:*") for m in await client.zrange(key, 0, -1)]
-        return {*await client.keys("*"), *members}
+        told = [name for _, fields in await client.xrange("tidegate:p") for name in fields[b"n"].split()]
+        assert len(told) == 2
+        return {*await client.keys("*"), *members, *told}
 
     seen: list[set[bytes]] = []
 
@@ -52,9 +54,9 @@ def test_nothing_of_a_tenant_can_be_read_in_the_names(server: RedisServer) -> No
     for key in (b"", b"one", b"two"):
         server.flush()
         with_store(server.url, look, naming_key=key)
-    assert all(len(names) == 9 for names in seen)
+    assert all(len(names) == 10 for names in seen)
     assert not [n for n in set().union(*seen) if any(word in n for word in (b"acme", b"client:", b"uri"))]
-    stamps = [{name for name in names if b":e:" not in name} for names in seen]
+    stamps = [{name for name in names if b":e:" not in name and not name.endswith(b":p")} for names in seen]
     assert not stamps[0] & stamps[1]
     assert not stamps[1] & stamps[2], "without the naming key nobody can tell a tenant by its name"
 
@@ -302,3 +304,35 @@ def test_a_store_that_was_closed_starts_and_closes_again_on_another_event_loop(s
 
     for expected in (None, TAGGED):
         asyncio.run(life(expected))
+
+
+def test_a_record_that_was_asked_for_before_and_its_stamps_are_one_command(server: RedisServer) -> None:
+    async def body(store: RedisStore, client: Any) -> None:
+        async def commands() -> int:
+            return int((await client.info("commandstats"))["cmdstat_mget"]["calls"])
+
+        await write(store, b"key", TAGGED)
+        assert (await store.get(b"key", SCOPES)).record == TAGGED
+        before = await commands()
+        for _ in range(10):
+            assert (await store.get(b"key", SCOPES)).record == TAGGED
+        assert await commands() == before + 10
+        await store.purge({ACME: ["client:42"]})
+        lookup = await store.get(b"key", SCOPES)
+        assert lookup.record is None
+        assert lookup.positions is not None
+        assert lookup.positions[ACME] > 0 == lookup.positions[PUBLIC_SCOPE]
+        assert await commands() == before + 11
+
+    with_store(server.url, body)
+
+
+def test_a_record_that_depends_on_other_tags_than_the_last_one_is_judged_by_its_own(server: RedisServer) -> None:
+    async def body(store: RedisStore, client: Any) -> None:
+        await write(store, b"key", TAGGED)
+        await store.purge({ACME: ["client:7"]})
+        for tags, hit in ((((ACME, "client:7"),), False), ((), True), (TAGGED.tags, True), (((ACME, "x"),), True)):
+            await store.put(b"key", entry(tags=tags), retain=60)
+            assert ((await store.get(b"key", SCOPES)).record is not None) is hit, tags
+
+    with_store(server.url, body)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis as Client
 
-from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, hears, new_metrics, positions, write
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
 from tidegate.middleware.stores.base import Aim, Lookup, Purge, StoreStats, Target
@@ -43,13 +43,6 @@ def two_processes(server: RedisServer, body: Body) -> None:
             await client.aclose()
 
     asyncio.run(run())
-
-
-async def hears(store: TieredStore) -> None:
-    async def live() -> bool:
-        return store._hearing.until > 0 and store.stats().extra["near_live"] == 1.0
-
-    await eventually(live, "it hears of purges", 20.0)
 
 
 async def gone(store: TieredStore, key: bytes) -> None:

@@ -1,0 +1,103 @@
+"""Deadlines of calls: who is late, who was only held up, and who was cancelled by somebody else."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from tidegate.middleware.stores.stepping import Deadlines
+
+SHORT, LONG = 0.02, 60.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
+
+
+async def waits(told: list[str], released: asyncio.Future[str]) -> str:
+    try:
+        return await released
+    except asyncio.CancelledError:
+        told.append("cancelled")
+        raise
+
+
+def test_a_call_that_is_late_is_cancelled_and_its_caller_is_not() -> None:
+    async def main() -> None:
+        deadlines, told = Deadlines(), list[str]()
+        loop = asyncio.get_running_loop()
+        assert await deadlines.within(SHORT, asyncio.sleep(0, "at once")) == "at once"
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await deadlines.within(SHORT, waits(told, loop.create_future()))
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert told == ["cancelled"] * 3
+
+    run(main())
+
+
+def test_who_came_first_is_due_first_and_who_is_done_holds_up_nobody() -> None:
+    async def main() -> None:
+        deadlines, told, loop = Deadlines(), list[str](), asyncio.get_running_loop()
+        slow, quick = loop.create_future(), loop.create_future()
+        calls = [deadlines.within(SHORT, waits(told, each)) for each in (slow, quick, loop.create_future())]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(0)
+        quick.set_result("quick")
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in ended] == [TimeoutError, str, TimeoutError]
+        with pytest.raises(TimeoutError):  # the timer is armed again after the line was empty
+            await deadlines.within(SHORT, waits(told, loop.create_future()))
+
+    run(main())
+
+
+def test_a_caller_that_is_cancelled_is_cancelled_even_as_its_time_runs_out() -> None:
+    async def main() -> None:
+        deadlines, loop = Deadlines(), asyncio.get_running_loop()
+        never: asyncio.Future[str] = loop.create_future()
+        never.add_done_callback(lambda _: task.cancel())  # in the very moment that the deadline cancels what it awaits
+        task = asyncio.ensure_future(deadlines.within(SHORT, waits([], never)))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert never.cancelled()
+
+        other = asyncio.ensure_future(deadlines.within(LONG, waits([], loop.create_future())))
+        await asyncio.sleep(0)
+        other.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await other
+
+    run(main())
+
+
+def test_a_call_that_goes_on_after_its_time_waits_for_nothing_more() -> None:
+    async def main() -> None:
+        deadlines, loop, told = Deadlines(), asyncio.get_running_loop(), list[str]()
+
+        async def stubborn() -> str:
+            for _ in range(3):
+                try:
+                    await loop.create_future()
+                except asyncio.CancelledError:
+                    told.append("refused")
+            return "at last"
+
+        assert await deadlines.within(SHORT, stubborn()) == "at last"
+        assert told == ["refused"] * 3
+
+    run(main())
+
+
+def test_each_event_loop_has_its_own_line() -> None:
+    deadlines = Deadlines()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await deadlines.within(SHORT, waits([], asyncio.get_running_loop().create_future()))
+
+    run(main())
+    run(main())

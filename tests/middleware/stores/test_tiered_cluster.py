@@ -1,0 +1,155 @@
+"""A memory in front of a cluster: it hears of purges on every master, and is silent while it cannot know whose slots
+are whose."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from tests.middleware.stores.support import ACME, entry, eventually, hears, new_metrics
+from tests.services import RedisCluster, RedisServer, wait_until
+from tidegate.errors import StoreError
+from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tiered import TieredStore, in_front_of
+from tidegate.middleware.stores.tracking_cluster import own_slots
+
+TENANTS = [f"tenant:{number}" for number in range(12)]
+Body = Callable[[TieredStore, TieredStore], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    """One to break, with a node more that has no slots yet."""
+    with RedisCluster(spare=1) as started:
+        yield started
+
+
+def two_processes(url: str, body: Body) -> None:
+    async def run() -> None:
+        stores: list[TieredStore] = []
+        for _ in range(2):
+            metrics = new_metrics()
+            stores.append(in_front_of(RedisStore(url, metrics=metrics), max_bytes=1 << 20, metrics=metrics))
+        for store in stores:
+            await store.start()
+        try:
+            for store in stores:
+                await hears(store)
+            await body(stores[0], stores[1])
+        finally:
+            for store in stores:
+                await store.aclose()
+
+    asyncio.run(run())
+
+
+async def gone(store: TieredStore, key: bytes) -> None:
+    async def none() -> bool:
+        return store.peek(key) is None
+
+    await eventually(none, "memory does not answer it", 30.0)
+
+
+async def known(store: TieredStore, key: bytes, scope: str = ACME, tag: str = "it") -> None:
+    """A record of now is written through a store, and is in its memory."""
+
+    async def there() -> bool:
+        read = (await store.get(b"nothing-here", (scope,))).positions
+        assert read is not None
+        await store.put(key, entry(tags=((scope, tag),), positions=tuple(read.items())), retain=600)
+        return (await store.get(key)).record is not None and store.peek(key) is not None
+
+    await eventually(there, "it is in memory", 30.0)
+
+
+def test_purges_on_every_master_are_heard(redis_cluster: RedisCluster) -> None:
+    async def body(one: TieredStore, other: TieredStore) -> None:
+        for tenant in TENANTS:
+            await known(one, tenant.encode(), tenant)
+        for tenant in TENANTS:
+            assert one.peek(tenant.encode()) is not None
+            assert (await other.purge({tenant: ["it"]})).state == "done"
+            await gone(one, tenant.encode())
+        assert min(await kept_by(redis_cluster)) > 0, "each master had a part of it"
+
+    two_processes(redis_cluster.url, body)
+
+
+async def kept_by(cluster: RedisCluster) -> list[int]:
+    return [int(await asyncio.to_thread(one.command_reply, "DBSIZE")) for one in cluster.masters]
+
+
+def test_a_purge_on_a_node_that_has_just_got_the_slot_is_never_missed(cluster: RedisCluster) -> None:
+    """The slot of a tenant goes to a node that had none, which nobody follows yet."""
+
+    async def body(one: TieredStore, other: TieredStore) -> None:
+        await known(one, b"key")
+        name = one._far._names.position(ACME).decode()  # type: ignore[attr-defined]
+        source, target, slot = await asyncio.to_thread(begin_to_move, cluster, name)
+
+        async def silent() -> bool:
+            return one.stats().extra["near_live"] == 0.0
+
+        await eventually(silent, "a slot is on its way, and memory is silent", 30.0)
+        with pytest.raises(StoreError):  # which makes it pending
+            await other.purge({ACME: ["it"]})
+        await asyncio.to_thread(finish_moving, source, target, slot)
+        await hears(one)
+        await known(one, b"key")
+        assert (await other.purge({ACME: ["it"]})).state == "done"
+        assert int(target.command_reply("CLUSTER", "COUNTKEYSINSLOT", str(slot))) > 0, "it was purged there"
+        await gone(one, b"key")
+
+    two_processes(cluster.url, body)
+
+
+def test_a_replica_that_takes_over_is_followed_before_memory_answers_again(cluster: RedisCluster) -> None:
+    async def body(one: TieredStore, other: TieredStore) -> None:
+        await known(one, b"key")
+        await asyncio.to_thread(cluster.masters[1].kill)
+        await gone(one, b"key")
+        await hears(one)
+        for tenant in TENANTS:
+            await known(one, tenant.encode(), tenant)
+            assert (await other.purge({tenant: ["it"]})).state == "done"
+            await gone(one, tenant.encode())
+        told = await asyncio.to_thread(cluster.replicas[1].command_reply, "INFO", "replication")
+        assert b"role:master" in told
+        assert int(cluster.replicas[1].command_reply("DBSIZE")) > 0
+
+    two_processes(cluster.url, body)
+
+
+def begin_to_move(cluster: RedisCluster, name: str) -> tuple[RedisServer, RedisServer, int]:
+    slot = int(cluster.servers[0].command_reply("CLUSTER", "KEYSLOT", name))
+    (source,) = [one for one in cluster.masters if has(one, slot)]
+    (target,) = cluster.spare
+    # Nothing lies in it, so that every command of it is sent on.
+    cluster.flush()
+    ids = {one: one.command_reply("CLUSTER", "MYID").decode() for one in (source, target)}
+    target.command_reply("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[source])
+    source.command_reply("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[target])
+    return source, target, slot
+
+
+def finish_moving(source: RedisServer, target: RedisServer, slot: int) -> None:
+    name = target.command_reply("CLUSTER", "MYID").decode()
+    for one in (target, source):
+        one.command_reply("CLUSTER", "SETSLOT", str(slot), "NODE", name)
+    wait_until(lambda: not has(source, slot), 10, "the slot has moved")
+
+
+def has(server: RedisServer, slot: int) -> bool:
+    ranges = own_slots(server.command_reply("CLUSTER", "NODES"))
+    return ranges is not None and any(first <= slot <= last for first, last in ranges)
+
+
+def test_what_a_node_says_of_its_own_slots() -> None:
+    other = b"b 127.0.0.1:2@3 master - 0 1 2 connected 5461-10922\n"
+    mine = b"a 127.0.0.1:1@2,host myself,master - 0 0 1 connected"
+    assert own_slots(other + mine + b" 7 0-5 8-20\n") == ((0, 5), (7, 20))
+    assert own_slots(mine + b"\n" + other) == ()
+    assert own_slots(mine + b" 0-5 [7->-b]\n") is None, "one is on its way from it"
+    assert own_slots(mine + b" 0-5 [7-<-b]\n") == ((0, 5),), "one is on its way to it"
+    assert own_slots(mine.replace(b"master", b"slave") + b"\n") is None
+    assert own_slots(other) is None
