@@ -144,7 +144,7 @@ class RedisStore:
         self._clock = time.time
         self._seals = seals
         self._metrics = made
-        limits = self._metrics.limits
+        limits = made.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
         self._limit_memory = limits.labels("redis-memory").inc
         self._limit_together = limits.labels("redis-purged-together").inc
@@ -174,8 +174,7 @@ class RedisStore:
         """Close all connections."""
         if self._seals is not None:
             await self._seals.aclose()
-        check = self._check
-        if check is not None and not check.done() and check.get_loop() is asyncio.get_running_loop():
+        if (check := self._check) and not check.done() and check.get_loop() is asyncio.get_running_loop():
             check.cancel()
             await asyncio.wait([check])
         await self._servers.aclose()

@@ -14,7 +14,7 @@ from redis.asyncio.connection import Connection
 from tests.middleware.stores.support import eventually
 from tests.services import RedisServer
 from tests.services.swallowing import SwallowingProxy
-from tidegate.middleware.stores.tracking import LEASE, Tracking, _Ears
+from tidegate.middleware.stores.tracking import LEASE, Ears, Tracking
 
 
 class Ear:
@@ -227,7 +227,7 @@ def test_the_end_of_a_connection_is_known_where_it_is_read(server: RedisServer) 
 
     async def body(ear: Ear, client: Any) -> None:
         await eventually(ear.live, "it hears", 20.0)
-        ears = _Ears(lambda _push: None, ear.tracking._deaf)
+        ears = Ears(lambda _push: None, ear.tracking._deaf)
         assert ear.tracking.live
         assert ears.eof_received() is False
         assert not ear.tracking.live
