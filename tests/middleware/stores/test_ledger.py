@@ -32,10 +32,10 @@ def test_an_entry_is_void_where_a_later_purge_concerns_it_and_nowhere_else(
     tags = data.draw(CARRIED)
     read_at = data.draw(st.integers(0, len(history)))
     for purged in history[:read_at]:
-        ledger.purge(purged)
+        ledger.purge(purged, 0.0)
     positions = tuple(ledger.positions(scopes).items())
     for purged in history[read_at:]:
-        ledger.purge(purged)
+        ledger.purge(purged, 0.0)
     entry = Entry(status=200, headers=(), body=b"", born=0.0, lifetime=1.0, tags=tuple(tags), positions=positions)
     assert ledger.allows(entry) is not is_void(history, read_at, scopes, tags)
 
@@ -48,13 +48,13 @@ def test_a_ledger_that_forgets_allows_nothing_that_one_that_does_not_refuses(
     whole, small = Ledger(max_stamps=100, max_scopes=100), Ledger(max_stamps=1, max_scopes=1)
     read_at = data.draw(st.integers(0, len(history)))
     for purged in history[:read_at]:
-        whole.purge(purged)
-        small.purge(purged)
+        whole.purge(purged, 0.0)
+        small.purge(purged, 0.0)
     scopes, tags = ["public", "tenant:a", "tenant:b"], tuple(data.draw(CARRIED))
     kept = [ledger.positions(scopes) for ledger in (whole, small)]
     for purged in history[read_at:]:
-        whole.purge(purged)
-        small.purge(purged)
+        whole.purge(purged, 0.0)
+        small.purge(purged, 0.0)
     allowed = [
         ledger.allows(
             Entry(status=200, headers=(), body=b"", born=0.0, lifetime=1.0, tags=tags, positions=tuple(read.items()))
