@@ -4,6 +4,7 @@ Both take about two seconds to come up, most of it the servers' own fixed delays
 """
 
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Self
@@ -17,20 +18,35 @@ UP_SECONDS = 30.0
 """They wait for each other, on a machine that may be crowded."""
 
 
+Tls = Mapping[str, str]
+
+
+def over_tls(tls: Tls | None) -> dict[str, str]:
+    """Directives of a server that speaks TLS, with others too; none without."""
+    if tls is None:
+        return {}
+    return {"tls-port": str(free_port()), "tls-auth-clients": "no", "tls-replication": "yes", **tls}
+
+
 class Sentinel(Redis):
-    """One Sentinel. It keeps what it learns in its configuration file, which the server rewrites."""
+    """One Sentinel. It keeps what it learns in its configuration file, which the server rewrites.
+
+    tls: its directives; then it asks the master over TLS.
+    """
 
     name: ClassVar[str] = "sentinel"
 
-    def __init__(self, master: RedisServer, *, service: str, down_after: float) -> None:
-        super().__init__()
+    def __init__(self, master: RedisServer, *, service: str, down_after: float, tls: Tls | None = None) -> None:
+        super().__init__(options=over_tls(tls))
+        port = master.options.get("tls-port", master.port)
         self._settings = [
             f"port {self.port}",
             f"bind {self.host}",
             f"dir {self.directory}",
-            f"sentinel monitor {service} {master.host} {master.port} 2",
+            f"sentinel monitor {service} {master.host} {port} 2",
             f"sentinel down-after-milliseconds {service} {down_after * 1000:.0f}",
             f"sentinel failover-timeout {service} 4000",
+            *(f"{name} {value}" for name, value in self.options.items()),
         ]
 
     def command(self) -> list[str]:
@@ -84,15 +100,19 @@ class SentinelTrio(_Servers):
     """Redis 7: a master, a replica, and three Sentinels that call it `service`.
 
     down_after: seconds of silence after which the master is given up; by default more than a crowded machine causes.
+    tls: directives that name certificate, key and authority; then all of them speak TLS, on ports of their own.
     """
 
     service = "main"
 
-    def __init__(self, *, down_after: float = 60.0) -> None:
+    def __init__(self, *, down_after: float = 60.0, tls: Tls | None = None) -> None:
         at_once = {"repl-diskless-sync-delay": "0"}
-        self.master = Redis(options=at_once)
-        self.replica = Redis(options=at_once | {"replicaof": f"{self.master.host} {self.master.port}"})
-        self.sentinels = tuple(Sentinel(self.master, service=self.service, down_after=down_after) for _ in range(3))
+        self.master = Redis(options=at_once | over_tls(tls))
+        port = self.master.options.get("tls-port", self.master.port)
+        self.replica = Redis(options=at_once | over_tls(tls) | {"replicaof": f"{self.master.host} {port}"})
+        self.sentinels = tuple(
+            Sentinel(self.master, service=self.service, down_after=down_after, tls=tls) for _ in range(3)
+        )
         self.servers = (self.master, self.replica, *self.sentinels)
 
     @property
@@ -100,6 +120,12 @@ class SentinelTrio(_Servers):
         """Address of the service."""
         named = ",".join(f"{one.host}:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{named}/{self.service}/0"
+
+    @property
+    def tls_url(self) -> str:
+        """The same over TLS."""
+        named = ",".join(f"{one.host}:{one.options['tls-port']}" for one in self.sentinels)
+        return f"rediss+sentinel://{named}/{self.service}/0"
 
     def flush(self) -> None:
         """Delete every key."""
@@ -147,11 +173,14 @@ class RedisCluster(_Servers):
     """Valkey 9: three masters and a replica of each.
 
     spare: further nodes that belong to it and have no slots.
+    tls: directives that name certificate, key and authority: then it is Redis 7, and all speak TLS on ports of their
+        own.
     """
 
-    def __init__(self, *, spare: int = 0) -> None:
+    def __init__(self, *, spare: int = 0, tls: Tls | None = None) -> None:
+        kind = Valkey if tls is None else Redis
         self.servers = tuple(
-            Valkey(
+            kind(
                 options={
                     "cluster-enabled": "yes",
                     "cluster-port": str(free_port()),
@@ -160,6 +189,7 @@ class RedisCluster(_Servers):
                     "cluster-require-full-coverage": "no",
                     "repl-diskless-sync-delay": "0",
                 }
+                | (over_tls(tls) | {"tls-cluster": "yes"} if tls is not None else {})
             )
             for _ in range(6 + spare)
         )
@@ -169,6 +199,12 @@ class RedisCluster(_Servers):
     def url(self) -> str:
         """Address by the masters."""
         return f"redis+cluster://{','.join(f'{one.host}:{one.port}' for one in self.masters)}"
+
+    @property
+    def tls_url(self) -> str:
+        """The same over TLS."""
+        named = ",".join(f"{one.host}:{one.options['tls-port']}" for one in self.masters)
+        return f"rediss+cluster://{named}"
 
     def flush(self) -> None:
         """Delete every key."""
@@ -184,7 +220,8 @@ class RedisCluster(_Servers):
             one.command_reply("CLUSTER", "ADDSLOTSRANGE", str(first), str(end - 1))
         for one in self.servers[1:]:
             bus = one.options["cluster-port"]
-            self.servers[0].command_reply("CLUSTER", "MEET", one.host, str(one.port), bus)
+            port = one.options.get("tls-port", str(one.port))
+            self.servers[0].command_reply("CLUSTER", "MEET", one.host, port, bus)
         for one, master in zip(self.replicas, self.masters, strict=True):
             name = master.command_reply("CLUSTER", "MYID").decode()
             wait_until(lambda one=one, name=name: _replicates(one, name), UP_SECONDS, "a replica follows its master")

@@ -15,11 +15,12 @@ from cryptography.x509.oid import NameOID
 from redis import Redis
 
 from tests.docs.pages import Page
-from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
-from tests.services import RedisServer, free_port
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, hears, new_metrics, positions, write
+from tests.services import RedisCluster, RedisServer, SentinelTrio, free_port
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import PUBLIC_SCOPE
 from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tiered import in_front_of
 
 Start = Callable[..., RedisServer]
 
@@ -50,6 +51,21 @@ def works(url: str, patience: float = 20.0) -> None:
     asyncio.run(run())
     for component in ("redis-check", "redis-policy", "redis-codec"):
         assert metrics.errors.labels(component)._value.get() == 0, component
+
+
+def in_step(url: str) -> None:
+    """Memory in front hears of purges there."""
+
+    async def run() -> None:
+        metrics = new_metrics()
+        store = in_front_of(RedisStore(url, metrics=metrics), max_bytes=1 << 20, metrics=metrics)
+        await store.start()
+        try:
+            await hears(store)
+        finally:
+            await store.aclose()
+
+    asyncio.run(run())
 
 
 def refused(url: str) -> str:
@@ -112,6 +128,19 @@ def test_over_tls_a_server_is_believed_that_the_named_authority_has_signed(start
     assert "CERTIFICATE_VERIFY_FAILED" in refused(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other}")
     assert "CERTIFICATE_VERIFY_FAILED" in refused(f"rediss://127.0.0.1:{port}/0")
     assert refused(f"rediss://127.0.0.1:{server.port}/0?ssl_ca_certs={authority}"), "one that does no TLS"
+
+
+@pytest.mark.parametrize("kind", [SentinelTrio, RedisCluster])
+def test_sentinels_and_a_cluster_are_spoken_to_over_tls_all_the_way(
+    kind: type[SentinelTrio | RedisCluster], tmp_path: Path
+) -> None:
+    authority, certificate, key = signed(tmp_path, "ours")
+    other, _, _ = signed(tmp_path, "another")
+    names = {"tls-cert-file": str(certificate), "tls-key-file": str(key), "tls-ca-cert-file": str(authority)}
+    with kind(tls=names) as servers:
+        works(f"{servers.tls_url}?ssl_ca_certs={authority}")
+        in_step(f"{servers.tls_url}?ssl_ca_certs={authority}")
+        assert "CERTIFICATE_VERIFY_FAILED" in refused(f"{servers.tls_url}?ssl_ca_certs={other}")
 
 
 def test_a_user_of_an_acl_needs_what_the_docs_say_and_no_more(server: RedisServer) -> None:
