@@ -92,6 +92,19 @@ class Metrics:
             ["direction"],
             registry=registry,
         )
+        self.memory_entries = Gauge(
+            "tidegate_memory_entries",
+            "Records in this process's memory, expired and purged ones too until they are dropped; over workers, the"
+            " sum.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.memory_bytes = Gauge(
+            "tidegate_memory_bytes",
+            "Bytes of these records, as the store's limit counts them; over workers, the sum.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.coalesced = Counter(
             "tidegate_coalesce_requests",
             "Requests by their part in coalescing: leader, follower, alone.",

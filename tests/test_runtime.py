@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import Origin, call
+from tests.driver import Origin, User, call
 from tests.flags.following import until
+from tests.middleware.stores.support import entry
 from tests.provider import FixedFlags
 from tidegate import Tidegate
 from tidegate.flags import ProviderHealth
+from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.base import StoreStats
+from tidegate.middleware.stores.memory import MemoryStore
 
 
 class Parting(FixedFlags):
@@ -160,3 +164,42 @@ def test_loops_that_take_turns_leave_one_timer_each() -> None:
     for loop in loops:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+def test_what_is_held_in_memory_shows_in_the_metrics_without_flags_and_without_requests() -> None:
+    class Unsure(MemoryStore):
+        """A store that cannot always say what it holds."""
+
+        unsure = False
+
+        def stats(self) -> StoreStats:
+            if self.unsure:
+                raise RuntimeError("nobody knows")
+            return super().stats()
+
+    registry = CollectorRegistry()
+    store = Unsure(metrics=Metrics.of(registry))
+
+    def shown() -> tuple[float | None, ...]:
+        names = ("tidegate_memory_entries", "tidegate_memory_bytes")
+        return tuple(registry.get_sample_value(name) for name in names)
+
+    async def serve() -> None:
+        tide = Tidegate(store=store, registry=registry)
+        app = tide(Origin(b"body", headers=[("cache-control", "max-age=60")]))
+        await tide.start()
+        assert shown() == (0, 0)
+        for path in ("/a", "/b", "/a"):
+            await call(app, path, user=User("acme", "ann"))
+        held = store.stats()
+        assert held.entries == 2
+        await until(lambda: shown() == (2, held.bytes), 20, "what is held, in the metrics")
+        store.unsure = True
+        await until(lambda: registry.get_sample_value("tidegate_errors_total", {"component": "store"}), 20, "the error")
+        store.unsure = False
+        await tide.purge_all()
+        await store.put(b"key", entry(b"other"), retain=60)
+        await until(lambda: shown() == (store.stats().entries, store.stats().bytes), 20, "what is held now")
+        await tide.aclose()
+
+    asyncio.run(serve())

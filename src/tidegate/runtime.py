@@ -26,7 +26,7 @@ class Runtime:
     """Starts store and flags once per event loop, and stops them with the application.
 
     look_every: seconds between two looks of the gates, so that a change of reach is noticed without requests too, and
-        the flags' health shows in the metrics.
+        the flags' health shows in the metrics, as does what the store holds in memory.
     """
 
     def __init__(
@@ -65,17 +65,25 @@ class Runtime:
     async def _start(self) -> None:
         await self._tried(self._store.start)
         await asyncio.gather(*(self._tried(source.start) for source in self._sources))
-        if self._gates is not None:
-            self._look(self._gates, asyncio.get_running_loop(), asyncio.current_task())
+        self._look(asyncio.get_running_loop(), asyncio.current_task())
 
-    def _look(self, gates: Gates, loop: asyncio.AbstractEventLoop, start: object) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         # A timer, not a task: nothing is left to cancel on a loop that ends without the application's lifespan.
-        if self.loop is loop and self._starting is start:  # else another start has a timer of its own
-            gates.refresh()
-            health = gates.health()
+        if self.loop is not loop or self._starting is not start:
+            return  # another start has a timer of its own
+        if self._gates is not None:
+            self._gates.refresh()
+            health = self._gates.health()
             self._metrics.flags_ready.set(health.ready)
             self._metrics.flags_staleness.set(health.staleness)
-            self._next_look = loop.call_later(self._look_every, self._look, gates, loop, start)
+        self._next_look = loop.call_later(self._look_every, self._look, loop, start)
+        try:
+            held = self._store.stats()
+        except Exception as error:  # noqa: BLE001 - a store of the application's own; counted
+            self._metrics.fail("store", error)
+        else:
+            self._metrics.memory_entries.set(held.entries or 0)
+            self._metrics.memory_bytes.set(held.bytes or 0)
 
     async def stop(self) -> None:
         """Finish what is pending, within deadlines. A request that comes afterwards starts anew."""
