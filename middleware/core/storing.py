@@ -29,9 +29,11 @@ __all__ = [
     "RequestDirectives",
     "Usable",
     "client_cache_control",
+    "client_fields",
     "judge_request",
     "judge_response",
     "request_directives",
+    "told",
 ]
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -290,3 +292,29 @@ def client_cache_control(policy: RoutePolicy | None, share: Share) -> bytes | No
         scope = b"public" if share == "public" else b"private"
         return b"%s, max-age=%d" % (scope, int(policy.client_ttl))
     return None if share == "public" else b"private, no-cache"
+
+
+def client_fields(
+    headers: Pairs, kept: Kept, policy: RoutePolicy | None, share: Share
+) -> tuple[tuple[bytes, bytes], ...]:
+    """What the client is told beyond the app's fields about a response that is kept.
+
+    The Cache-Control of `client_cache_control`, where the policy made it fresh; and a Vary line with the policy's names
+    that the app's own does not have: what selects here selects in a browser and a proxy too (RFC 9110 12.5.5).
+    """
+    ours: list[tuple[bytes, bytes]] = []
+    field = client_cache_control(policy, share) if kept.rule == "policy ttl" else None
+    if field is not None:
+        ours.append((b"cache-control", field))
+    if policy is not None and policy.vary:
+        known = vary_names(headers) or ()
+        missing = [name for name in dict.fromkeys(name.lower().encode() for name in policy.vary) if name not in known]
+        if missing:
+            ours.append((b"vary", b", ".join(missing)))
+    return tuple(ours)
+
+
+def told(headers: Pairs, ours: Pairs) -> list[tuple[bytes, bytes]]:
+    """The app's fields with ours: a Cache-Control of ours takes the place of the app's."""
+    replaced = any(name == b"cache-control" for name, _ in ours)
+    return [*(pair for pair in headers if not (replaced and pair[0] == b"cache-control")), *ours]

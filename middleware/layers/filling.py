@@ -19,8 +19,9 @@ from tidegate.middleware.core.storing import (
     Refused,
     RequestDirectives,
     Usable,
-    client_cache_control,
+    client_fields,
     judge_response,
+    told,
 )
 from tidegate.middleware.core.updating import has_validator
 from tidegate.middleware.layers.asgi import RequestContext, Scope
@@ -241,13 +242,9 @@ class Filling(Witness):
         return b'; key="%s"' % self._config.shown_key(key).encode()
 
     def _for_client(self, headers: Pairs, kept: Kept) -> Pairs:
-        """With the freshness that the policy gives the client, where it gave the cache's."""
-        if kept.rule != "policy ttl":
-            return headers
-        field = client_cache_control(self._context.match.policy, self._share)
-        if field is None:
-            return headers
-        return (*(pair for pair in headers if pair[0] != b"cache-control"), (b"cache-control", field))
+        """With what the policy tells the client."""
+        ours = client_fields(headers, kept, self._context.match.policy, self._share)
+        return tuple(told(headers, ours)) if ours else headers
 
     def _room(self, headers: Pairs, *, trailers: bool) -> int | None:
         """How many bytes may be kept; None where this response cannot be kept at all."""

@@ -19,7 +19,7 @@ from tidegate.middleware.core.explain import Explanation
 from tidegate.middleware.core.freshness import born_at
 from tidegate.middleware.core.message import HOP_BY_HOP
 from tidegate.middleware.core.policy import RoutePolicy, Share
-from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_cache_control, judge_response
+from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_fields, judge_response, told
 from tidegate.middleware.core.targeted import TARGETED
 from tidegate.middleware.layers.asgi import Message, RequestContext, Send
 from tidegate.middleware.layers.exchange import Exchange
@@ -84,14 +84,14 @@ class _Plan:
     """What becomes of all responses of one shape.
 
     policy: by which it was judged. kept: None: they are not stored. storable: as RequestContext has it, where they are.
-    ours: the Cache-Control that the client gets instead of the app's. past: see `of_use_past`.
+    ours: see `client_fields`. past: see `of_use_past`.
     note: for the client. timeless: it is the same whenever it is asked.
     """
 
     policy: RoutePolicy | None
     kept: Kept | None
     storable: bool
-    ours: Pair | None
+    ours: tuple[Pair, ...]
     past: float
     note: Pair
     timeless: bool
@@ -160,13 +160,13 @@ class Misses:
         undated = _DATED.isdisjoint(names)
         if not isinstance(verdict, Kept):
             note = (b"cache-status", b"Tidegate; fwd=miss" + refusal_note(verdict))
-            return _Plan(policy, None, False, None, 0.0, note, undated or verdict.reason in _TIMELESS)
-        ours = client_cache_control(policy, share) if verdict.rule == "policy ttl" else None
+            return _Plan(policy, None, False, (), 0.0, note, undated or verdict.reason in _TIMELESS)
+        ours = client_fields(given, verdict, policy, share)
         return _Plan(
             policy,
             verdict,
             verdict.reusable,
-            (b"cache-control", ours) if ours is not None else None,
+            ours,
             of_use_past(verdict, validator=validator),
             _STORED,
             undated or verdict.rule in _TIMELESS,
@@ -257,9 +257,8 @@ class Miss:
             self._room = room = policy.max_body if policy is not None else misses.config.max_body
             if length is not None and length.isdigit() and int(length) > room:
                 return None
-            if plan.ours is not None:
-                headers = [pair for pair in given if pair[0] != b"cache-control"]
-                headers.append(plan.ours)
+            if plan.ours:
+                headers = told(given, plan.ours)
             self.context.storable = plan.storable
         misses.taken += 1
         self._plan, self._status, self._given, self._headers, self._length = plan, status, given, headers, length

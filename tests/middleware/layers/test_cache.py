@@ -259,6 +259,30 @@ def test_a_policys_freshness_is_ours_and_not_the_browsers() -> None:
     ]
 
 
+def test_request_fields_that_count_by_the_policy_are_named_to_the_client() -> None:
+    policy = RoutePolicy(route="/v", ttl=60, client_ttl=5, share="tenant", vary=("X-Plan", "Accept-Language"))
+    app = layer_on(Origin(headers=[("vary", "accept-language, origin")]), policy)
+    first = {"path": "/v", "user": ANN, "headers": [("x-plan", "gold")]}
+    missed, hit, other, asked = ask(
+        app, first, first, {"path": "/v", "user": ANN, "headers": [("x-plan", "free")]}, {"method": "HEAD", **first}
+    )
+    assert [answer.hit for answer in (missed, hit, other, asked)] == [False, True, False, True]
+    assert {answer.header("vary") for answer in (missed, hit, other, asked)} == {"accept-language, origin, x-plan"}
+
+
+def test_a_policys_request_fields_are_named_once_though_the_response_is_renewed() -> None:
+    policy = RoutePolicy(route="/v", ttl=60, share="tenant", vary=("X-Plan",))
+    clock = Clock()
+    origin = Origin(headers=[("etag", '"a"')])
+    app = layer_on(origin, policy, clock=clock)
+    ask(app, {"path": "/v", "user": ANN})
+    clock.now += 61
+    origin.status, origin.body = 304, b""
+    renewed, hit = ask(app, {"path": "/v", "user": ANN}, {"path": "/v", "user": ANN})
+    assert (renewed.status, hit.status, hit.hit) == (200, 200, True)
+    assert (renewed.header("vary"), hit.header("vary")) == ("x-plan", "x-plan")
+
+
 def test_two_set_cookie_lines_pass_and_forbid_to_store() -> None:
     origin = Origin(headers=[("cache-control", "max-age=60"), ("set-cookie", "a=1"), ("set-cookie", "b=2")])
     answers = ask(layer_on(origin), {"user": ANN}, {"user": ANN})
