@@ -81,6 +81,15 @@ def test_with_nothing_configured_nothing_fails_and_it_says_what_is_open(shell: S
     assert out.splitlines()[0] == "ok    settings: from no tidegate.toml"
 
 
+def test_of_a_file_that_is_not_there_nothing_is_said_to_be_well(shell: Shell) -> None:
+    code, out, _ = shell.run("doctor", "--config", "nope.toml")
+    said = [line for line in out.splitlines() if " settings: " in line]
+    assert code == 1
+    assert [line[:4] for line in said] == ["warn", "FAIL"]
+    assert "about the defaults" in said[0]
+    assert "nope.toml" in said[1]
+
+
 def test_a_whole_installation_that_is_well_is_called_so(
     start_unleash: Callable[..., Unleash], valkey: Valkey, app_metrics: Callable[[str], str], shell: Shell
 ) -> None:

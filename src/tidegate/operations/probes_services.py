@@ -34,10 +34,14 @@ _SAFE_POLICIES: Final = ("noeviction", "volatile-")
 
 def variables(path: str | None, environ: Mapping[str, str] = os.environ) -> list[Finding]:
     """Where the settings come from. Names only: what is in them may be secret."""
-    file = Path(path or environ.get("TIDEGATE_CONFIG") or "tidegate.toml")
+    named = path or environ.get("TIDEGATE_CONFIG")
+    file = Path(named or "tidegate.toml")
     known = ("REDIS_URL", "REDIS_ENABLED", "REDIS_DEFAULT_TTL", "CACHE_VERSION", "PROMETHEUS_MULTIPROC_DIR")
     given = sorted(name for name in environ if name.startswith("TIDEGATE_") or name in known)
     told = [str(file) if file.exists() else f"no {file}", *given]
+    if named and not file.exists():
+        text = f"{file} was asked for and is not there: what follows is about the defaults, not about your settings"
+        return [Finding(level="warn", about="settings", text=text), *_unread(given)]
     return [Finding(level="ok", about="settings", text=f"from {', '.join(told)}"), *_unread(given)]
 
 
