@@ -5,18 +5,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis as Client
 
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Peeks, Store
-from tidegate.middleware.stores.tiered import TieredStore
+from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.tiered import TieredStore, in_front_of
 
 ACME = "tenant:acme"
 SCOPES = (PUBLIC_SCOPE, ACME)
 
 Open = Callable[..., Store]
 """Makes a store inside the running loop; takes max_stamps, max_entry_bytes."""
+
+Both = Callable[[TieredStore, TieredStore, Any], Awaitable[None]]
+"""What is done with the stores of two processes, and a client beside them."""
 
 
 def deaf_url(server: RedisServer) -> str:
@@ -65,6 +70,40 @@ async def hears(store: TieredStore) -> None:
         return store.stats().extra["near_live"] == 1.0
 
     await eventually(live, "it hears of purges", 30.0)
+
+
+async def gone(store: TieredStore, key: bytes) -> None:
+    """Returns when its memory does not answer this any more."""
+
+    async def none() -> bool:
+        return store.peek(key) is None
+
+    await eventually(none, "memory does not answer it", 30.0)
+
+
+def two_processes(url: str, body: Both, *, beside: str) -> Metrics:
+    """Their stores, each with a memory in front, and a client of one's own; begins when both hear of purges.
+
+    beside: the client's address. Returns the first one's metrics.
+    """
+    made = [new_metrics(), new_metrics()]
+
+    async def run() -> None:
+        one, other = (in_front_of(RedisStore(url, metrics=each), max_bytes=1 << 20, metrics=each) for each in made)
+        client: Any = Client.from_url(beside)
+        for store in (one, other):
+            await store.start()
+        try:
+            for store in (one, other):
+                await hears(store)
+            await body(one, other, client)
+        finally:
+            for store in (one, other):
+                await store.aclose()
+            await client.aclose()
+
+    asyncio.run(run())
+    return made[0]
 
 
 async def positions(store: Store) -> tuple[tuple[str, int], ...]:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis as Client
 from tests.middleware.stores.support import ACME, entry, eventually, new_metrics
 from tests.services import Redis, RedisServer
 from tests.services.swallowing import SwallowingProxy
+from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis import RedisStore
 from tidegate.middleware.stores.tiered import TieredStore, in_front_of
 
@@ -58,7 +59,7 @@ def test_a_connection_that_leads_elsewhere_takes_the_others_along(
                 async def new() -> bool:
                     try:
                         found = await store.get(b"key")
-                    except Exception:  # noqa: BLE001 - on its way
+                    except StoreError:  # on its way
                         return False
                     return found.record == NEW and store.peek(b"key") == NEW
 

@@ -7,9 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis as Client
 
-from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, hears, new_metrics, positions, write
+from tests.middleware.stores.support import (
+    ACME,
+    SCOPES,
+    entry,
+    eventually,
+    gone,
+    hears,
+    new_metrics,
+    positions,
+    two_processes,
+    write,
+)
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
 from tidegate.middleware.stores.base import Aim, Lookup, Purge, StoreStats, Target
@@ -19,37 +29,6 @@ from tidegate.middleware.stores.redis import RedisStore
 from tidegate.middleware.stores.tiered import TieredStore, in_front_of
 
 TAGGED = entry(tags=((ACME, "client:42"), (PUBLIC_SCOPE, "uri:/a")))
-Body = Callable[[TieredStore, TieredStore, Any], Awaitable[None]]
-
-
-def two_processes(server: RedisServer, body: Body) -> None:
-    """Their stores on one server, and a client of one's own; begins when both hear of purges."""
-
-    async def run() -> None:
-        stores: list[Any] = []
-        for _ in range(2):
-            metrics = new_metrics()
-            stores.append(in_front_of(RedisStore(server.url, metrics=metrics), max_bytes=1 << 20, metrics=metrics))
-        client: Any = Client.from_url(server.url)
-        for store in stores:
-            await store.start()
-        try:
-            for store in stores:
-                await hears(store)
-            await body(stores[0], stores[1], client)
-        finally:
-            for store in stores:
-                await store.aclose()
-            await client.aclose()
-
-    asyncio.run(run())
-
-
-async def gone(store: TieredStore, key: bytes) -> None:
-    async def none() -> bool:
-        return store.peek(key) is None
-
-    await eventually(none, "the purge is heard", 20.0)
 
 
 async def known(store: TieredStore, key: bytes, record: Entry = TAGGED) -> None:
@@ -69,7 +48,7 @@ def test_what_was_read_once_is_answered_from_memory(server: RedisServer) -> None
         assert (await client.info("stats"))["total_commands_processed"] - read < 100, "hits ask nobody"
         assert other.stats().entries == 1
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +74,7 @@ def test_a_purge_reaches_every_memory_and_the_own_at_once(
             assert (await other.get(key)).record is None
             assert (await one.get(key)).record is None
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 @pytest.mark.parametrize("aim", [Aim(("client:42",), soft=True), Aim(("client:42", "list"))], ids=["soft", "together"])
@@ -122,7 +101,7 @@ def test_an_aimed_purge_reaches_every_memory_and_memory_keeps_nothing_that_is_st
         assert (await other.get(b"key")).record == new, "as soon as it is replaced"
         assert other.peek(b"key") == new
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> None:
@@ -139,7 +118,7 @@ def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> Non
             await eventually(heard_again, "the purge is heard", 20.0)
             assert one.peek(b"key") == TAGGED
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 def test_what_is_only_forgotten_for_its_age_voids_nothing_here(server: RedisServer) -> None:
@@ -183,7 +162,7 @@ def test_nothing_is_answered_from_memory_while_purges_cannot_be_heard(server: Re
             await hears(one)
             assert one.peek(b"key") is None, "everything was voided before it hears again"
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 def test_when_the_server_hangs_memory_answers_nothing_within_a_second(
@@ -201,7 +180,7 @@ def test_when_the_server_hangs_memory_answers_nothing_within_a_second(
         server.resume()
         print(f"{took:.2f} s")
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 def test_what_is_replaced_or_forgotten_here_is_not_answered(server: RedisServer) -> None:
@@ -217,7 +196,7 @@ def test_what_is_replaced_or_forgotten_here_is_not_answered(server: RedisServer)
         await one.put(b"vary", names, retain=60.0)
         assert (await one.get(b"vary")).record == names == one.peek(b"vary")
 
-    two_processes(server, body)
+    two_processes(server.url, body, beside=server.url)
 
 
 # --- every order of events in one load, which no server can be made to show ------------

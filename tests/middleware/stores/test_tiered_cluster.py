@@ -2,19 +2,18 @@
 are whose."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.middleware.stores.support import ACME, entry, eventually, hears, new_metrics
+from tests.middleware.stores.support import ACME, entry, eventually, gone, hears, two_processes
 from tests.services import RedisCluster, RedisServer, wait_until
 from tidegate.errors import StoreError
-from tidegate.middleware.stores.redis import RedisStore
-from tidegate.middleware.stores.tiered import TieredStore, in_front_of
+from tidegate.middleware.stores.tiered import TieredStore
 from tidegate.middleware.stores.tracking_cluster import own_slots
 
 TENANTS = [f"tenant:{number}" for number in range(12)]
-Body = Callable[[TieredStore, TieredStore], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +21,6 @@ def cluster() -> Iterator[RedisCluster]:
     """One to break, with a node more that has no slots yet."""
     with RedisCluster(spare=1) as started:
         yield started
-
-
-def two_processes(url: str, body: Body) -> None:
-    async def run() -> None:
-        stores: list[TieredStore] = []
-        for _ in range(2):
-            metrics = new_metrics()
-            stores.append(in_front_of(RedisStore(url, metrics=metrics), max_bytes=1 << 20, metrics=metrics))
-        for store in stores:
-            await store.start()
-        try:
-            for store in stores:
-                await hears(store)
-            await body(stores[0], stores[1])
-        finally:
-            for store in stores:
-                await store.aclose()
-
-    asyncio.run(run())
-
-
-async def gone(store: TieredStore, key: bytes) -> None:
-    async def none() -> bool:
-        return store.peek(key) is None
-
-    await eventually(none, "memory does not answer it", 30.0)
 
 
 async def known(store: TieredStore, key: bytes, scope: str = ACME, tag: str = "it") -> None:
@@ -63,7 +36,7 @@ async def known(store: TieredStore, key: bytes, scope: str = ACME, tag: str = "i
 
 
 def test_purges_on_every_master_are_heard(redis_cluster: RedisCluster) -> None:
-    async def body(one: TieredStore, other: TieredStore) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
         for tenant in TENANTS:
             await known(one, tenant.encode(), tenant)
         for tenant in TENANTS:
@@ -72,7 +45,7 @@ def test_purges_on_every_master_are_heard(redis_cluster: RedisCluster) -> None:
             await gone(one, tenant.encode())
         assert min(await kept_by(redis_cluster)) > 0, "each master had a part of it"
 
-    two_processes(redis_cluster.url, body)
+    two_processes(redis_cluster.url, body, beside=redis_cluster.masters[0].url)
 
 
 async def kept_by(cluster: RedisCluster) -> list[int]:
@@ -82,7 +55,7 @@ async def kept_by(cluster: RedisCluster) -> list[int]:
 def test_a_purge_on_a_node_that_has_just_got_the_slot_is_never_missed(cluster: RedisCluster) -> None:
     """The slot of a tenant goes to a node that had none, which nobody follows yet."""
 
-    async def body(one: TieredStore, other: TieredStore) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
         await known(one, b"key")
         name = one._far._names.position(ACME).decode()  # type: ignore[attr-defined]
         source, target, slot = await asyncio.to_thread(begin_to_move, cluster, name)
@@ -100,11 +73,11 @@ def test_a_purge_on_a_node_that_has_just_got_the_slot_is_never_missed(cluster: R
         assert int(target.command_reply("CLUSTER", "COUNTKEYSINSLOT", str(slot))) > 0, "it was purged there"
         await gone(one, b"key")
 
-    two_processes(cluster.url, body)
+    two_processes(cluster.url, body, beside=cluster.servers[0].url)
 
 
 def test_a_replica_that_takes_over_is_followed_before_memory_answers_again(cluster: RedisCluster) -> None:
-    async def body(one: TieredStore, other: TieredStore) -> None:
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
         await known(one, b"key")
         await asyncio.to_thread(cluster.masters[1].kill)
         await gone(one, b"key")
@@ -117,7 +90,7 @@ def test_a_replica_that_takes_over_is_followed_before_memory_answers_again(clust
         assert b"role:master" in told
         assert int(cluster.replicas[1].command_reply("DBSIZE")) > 0
 
-    two_processes(cluster.url, body)
+    two_processes(cluster.url, body, beside=cluster.servers[0].url)
 
 
 def begin_to_move(cluster: RedisCluster, name: str) -> tuple[RedisServer, RedisServer, int]:

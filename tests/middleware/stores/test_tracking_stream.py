@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis as Client
 
 from tests.middleware.stores.support import (
     ACME,
@@ -14,51 +13,20 @@ from tests.middleware.stores.support import (
     deaf_url,
     entry,
     eventually,
+    gone,
     hears,
-    new_metrics,
     positions,
+    two_processes,
     write,
 )
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
-from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.redis import RedisStore
 from tidegate.middleware.stores.redis_purge import EVERYTHING
-from tidegate.middleware.stores.tiered import TieredStore, in_front_of
+from tidegate.middleware.stores.tiered import TieredStore
 from tidegate.middleware.stores.tracking_stream import Streaming
 
 TAGGED = entry(tags=((ACME, "client:42"), (PUBLIC_SCOPE, "uri:/a")))
 STREAM = "tidegate:p"
-Body = Callable[[TieredStore, TieredStore, Any], Awaitable[None]]
-
-
-def two_processes(server: RedisServer, body: Body) -> Metrics:
-    """Their stores on one server that refuses tracking, and a client; returns the first one's metrics."""
-    url, made = deaf_url(server), [new_metrics(), new_metrics()]
-
-    async def run() -> None:
-        stores = [in_front_of(RedisStore(url, metrics=one), max_bytes=1 << 20, metrics=one) for one in made]
-        client: Any = Client.from_url(server.url)
-        for store in stores:
-            await store.start()
-        try:
-            for store in stores:
-                await hears(store)
-            await body(stores[0], stores[1], client)
-        finally:
-            for store in stores:
-                await store.aclose()
-            await client.aclose()
-
-    asyncio.run(run())
-    return made[0]
-
-
-async def gone(store: TieredStore, key: bytes) -> None:
-    async def none() -> bool:
-        return store.peek(key) is None
-
-    await eventually(none, "memory does not answer it", 20.0)
 
 
 async def known(store: TieredStore, key: bytes, record: Entry = TAGGED) -> None:
@@ -94,7 +62,7 @@ def test_a_purge_reaches_every_memory(server: RedisServer, purged: dict[str, lis
             await gone(other, key)
             assert (await other.get(key)).record is None
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> None:
@@ -106,7 +74,7 @@ def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> Non
         await gone(one, b"other")  # so the one before was heard too
         assert one.peek(b"key") == TAGGED
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 def test_it_is_said_once_and_a_metric_tells_what_is_used(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +85,7 @@ def test_it_is_said_once_and_a_metric_tells_what_is_used(server: RedisServer, ca
         await hears(one)
 
     with caplog.at_level(logging.WARNING, "tidegate"):
-        metrics = two_processes(server, body)
+        metrics = two_processes(deaf_url(server), body, beside=server.url)
     told = [record.getMessage() for record in caplog.records if "over a stream" in record.getMessage()]
     assert len(told) == 2, "once by each process"
     assert told[0].startswith("the server refuses CLIENT TRACKING: NOPERM")
@@ -136,7 +104,7 @@ def test_nothing_is_answered_from_memory_while_the_stream_cannot_be_read(server:
             await hears(one)
             assert one.peek(b"key") is None, "everything was voided before it hears again"
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 def test_when_the_server_hangs_memory_answers_nothing(start_server: Callable[..., RedisServer]) -> None:
@@ -148,7 +116,7 @@ def test_when_the_server_hangs_memory_answers_nothing(start_server: Callable[...
         await gone(one, b"key")
         server.resume()
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 def test_a_stream_that_is_gone_voids_everything(server: RedisServer) -> None:
@@ -160,7 +128,7 @@ def test_a_stream_that_is_gone_voids_everything(server: RedisServer) -> None:
         assert (await other.purge({ACME: ["client:42"]})).state == "done"
         await gone(one, b"key")
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 def test_the_stream_is_bounded(server: RedisServer) -> None:
@@ -171,7 +139,7 @@ def test_the_stream_is_bounded(server: RedisServer) -> None:
         assert await client.ttl(STREAM) == -1, "a server short of memory leaves it"
         await hears(one)
 
-    two_processes(server, body)
+    two_processes(deaf_url(server), body, beside=server.url)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
