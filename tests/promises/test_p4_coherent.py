@@ -44,6 +44,10 @@ def test_chaos_on_redis(redis_server: Redis) -> None:
     whole(redis_server, Plan(purges=600, kills=20, silences=1, from_memory=800, from_redis=100))
 
 
+def test_chaos_over_a_stream(valkey: Valkey) -> None:
+    whole(valkey, Plan(purges=600, kills=20, silences=2, from_memory=800, from_redis=100, stream=True))
+
+
 def test_chaos_with_a_failover_that_loses_purges() -> None:
     with SentinelTrio() as trio:
         whole(trio, Plan(purges=600, kills=20, silences=0, failover=True, from_memory=800, from_redis=100))
@@ -107,3 +111,10 @@ def test_the_worst_window_is_the_longest_time_that_something_purged_was_given(
     calls = [Call(0, began, 0.0, 7, version, MEMORY) for began, version in seen]
     found = judge(calls, [Done(10.0, 7, 2)], [], {}).worst.get(0)
     assert found == (None if worst is None else pytest.approx(worst))
+
+
+def test_the_worst_window_of_a_silent_link_stands_alone() -> None:
+    calls = [Call(0, 10.4, 9.9, 7, 1, MEMORY), Call(1, 10.02, 9.9, 7, 1, MEMORY)]
+    found = judge(calls, [Done(10.0, 7, 2)], [Silence(0, 9.95, 11.0)], {})
+    assert (found.worst, found.worst_silent) == ({1: pytest.approx(0.02)}, pytest.approx(0.4))
+    assert found.beyond == calls[:1]

@@ -1,4 +1,6 @@
-"""`make chaos`: the chaos of the suite, longer, with progress and figures: on one server, then with a failover."""
+"""`make chaos`: the chaos of the suite, longer, with progress and figures: on one server, the same over a stream, then
+with a failover.
+"""
 
 import argparse
 import asyncio
@@ -27,6 +29,8 @@ def main() -> None:
     )
     with Redis() if given.redis else Valkey() as server:
         once(server, server.name, plan, given.seed)
+        server.flush()
+        once(server, f"over a stream on {server.name}", replace(plan, stream=True), given.seed)
     with SentinelTrio() as trio:
         once(trio, "Sentinels over redis", replace(plan, silences=0, failover=True), given.seed)
 

@@ -64,8 +64,8 @@ class Call(NamedTuple):
     """One answer to a reader. Times are `time.monotonic()`, which on Linux is one clock for all processes.
 
     began: when the reader asked.
-    proved: all that the server sent up to then had reached the reader when it asked: it had sent a PING at that time
-        over the same path, and had the answer.
+    proved: all that the server had to tell up to then had reached the reader when it asked: it had sent a PING at that
+        time over the same path, had the answer, and some more.
     final: asked after everything had come to rest.
     """
 

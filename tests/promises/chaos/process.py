@@ -37,6 +37,9 @@ from tidegate.middleware.stores.base import Lookup
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.redis import RedisStore
 
+TRIPS: Final = 4
+"""Questions and answers, one after the other, in which a server tells everything."""
+
 ASKING: Final = 4
 """Calls at a time in one reader."""
 
@@ -115,17 +118,19 @@ class Reader:
         await _until(lambda: self._store.stats().extra["near_live"] == 1.0)
 
     async def _prove(self) -> None:
-        """Know up to when all that the server sent is here: it sends in order of time, and the loop reads what has
-        come before it runs what waits for this answer."""
+        """Know up to when all that the server had to tell is here: it sends in order of time, and the loop reads what
+        has come before it runs what waits for this answer. Over a stream it tells when it is asked the next time: that
+        has happened, and was answered, after some more questions."""
         for port in itertools.cycle(self._ports):  # one that is not there any more refuses
             with suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     while True:
                         sent = time.monotonic()
-                        writer.write(b"PING\r\n")
-                        await reader.readuntil(b"\r\n")
-                        await asyncio.sleep(0)  # what was read in the same pass is worked off
+                        for _ in range(TRIPS):
+                            writer.write(b"PING\r\n")
+                            await reader.readuntil(b"\r\n")
+                            await asyncio.sleep(0)  # what was read in the same pass is worked off
                         self._proved = sent
                         await asyncio.sleep(0.005)
                 finally:

@@ -1,5 +1,6 @@
-"""Runs the processes, kills their tracking connections, and makes one reader's link silent again and again; or, under
-Sentinels, lets the master lose what it was told last, and die."""
+"""Runs the processes, kills the connections over which they hear of purges, and makes one reader's link silent again
+and again; or, under Sentinels, lets the master lose what it was told last, and die.
+"""
 
 import asyncio
 import random
@@ -16,6 +17,7 @@ from typing import Any, Final
 from redis.asyncio import Redis as Client
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.middleware.stores.support import deaf_url
 from tests.promises.chaos.board import ENTITIES, Board, Count, Phase, read_notes
 from tests.promises.chaos.verdict import Failover, Silence, Verdict, judge
 from tests.services import RedisServer, SentinelTrio
@@ -41,6 +43,8 @@ class Plan:
     silences: int = 3
     failover: bool = False
     """Under Sentinels."""
+    stream: bool = False
+    """The server refuses CLIENT TRACKING, and purges are heard over a stream."""
     from_memory: int = 5000
     from_redis: int = 500
     patience: float = 80.0
@@ -59,7 +63,9 @@ class Played:
 
     def table(self) -> str:
         """The figures."""
-        happened = f"{self.purges} purges done, {self.pending} pending; {self.kills} tracking connections killed"
+        happened = (
+            f"{self.purges} purges done, {self.pending} pending; {self.kills} connections that hear of purges killed"
+        )
         lost = f"; {self.reissued} purged tags lost by a failover and purged again" * bool(self.verdict.failovers)
         return f"{happened}; {self.silences} silences of a link{lost}\n{self.verdict.table()}"
 
@@ -107,12 +113,16 @@ class _Run:
             await _until(lambda: self._board.total(Count.MEMORY) >= served + 20, 60.0, "it serves")  # noqa: B023
             client = self._clients[self._master]
             with suppress(RedisConnectionError):  # the master has died
-                links = [link["id"] for link in await client.client_list() if "t" in link["flags"]]
+                links = [link["id"] for link in await client.client_list() if self._hears(link)]
                 if links and self._chance.random() < 0.9:
                     links = [self._chance.choice(links)]
                 for link in links:
                     self.kills += await client.client_kill_filter(_id=link)
             await asyncio.sleep(self._chance.uniform(0, 0.12))
+
+    def _hears(self, link: dict[str, str]) -> bool:
+        """Whether somebody hears of purges over this connection."""
+        return link["cmd"] in ("xread", "xrange") if self.plan.stream else "t" in link["flags"]
 
     async def fail_over(self) -> None:
         """Halfway: the replica hears of nothing more for some purges, then the master dies, and it is made master."""
@@ -167,13 +177,17 @@ async def play(
     server: Sentinels, whose master is broken where the plan says so, or one server, to which links go silent.
     told: hears how far it is, every two seconds.
     """
+    url = server.url
+    if plan.stream:
+        assert isinstance(server, RedisServer)
+        url = deaf_url(server)
     with tempfile.TemporaryDirectory(prefix="tidegate-chaos-") as name:
         folder = Path(name)
         board = Board(folder / "board")
         try:
             async with (
                 SwallowingProxy(_masters(server)[0].port) as proxy,
-                _processes(folder, server, proxy.port, seed) as all_,
+                _processes(folder, server, url, proxy.port, seed) as all_,
             ):
                 run = _Run(plan, board, server, proxy, random.Random(seed))
                 try:
@@ -232,16 +246,16 @@ async def _play(
 
 @asynccontextmanager
 async def _processes(
-    folder: Path, server: RedisServer | SentinelTrio, through: int, seed: int
+    folder: Path, server: RedisServer | SentinelTrio, url: str, through: int, seed: int
 ) -> AsyncGenerator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number in (*READERS, *WRITING):
             role = "reader" if number in READERS else "writer"
-            url, ports = server.url, ",".join(str(one.port) for one in _masters(server))
+            at, ports = url, ",".join(str(one.port) for one in _masters(server))
             if number == BEHIND_PROXY and not isinstance(server, SentinelTrio):
-                url, ports = f"redis://127.0.0.1:{through}/0", str(through)
-            started.append(_start(role, str(folder), str(number), url, ports, str(seed)))
+                at, ports = url.replace(f":{server.port}/", f":{through}/"), str(through)
+            started.append(_start(role, str(folder), str(number), at, ports, str(seed)))
         yield started
     finally:
         for process in started:

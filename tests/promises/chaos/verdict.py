@@ -53,7 +53,8 @@ class Verdict:
     meanwhile: answers, from memory or Redis, that would be late or wrong, from when a master began to lose purges until
         they had been made again by another. Not promised then.
     worst: by reader, the longest time in seconds after a purge was done at which memory was still asked and gave what
-        was older.
+        was older; while its link was not silent.
+    worst_silent: the same of all readers, while it was.
     """
 
     late: list[Call] = field(default_factory=list[Call])
@@ -69,6 +70,7 @@ class Verdict:
     asked_in_silence: int = 0
     """Calls more than a second after the link went silent."""
     worst: dict[int, float] = field(default_factory=dict[int, float])
+    worst_silent: float = 0.0
     sources: Counter[Source] = field(default_factory=Counter[Source])
     settled: Counter[Source] = field(default_factory=Counter[Source])
     """Where answers came from after everything had come to rest."""
@@ -96,7 +98,8 @@ class Verdict:
                 f"  of memory, with an older version purged 50 ms before or earlier: {self.judged}",
                 f"worst window in which memory gave what was purged: {windows or 'none'}",
                 f"late: {len(self.late)}; not heard by then: {len(self.beyond)}; wrong from Redis: {len(self.wrong)}",
-                f"from memory over a silent link: {len(self.deaf)} of {self.asked_in_silence} calls",
+                f"from memory over a link that was silent for a second: {len(self.deaf)} of {self.asked_in_silence}"
+                f" calls; before that, what had been purged up to {self.worst_silent * 1000:.1f} ms before",
                 f"stale after everything had come to rest: {len(self.unsettled)} of {self.settled.total()}"
                 f" ({self.settled[Source.MEMORY]} from memory)",
             ]
@@ -148,7 +151,8 @@ def judge(
         if call.source is Source.REDIS and done is not None and done <= call.began:
             verdict.wrong.append(call)
         if call.source is Source.MEMORY:
-            _from_memory(verdict, call, of.times, done)
+            silent = any(one.reader == call.reader and one.began <= call.began < one.ended for one in silences)
+            _from_memory(verdict, call, of.times, done, silent=silent)
         for silence in silences:
             if silence.reader == call.reader and silence.began + DEAF_AFTER <= call.began < silence.ended:
                 verdict.asked_in_silence += 1
@@ -157,11 +161,14 @@ def judge(
     return verdict
 
 
-def _from_memory(verdict: Verdict, call: Call, times: list[float], done: float | None) -> None:
+def _from_memory(verdict: Verdict, call: Call, times: list[float], done: float | None, *, silent: bool) -> None:
     verdict.judged += bool(times) and times[0] <= min(call.began - SOON, call.proved)
     if done is None or done > call.began:
         return
     late_by = call.began - done
-    verdict.worst[call.reader] = max(verdict.worst.get(call.reader, 0.0), late_by)
+    if silent:
+        verdict.worst_silent = max(verdict.worst_silent, late_by)
+    else:
+        verdict.worst[call.reader] = max(verdict.worst.get(call.reader, 0.0), late_by)
     if late_by >= SOON:
         (verdict.late if done <= call.proved else verdict.beyond).append(call)
