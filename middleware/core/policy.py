@@ -220,7 +220,8 @@ class Policies:
             parts.append(f"(?P<r{index}>{self._compile(index, policy.route)})")
         self._pattern = re.compile("(?:" + "|".join(parts) + ")$") if parts else None
         self._remember = remember
-        self._seen: dict[str, Match] = {}
+        self.known: dict[str, Match] = {}
+        """What is remembered."""
 
     def _compile(self, index: int, route: str) -> str:
         names: list[tuple[str, Callable[[str], str]]] = []
@@ -238,14 +239,14 @@ class Policies:
 
     def match(self, path: str) -> Match:
         """The policy for a decoded path, relative to the mount."""
-        match = self._seen.get(path)
+        match = self.known.get(path)
         if match is None:
             match = self._match(path)
             if len(path) > _LONGEST_REMEMBERED:
                 return match
-            if len(self._seen) >= self._remember:
-                self._seen.clear()
-            self._seen[path] = match
+            if len(self.known) >= self._remember:
+                self.known.clear()
+            self.known[path] = match
         return match
 
     def _match(self, path: str) -> Match:

@@ -282,7 +282,7 @@ class ContextResolver:
     ) -> None:
         self.policies = policies if policies is not None else Policies()
         self.credentials = credentials if credentials is not None else Credentials()
-        self._match = self.policies.match
+        self._match, self._known = self.policies.match, self.policies.known
         self._identify = identify
         self._decide = decide
         self._on_error = on_error if on_error is not None else Metrics.of().fail
@@ -314,9 +314,10 @@ class ContextResolver:
                 self._on_error("flags", error)
                 decision = _SHUT
         path: str = scope["path"]
-        if scope.get("root_path") or path[-1:] == "/":
-            path = route_path(scope)
-        context = scope["tidegate"] = RequestContext(identity, self._match(path), decision)
+        match = self._known.get(path)
+        if match is None or scope.get("root_path") or not path or path[-1] == "/":
+            match = self._match(route_path(scope))
+        context = scope["tidegate"] = RequestContext(identity, match, decision)
         return context
 
 

@@ -77,17 +77,17 @@ class TelemetryLayer:
         """Takes plain misses through all layers inside at once; asked after `hits`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.begin(scope, receive, send)
+        begun = self.begin(scope, receive, send)
+        await (begun.run() if isinstance(begun, Watch) else begun)
 
-    def begin(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """As a call, for whoever awaits it at once: it has one coroutine less."""
+    def begin(self, scope: Scope, receive: Receive, send: Send) -> "Watch | Awaitable[None]":
+        """As a call, for whoever awaits at once what is returned, or, of a watch, its `run`, or what that does."""
         if scope["type"] != "http":
             return self.app(scope, receive, send)
         context = self._resolver.of(scope)
         decision = context.decision
         if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
-            watch = Watch(self, scope, context, receive, send, opened=False, started=self.clock())
-            return self._pass(self._bare, scope, watch, None)
+            return Watch(self, self._bare, scope, context, receive, send, False, self.clock())
         opened, span = self.gate(context), None
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
@@ -100,8 +100,8 @@ class TelemetryLayer:
                 through = self.through(scope, context, receive, send, started)
                 if through is not None:
                     return through
-        watch = Watch(self, scope, context, receive, send, opened=opened, started=started)
-        return self._pass(self.app, scope, watch, span)
+        watch = Watch(self, self.app, scope, context, receive, send, opened, started)
+        return watch if span is None else watch.run(span)
 
     async def _hit(
         self, scope: Scope, context: RequestContext, answer: Answer, send: Send, started: float, opened: bool
@@ -118,21 +118,6 @@ class TelemetryLayer:
         # Before the last message leaves, as `Watch` does.
         self._count_hit(scope, context, start["status"], started, opened)
         await send(body)
-
-    async def _pass(self, app: ASGIApp, scope: Scope, watch: "Watch", span: Span | None) -> None:
-        """Let the layers inside answer, and watch them."""
-        try:
-            if span is None:
-                await app(scope, watch.receive, watch.send)
-            else:
-                with inside(span):
-                    await app(scope, watch.receive, watch.send)
-        except Exception:
-            watch.failed = True
-            raise
-        finally:
-            if not watch.counted:
-                watch.finish()
 
     def _span(self, scope: Scope, context: RequestContext, tracer: Tracer) -> Span:
         """The span of the request. Where nobody will see it, those inside are not made, and a plain hit not held up."""
@@ -165,15 +150,16 @@ class TelemetryLayer:
             self._count((route, scope["method"], status // 100, "hit", None), seconds)
 
     def count(
-        self, scope: Scope, context: RequestContext, status: int, started: float, *, opened: bool, error: bool
+        self, scope: Scope, context: RequestContext, status: int, started: float, opened: bool, error: bool
     ) -> None:
         """Count one finished request that was no plain hit."""
         seconds = self.clock() - started
-        decision, match, outcome = context.decision, context.match, context.outcome
+        decision, outcome = context.decision, context.outcome
         if decision is not None and self.cohorts is not None:
             storable = is_storable(scope, context)
-            self.cohorts.count(decision.cohorts, seconds, error, storable, outcome in _HITS)
+            self.cohorts.count(decision.cohorts, seconds, error, storable, outcome is not None and outcome in _HITS)
         if opened:
+            match = context.match
             route = match.route if match.policy is not None else route_label(scope, context)
             method = scope["method"]
             known = method if method in _METHODS else "other"
@@ -183,10 +169,10 @@ class TelemetryLayer:
 def is_storable(scope: Scope, context: RequestContext) -> bool:
     """Whether policy or the response makes a request's response storable."""
     policy, decision = context.match.policy, context.decision
-    if not context.storable and (policy is None or not policy.storable or scope["method"] not in _CACHEABLE):
+    if (policy is None or not policy.storable or scope["method"] not in _CACHEABLE) and not context.storable:
         return False
     # In shadow mode nothing can be a hit: a hit ratio of 0 would say what nobody asked.
-    return decision is None or "cache" not in decision.shadow
+    return decision is None or not decision.shadow or "cache" not in decision.shadow
 
 
 def debug_fields(scope: Scope, context: RequestContext) -> list[tuple[bytes, bytes]]:
@@ -199,7 +185,7 @@ def _debug(*, hit: bool) -> list[tuple[bytes, bytes]]:
 
 
 class Watch:
-    """The `send` of one request: sees status and end, changes nothing but the debug headers.
+    """One request on its way through `app`: sees status and end, changes nothing but the debug headers.
 
     A failure after the client left is no error: leaving may be what caused it (an upload that was broken off), and
     whoever is in the canary could roll a rollout back by it.
@@ -215,6 +201,7 @@ class Watch:
         "_send",
         "_started",
         "_trailers",
+        "app",
         "counted",
         "failed",
         "gone",
@@ -224,23 +211,39 @@ class Watch:
     def __init__(
         self,
         layer: TelemetryLayer,
+        app: ASGIApp,
         scope: Scope,
         context: RequestContext,
         receive: Receive,
         send: Send,
-        *,
         opened: bool,
         started: float,
     ) -> None:
         self._layer = layer
+        self.app = app
         self._scope = scope
         self._context = context
         self._receive = receive
         self._send = send
         self._opened = opened
+        self._started = started
         self.gone = self._trailers = self.counted = self.failed = False
         self.status = 0
-        self._started = started
+
+    async def run(self, span: Span | None = None) -> None:
+        """Let `app` answer, and watch it. span: to be the current one meanwhile."""
+        try:
+            if span is None:
+                await self.app(self._scope, self.receive, self.send)
+            else:
+                with inside(span):
+                    await self.app(self._scope, self.receive, self.send)
+        except Exception:
+            self.failed = True
+            raise
+        finally:
+            if not self.counted:
+                self.finish()
 
     def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`; notes status and end."""
@@ -291,4 +294,4 @@ class Watch:
         if self.status == 0 and not self.failed:
             return  # nobody was answered: the client left, or the server is going down
         error = (self.failed or self.status >= 500) and self._is_error()
-        self._layer.count(self._scope, self._context, self.status, self._started, opened=self._opened, error=error)
+        self._layer.count(self._scope, self._context, self.status, self._started, self._opened, error)

@@ -303,7 +303,7 @@ class Passage(Miss):
         self._breaker.report(self._ticket, failed=False)
         self._stage = _DONE
         way.taken += 1
-        way.telemetry.count(scope, context, 200, self._started, opened=True, error=False)
+        way.telemetry.count(scope, context, 200, self._started, True, False)
         await self._send(message)
         if self._plan is not None and self._plan.kept is not None and not self._keep(body):
             await self._taken_up().commit(200, self._headers, body)
@@ -327,7 +327,7 @@ class Passage(Miss):
         way, scope, context, stage = self._way, self.missed.scope, self.context, self._stage
         start = self._leaders_start()
         self._watch = watch = Watch(
-            way.telemetry, scope, context, self._receive, self._send, opened=True, started=self._started
+            way.telemetry, way.app, scope, context, self._receive, self._send, True, self._started
         )
         context.explainer = miss = Miss(self._misses, self.missed, context, watch.send, self._positions)
         miss.follow(self, begun=stage >= _BEGUN, copies=stage == _BEGUN)

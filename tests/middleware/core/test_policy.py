@@ -33,7 +33,7 @@ def test_the_memory_of_paths_is_bounded() -> None:
     policies = Policies([RoutePolicy(route="/{x}")], remember=10)
     for number in range(100):
         assert policies.match(f"/{number}").params == {"x": str(number)}
-    assert len(policies._seen) <= 10
+    assert len(policies.known) <= 10
 
 
 def test_every_problem_of_a_policy_is_reported_at_once() -> None:
