@@ -147,7 +147,7 @@ class GuardedStore:
         await _until(deadline, self._writes.drained())
         if self._lane is not None:
             await _until(deadline, asyncio.wait([self._lane]))
-        if lost := self._writes.close():
+        if lost := await self._writes.close():
             self._metrics.fail(self._name, StoreError(f"{lost} writes dropped at shutdown"))
         if self._lane is not None:
             self._lane.cancel()

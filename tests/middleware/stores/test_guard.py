@@ -27,6 +27,7 @@ from tidegate.middleware.core.records import Entry
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup, ReadsOnlyError
 from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.writes import AT_ONCE, BYTES_AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,63 @@ def test_a_write_waits_for_nobody_and_lands_in_the_background() -> None:
             return await found(guard, b"key") is not None
 
         await eventually(there, "the write lands")
+
+    guarding(body)
+
+
+def test_writes_of_several_keys_are_on_their_way_together_and_those_of_one_key_keep_their_order() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        held, begun = asyncio.Event(), 0
+
+        async def wait() -> None:
+            nonlocal begun
+            begun += 1
+            await held.wait()
+
+        inner.fault = wait
+        for number in range(100):
+            await guard.put(b"%d" % number, entry(b"older"), retain=60)
+
+        async def leave() -> bool:
+            return begun == AT_ONCE
+
+        await eventually(leave, "many leave together")
+        for number in range(100):
+            await guard.put(b"%d" % number, entry(b"newer"), retain=60)
+        assert guard.stats().extra["writes_waiting"] == 100
+        inner.fault = no_fault
+        held.set()
+
+        async def newer() -> bool:
+            kept = [await found(guard, b"%d" % number) for number in range(100)]
+            return all(isinstance(record, Entry) and record.body == b"newer" for record in kept)
+
+        await eventually(newer, "what was put last is kept")
+        assert begun == AT_ONCE
+
+    guarding(body, budget=PATIENT)
+
+
+def test_what_leaves_together_is_bounded_in_bytes() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        begun = 0
+
+        async def wait() -> None:
+            nonlocal begun
+            begun += 1
+            await asyncio.Event().wait()
+
+        inner.fault = wait
+        for number in range(20):
+            await guard.put(b"%d" % number, entry(bytes(BYTES_AT_ONCE // 4)), retain=60)
+
+        async def leave() -> bool:
+            return begun > 0
+
+        await eventually(leave, "some leave")
+        assert begun <= 4
+        assert guard.stats().extra["writes_waiting"] == 20 - begun
+        inner.fault = no_fault
 
     guarding(body)
 
