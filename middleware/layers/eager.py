@@ -15,6 +15,7 @@ many requests that come in one turn, as they do under load, the first alone pays
 
 import asyncio
 import threading
+from asyncio import current_task
 from asyncio.tasks import (  # documented for other implementations of tasks, in spite of their names
     _enter_task,  # pyright: ignore[reportPrivateUsage]
     _leave_task,  # pyright: ignore[reportPrivateUsage]
@@ -37,20 +38,21 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
     Raises:
         BaseException: what the run raised, if it did not wait.
     """
-    loop = asyncio.get_running_loop()
-    rest, task = _free.rest, _free.task
-    if rest is None or task is None or _free.loop is not loop:
-        # Made before the run begins, which may want to know its task. Where nobody needs it, it ends in the loop's next
-        # turn. A task factory could start it now, so it is not asked.
-        rest = _Rest()
-        task = asyncio.Task(rest, loop=loop, name=_NAME)
-        _free.holds = len(get_referents(task))
-    holds, _free.rest, _free.task = _free.holds, None, None  # a run may begin another
+    here = _here.thread
+    own, here.own = here.own, None  # a run may begin another
+    caller = current_task(own.loop) if own is not None else None
+    if own is None or caller is None:
+        # To know the loop costs as much as all the rest. Where one has a current task it runs, and a task is left over
+        # for the turn alone in which its loop runs in this thread.
+        loop = asyncio.get_running_loop()
+        if own is None or own.loop is not loop:
+            own = _Own(loop)
+        caller = current_task(loop)
+    loop, task = own.loop, own.task
     context = copy_context()
-    caller = asyncio.current_task(loop)
     if caller is not None:
         _leave_task(loop, caller)
-    references, weak = getrefcount(task), getweakrefcount(task)
+    references = getrefcount(task)
     _enter_task(loop, task)
     try:
         awaited = context.run(work.send, None)
@@ -58,33 +60,59 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
         if task.cancelling():
             raise asyncio.CancelledError from None  # as its task would have ended
     else:
-        rest.take(work, context, awaited)
+        own.rest.take(work, context, awaited)
         return task
     finally:
         _leave_task(loop, task)
         if caller is not None:
             _enter_task(loop, caller)
-    if getrefcount(task) == references and getweakrefcount(task) == weak and _is_untouched(task, holds):
-        _free.loop, _free.rest, _free.task, _free.holds = loop, rest, task, holds
+    # Whether nothing is left on the task: no reference, no weak one, no name; and it holds no more than at first, which
+    # would be a callback, an attribute, or what a cancellation was told, though it was taken back.
+    if (
+        getrefcount(task) == references
+        and getweakrefcount(task) == own.weak
+        and task.get_name() is _NAME
+        and len(get_referents(task)) == own.holds
+    ):
+        here.own = own
     return None
 
 
-class _Free(threading.local):
-    """A task of this thread that nobody has been given, until the loop's next turn ends it."""
+class _Own:
+    """A task that nobody has been given, until its loop's next turn ends it.
 
-    loop: asyncio.AbstractEventLoop | None = None
-    rest: "_Rest | None" = None
-    task: "asyncio.Task[None] | None" = None
-    holds: int = 0
+    weak, holds: how many weak references to it there are at first, and how many objects it holds.
+    """
+
+    __slots__ = ("holds", "loop", "rest", "task", "weak")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Made before the run begins, which may want to know its task. Where nobody needs it, it ends in the loop's next
+        # turn. A task factory could start it now, so it is not asked.
+        self.loop = loop
+        self.rest = _Rest()
+        self.task: asyncio.Task[None] = asyncio.Task(self.rest, loop=loop, name=_NAME)
+        self.weak = getweakrefcount(self.task)
+        self.holds = len(get_referents(self.task))
 
 
-_free: Final = _Free()
+class _Thread:
+    """A thread, and the task that is left over in it."""
+
+    __slots__ = ("own",)
+
+    def __init__(self) -> None:
+        self.own: _Own | None = None
 
 
-def _is_untouched(task: "asyncio.Task[None]", holds: int) -> bool:
-    """Whether nothing is left on a task of what leaves no reference to it. holds: how many objects it held at first."""
-    # One more is a callback, an attribute, or what a cancellation was told, though it was taken back.
-    return task.get_name() is _NAME and len(get_referents(task)) == holds
+class _Here(threading.local):
+    """This thread's: one look for what belongs to a thread costs as much as ten at an object."""
+
+    def __init__(self) -> None:
+        self.thread = _Thread()
+
+
+_here: Final = _Here()
 
 
 class _Rest(Coroutine[Any, Any, None]):
@@ -126,8 +154,9 @@ class _Rest(Coroutine[Any, Any, None]):
 
     def _is_over(self) -> None:
         """No run has taken the task until its first step, and none can any more."""
-        if _free.rest is self:
-            _free.loop = _free.rest = _free.task = None
+        own = _here.thread.own
+        if own is not None and own.rest is self:
+            _here.thread.own = None
 
     def close(self) -> None:
         """The loop is gone."""

@@ -292,7 +292,7 @@ def test_a_task_serves_the_runs_of_one_turn_and_only_one_at_a_time() -> None:
         assert seen == [waiting, waiting]
         await settle()
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert eager._free.task is None  # pyright: ignore[reportPrivateUsage]
+        assert eager._here.thread.own is None  # pyright: ignore[reportPrivateUsage]
 
     run(body)
 
@@ -329,7 +329,7 @@ def test_no_task_outlives_its_loop_and_none_is_missed_at_its_end() -> None:
         with asyncio.Runner() as runner:
             runner.run(body())
             runner.run(body())
-        assert eager._free.task is None  # pyright: ignore[reportPrivateUsage]
+        assert eager._here.thread.own is None  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(
