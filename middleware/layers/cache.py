@@ -156,17 +156,19 @@ class CacheLayer:
                 return
         found: Lookup | None = None
         if context.missed is not None and (missed := self._missed(scope, context)) is not None:
-            positions = self.misses.begin(missed, context) if self.misses is not None else None
+            _, _, named, share = missed
+            positions = self.misses.begin(scope, named, context) if self.misses is not None else None
             if self.misses is not None and positions is not None:
-                miss = Miss(self.misses, missed, context, send, positions)
+                asked = self.misses.clock()
+                miss = Miss(self.misses, scope, named, share, context, send, positions, asked)
                 context.explainer = miss
                 try:
                     await self.app(scope, receive, miss)
                 finally:
                     context.explainer = None
                 return
-            found = await self._config.ask(missed.named)
-            answer = missed.hits.late(context, found.record) if found is not None else None
+            found = await self._config.ask(named)
+            answer = missed[0].late(context, found.record) if found is not None else None
             if answer is not None:
                 await send(answer[0])
                 await send(answer[1])
@@ -187,10 +189,10 @@ class CacheLayer:
 
     def _missed(self, scope: Scope, context: RequestContext) -> Missed | None:
         """The plain miss that was noted for this layer and this request; else None."""
-        missed, context.missed = context.missed, None
-        if not isinstance(missed, Missed) or context.tracer is not None:
+        missed, context.missed = cast("Missed | None", context.missed), None
+        if missed is None or context.tracer is not None:
             return None
-        return missed if missed.hits is self.hits and missed.scope is scope else None
+        return missed if missed[0] is self.hits and missed[1] is scope else None
 
     def shut(self, shut: bool) -> None:
         """The gate is shut for everybody (True): end what runs in the background. In any thread; does not wait."""

@@ -148,7 +148,7 @@ class CoalesceLayer:
 
     async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         key = key_of(scope, context)
-        if self._lonely and self._lonely.holds(hash(key), self.clock()):
+        if self._lonely.until and self._lonely.holds(hash(key), self.clock()):
             self.count_alone()
             await self.app(scope, receive, send)
             return
@@ -173,12 +173,12 @@ class CoalesceLayer:
         request = scope["headers"]
         leader = Leader(scope, receive, send)
         began = self.clock()
-        if self._busy and self._busy.holds(hash(key), began):
+        if self._busy.until and self._busy.holds(hash(key), began):
             run = asyncio.get_running_loop().create_task(self._run(scope, leader))
         else:
             begun = begin(self._run(scope, leader))
             if begun is None:
-                self.never_waited(key, leader.start, context, began)
+                self.never_waited(hash(key), leader.start, context, began)
                 return
             run = begun
         await self.fly(key, request, context, leader, run)
@@ -202,23 +202,27 @@ class CoalesceLayer:
 
     def alone(self, key: Key, hashed: int) -> bool | None:
         """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others."""
-        if not (self._lonely or self._busy or self._flights):
-            return False
-        now = self.clock()
-        if self._lonely.holds(hashed, now):
+        if hashed in self._lonely.until and self._lonely.holds(hashed, self.clock()):
             return True
-        return None if key in self._flights or self._busy.holds(hashed, now) else False
+        if (self._flights and key in self._flights) or (
+            hashed in self._busy.until and self._busy.holds(hashed, self.clock())
+        ):
+            return None
+        return False
 
-    def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
-        """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
+    def never_waited(self, hashed: int, start: Message | None, context: RequestContext, began: float) -> None:
+        """A run is over that nobody could join. Note what the next one like it is to know.
+
+        hashed: its key. start: of its answer.
+        """
         now = self.clock()
         if now - began >= self._max_busy:
-            self._busy.add(hash(key), now)
+            self._busy.add(hashed, now)
         # What the cache has found storable need not be looked at: it does not come here again.
         if start is not None and not context.storable:
             refused = judge_answer(start["status"], start["headers"], same_user=same_user(context)).refused
             if refused is not None and refused not in _PASSING:
-                self._lonely.add(hash(key), now)
+                self._lonely.add(hashed, now)
 
     def _flight(self, key: Key, request: Pairs, context: RequestContext, run: "asyncio.Task[None]") -> Flight:
         """What others may join, until its answer flows."""

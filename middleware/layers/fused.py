@@ -33,6 +33,13 @@ Answer = tuple[dict[str, Any], dict[str, Any]]
 Hits = Callable[[Scope, RequestContext], Answer | None]
 """The messages that answer a request from the store, or None: the general layers are to decide."""
 
+Missed = tuple["FusedHits", Scope, Named, Share]
+"""A GET for which there would have been a plain hit, had anything been stored under its URL's key.
+
+Who looked; for what, and no other; the names and the share of its response. It has no field that counts for storing the
+response, but as Vary or the policy names it. A plain tuple, for every miss makes one.
+"""
+
 _DECISIVE: Final = frozenset(
     {
         b"cache-control",
@@ -54,22 +61,6 @@ _MATTERS: Final = _DECISIVE | _STORING | {b"host", b"if-modified-since", b"if-no
 
 _NOTES: Final = 4096
 """Pairs of Age and Cache-Status that are remembered; all entries of one age and lifetime have the same."""
-
-
-class Missed:
-    """A GET for which there would have been a plain hit, had anything been stored under its URL's key.
-
-    hits: who looked. scope: for what, and no other. named, share: the names of its response.
-    It has no field that counts for storing the response, but as Vary or the policy names it.
-    """
-
-    __slots__ = ("hits", "named", "scope", "share")
-
-    def __init__(self, hits: "FusedHits", scope: Scope, named: Named, share: Share) -> None:
-        self.hits = hits
-        self.scope = scope
-        self.named = named
-        self.share: Share = share
 
 
 class FusedHits:
@@ -146,7 +137,7 @@ class FusedHits:
         if type(entry) is not Entry:
             if entry is None:
                 if plain and not conditional:
-                    context.missed = Missed(self, scope, named, share)
+                    context.missed = (self, scope, named, share)
                 return None
             entry = self._variant(named, entry, headers)
             if entry is None:

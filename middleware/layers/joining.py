@@ -3,13 +3,18 @@
 from collections import OrderedDict
 from typing import Final, cast
 
+from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.sharing import request_key
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import RequestContext, Scope, has_client_certificate
+from tidegate.middleware.layers.naming import Named
 
 __all__ = ["Key", "PlainKeys", "Remembered", "key_of", "may_share", "same_user"]
 
 Key = tuple[object, ...]
+
+_Known = tuple[Identity | None, frozenset[str] | None, str, object, Key, int]
+"""Who asks, what is open, from where, with which fields; the key, and its hash."""
 
 _LONGEST: Final = 1024
 """Bytes of a request's fields and path up to which its key is remembered."""
@@ -59,29 +64,40 @@ class PlainKeys:
 
     def __init__(self, remember: int = 1024) -> None:
         self._remember = remember
-        self._known: OrderedDict[tuple[object, ...], tuple[object, Key, int]] = OrderedDict()
+        self._known: OrderedDict[Named, _Known] = OrderedDict()
 
-    def of(self, scope: Scope, context: RequestContext) -> tuple[Key, int]:
-        """The key of a request, and its hash."""
-        if context.coalesce_key is not None:
-            key: Key = (context.is_open("breaker"), context.is_open("etag"), (context.coalesce_key, "GET"))
+    def of(self, scope: Scope, context: RequestContext, named: Named) -> tuple[Key, int]:
+        """The key of a request, and its hash. named: as `Names.of` names its response."""
+        decision, narrowed = context.decision, context.coalesce_key
+        opened = decision.open if decision is not None else None
+        if narrowed is not None:
+            key: Key = (opened is None or "breaker" in opened, opened is None or "etag" in opened, (narrowed, "GET"))
             return key, hash(key)
         client: tuple[str, int] | None = scope.get("client")
-        decision, identity = context.decision, context.identity
-        sent = (
-            id(identity), decision.open if decision is not None else None, client[0] if client is not None else "",
-            scope.get("scheme"), scope.get("root_path"), scope.get("raw_path"), scope["path"],
-            scope.get("query_string"), *scope["headers"],
-        )  # fmt: skip
-        known = self._known.get(sent)
-        if known is not None and known[0] is identity:
-            return known[1], known[2]
+        address, identity, headers = client[0] if client is not None else "", context.identity, scope["headers"]
+        # What else a key has, one name has for all requests: to compare these costs a third of what to hash it all.
+        known = self._known.get(named)
+        if (
+            known is not None
+            and known[0] is identity
+            and known[1] is opened
+            and known[2] == address
+            and known[3] == headers
+        ):
+            return known[4], known[5]
         key = key_of(scope, context)
         hashed = hash(key)
-        if sum([len(name) + len(value) for name, value in scope["headers"]]) + len(scope["path"]) <= _LONGEST:
+        if sum([len(name) + len(value) for name, value in headers]) + len(scope["path"]) <= _LONGEST:
             if len(self._known) >= self._remember:
                 self._known.popitem(last=False)
-            self._known[sent] = (identity, key, hashed)
+            self._known[named] = (
+                identity,
+                opened,
+                address,
+                headers.copy() if type(headers) is list else headers,
+                key,
+                hashed,
+            )
         return key, hashed
 
 
@@ -91,24 +107,22 @@ class Remembered:
     def __init__(self, seconds: float, limit: int) -> None:
         self._seconds = seconds
         self._limit = limit
-        self._until: OrderedDict[int, float] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._until)
+        self.until: OrderedDict[int, float] = OrderedDict()
+        """By hash, when what is remembered is over; some of it may be already, see `holds`."""
 
     def add(self, hashed: int, now: float) -> None:
         """Remember a key. hashed: its hash."""
-        self._until[hashed] = now + self._seconds
-        self._until.move_to_end(hashed)
-        if len(self._until) > self._limit:
-            self._until.popitem(last=False)
+        self.until[hashed] = now + self._seconds
+        self.until.move_to_end(hashed)
+        if len(self.until) > self._limit:
+            self.until.popitem(last=False)
 
     def holds(self, hashed: int, now: float) -> bool:
         """Whether it is remembered."""
-        until = self._until.get(hashed)
+        until = self.until.get(hashed)
         if until is None:
             return False
         if until <= now:
-            del self._until[hashed]
+            del self.until[hashed]
             return False
         return True

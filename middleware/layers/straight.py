@@ -13,51 +13,34 @@ messages, records, counts.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Final, get_args
 
 from tidegate.middleware.core.explain import Explanation
 from tidegate.middleware.core.freshness import born_at
-from tidegate.middleware.core.message import HOP_BY_HOP
 from tidegate.middleware.core.policy import RoutePolicy, Share
 from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_fields, judge_response, told
-from tidegate.middleware.core.targeted import TARGETED
-from tidegate.middleware.layers.asgi import Message, RequestContext, Send
+from tidegate.middleware.layers.asgi import Message, RequestContext, Scope, Send
 from tidegate.middleware.layers.exchange import Exchange
+from tidegate.middleware.layers.fields import MARKS, Head, Pair, read
 from tidegate.middleware.layers.filling import (
     MAX_HEADER_BYTES,
     MAX_TAGS,
     CacheConfig,
+    looked_up,
     of_use_past,
     refusal_note,
     tags_of,
 )
-from tidegate.middleware.layers.fused import Missed
-from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Tee
+from tidegate.middleware.layers.naming import Named
+from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
+from tidegate.middleware.stores.base import Keeps, new_entry
 
-__all__ = ["MARKS", "MOST", "NAMED", "NOTHING_SPECIAL", "SHAPING", "USABLE", "VALUED", "Miss", "Misses", "Pair"]
-
-Pair = tuple[bytes, bytes]
-
-VALUED: Final = frozenset({b"access-control-allow-origin", b"cache-control", b"vary"})
-"""Response fields by whose values it is decided whether, how long and under which key a response is stored."""
-
-_DATED: Final = frozenset({b"expires", b"last-modified"})
-"""Those that decide by their dates, where nothing else says how long a response is fresh."""
-
-NAMED: Final = _DATED | {b"etag", b"set-cookie"}
-"""Those that decide by being there."""
-
-_UNPLAIN: Final = HOP_BY_HOP | {b"age", b"cache-groups", b"cache-status", *TARGETED}
-"""Those that are left to the general way. All others are stored and sent, and decide nothing."""
+__all__ = ["Labelled", "Miss", "Misses", "Plan"]
 
 _TIMELESS: Final = frozenset({"max-age", "no-store", "policy ttl", "private", "s-maxage", "Set-Cookie", "Vary: *"})
 """Rules of lifetimes, and reasons to refuse, that come before any date is looked at."""
-
-MARKS: Final = {name: (name, b"") for name in NAMED}
-
-SHAPING: Final = VALUED | NAMED | _UNPLAIN | {b"content-length"}
 
 _SHAPES: Final = 1024
 """Shapes that are remembered, about 0.7 KiB each."""
@@ -65,26 +48,26 @@ _SHAPES: Final = 1024
 _LONGEST: Final = 512
 """Bytes of a shape that is remembered: an app may put what it likes into Vary."""
 
-MOST: Final = MAX_HEADER_BYTES - 64
-"""Bytes of fields that are not too many even with a Cache-Control of our own."""
+_ROUTES: Final = 64
+"""Routes whose plans are remembered with one head."""
 
 _MOST_DIGITS: Final = 18
 """Of a Content-Length that is not too long for anything."""
 
 _STORED: Final = (b"cache-status", b"Tidegate; fwd=miss; stored")
 
-NOTHING_SPECIAL: Final = RequestDirectives()
+_NOTHING_SPECIAL: Final = RequestDirectives()
 """What a request wants that says nothing of it."""
 
-USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
+_USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """What becomes of all responses of one shape.
 
     policy: by which it was judged. kept: None: they are not stored. storable: as RequestContext has it, where they are.
-    ours: see `client_fields`. past: see `of_use_past`.
+    ours: see `client_fields`. past: see `of_use_past`. room: bytes of a body that may be kept.
     note: for the client. timeless: it is the same whenever it is asked.
     """
 
@@ -93,8 +76,28 @@ class _Plan:
     storable: bool
     ours: tuple[Pair, ...]
     past: float
+    room: int
     note: Pair
     timeless: bool
+
+
+class Labelled:
+    """A plan for plain responses of one head that get an ETag of ours, whose fields are put together already.
+
+    before, after: the lines for the client before its Content-Length, and between that and its ETag; rest: what follows
+    that. dated: see `Head`.
+    """
+
+    __slots__ = ("after", "before", "dated", "kept", "plan", "policy", "rest", "room", "storable")
+
+    def __init__(self, head: Head, plan: Plan) -> None:
+        replaced = any(name == b"cache-control" for name, _ in plan.ours)
+        self.plan, self.policy, self.kept, self.storable = plan, plan.policy, plan.kept, plan.storable
+        self.before = tuple([pair for pair in head.before if not (replaced and pair[0] == b"cache-control")])
+        self.after = tuple([pair for pair in head.after if not (replaced and pair[0] == b"cache-control")])
+        self.rest = (*plan.ours, plan.note)
+        self.dated = head.dated
+        self.room = plan.room if plan.kept is not None else inf
 
 
 class Misses:
@@ -105,22 +108,22 @@ class Misses:
 
     def __init__(self, config: CacheConfig, store: Keeps) -> None:
         self.config = config
+        self.clock = config.clock
         self.taken = 0
-        self.keep = store.keep
+        self._keep = store.keep
         self._positions = store.positions
-        self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
 
-    def begin(self, missed: Missed, context: RequestContext) -> Mapping[str, int] | None:
+    def begin(self, scope: Scope, named: Named, context: RequestContext) -> Mapping[str, int] | None:
         """Note in the context that it is a miss: where the ledger stands; None: it is not for this way."""
-        policy, named = context.match.policy, missed.named
-        if policy is not None and policy.extensions != "pass" and missed.scope.get("extensions"):
+        policy = context.match.policy
+        if policy is not None and policy.extensions != "pass" and scope.get("extensions"):
             return None
         if named.primary in self.config.in_part:
             return None  # what is stored in part may be completed
-        if missed.scope.get("session") is not None or missed.scope.get("http_version") not in FRAMED:
+        if scope.get("session") is not None or scope.get("http_version") not in FRAMED:
             return None  # the general way sees whether a session is read, and whether a body comes
-        own = named.scope
-        positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))
+        positions = self._positions(looked_up(named.scope))
         if positions is None:
             return None
         context.positions, context.outcome = positions, "miss"
@@ -128,28 +131,41 @@ class Misses:
             context.coalesce_key = named.primary
         return positions
 
-    def plan(self, status: int, shape: list[Pair], given: list[Pair], miss: "Miss") -> _Plan:
+    def labelled(self, head: Head, given: Pairs, context: RequestContext, share: Share) -> Labelled | None:
+        """What becomes of a response with this head and an ETag of ours, remembered with the head where it can be;
+        None: its fields are too long. given: its fields.
+        """
+        plan = self.plan(200, (*head.shape, MARKS[b"etag"]), given, context, share)
+        if sum([len(name) + len(value) for name, value in (*given, *plan.ours)]) > MAX_HEADER_BYTES:
+            return None
+        labelled = Labelled(head, plan)
+        if plan.timeless:
+            if len(head.plans) >= _ROUTES:
+                head.plans.clear()
+            head.plans[context.match.route] = labelled
+        return labelled
+
+    def plan(self, status: int, shape: tuple[Pair, ...], given: Pairs, context: RequestContext, share: Share) -> Plan:
         """What becomes of a response. given: its fields. shape: what counts of them."""
-        match = miss.context.match
-        key = (status, match.route, miss.context.own_etag, *shape)
+        match = context.match
+        key = (status, match.route, context.own_etag, *shape)
         plan = self._plans.get(key)
         if plan is None or plan.policy is not match.policy:
-            plan = self._judge(status, shape, given, miss)
+            plan = self._judge(status, shape, given, context, share)
             if plan.timeless and sum([len(value) for _, value in shape]) <= _LONGEST:
                 if len(self._plans) >= _SHAPES:
                     self._plans.clear()
                 self._plans[key] = plan
         return plan
 
-    def _judge(self, status: int, shape: list[Pair], given: list[Pair], miss: "Miss") -> _Plan:
-        context, share = miss.context, miss.missed.share
+    def _judge(self, status: int, shape: tuple[Pair, ...], given: Pairs, context: RequestContext, share: Share) -> Plan:
         policy = context.match.policy
         names = {name for name, _ in shape}
         validator = b"last-modified" in names or (b"etag" in names and not context.own_etag)
         verdict = judge_response(
             status=status,
             headers=given,
-            request=(),  # it has no field that counts: `Missed` says so
+            request=(),  # it has no field that counts: a plain miss is noted of none else
             share=share,
             policy=policy,
             default_ttl=self.config.default_ttl,
@@ -157,38 +173,84 @@ class Misses:
             known=context.identity is not None,
             validator=validator,
         )
-        undated = _DATED.isdisjoint(names)
+        undated = b"last-modified" not in names and b"expires" not in names
         if not isinstance(verdict, Kept):
             note = (b"cache-status", b"Tidegate; fwd=miss" + refusal_note(verdict))
-            return _Plan(policy, None, False, (), 0.0, note, undated or verdict.reason in _TIMELESS)
-        ours = client_fields(given, verdict, policy, share)
-        return _Plan(
+            return Plan(policy, None, False, (), 0.0, 0, note, undated or verdict.reason in _TIMELESS)
+        return Plan(
             policy,
             verdict,
             verdict.reusable,
-            ours,
+            client_fields(given, verdict, policy, share),
             of_use_past(verdict, validator=validator),
+            policy.max_body if policy is not None else self.config.max_body,
             _STORED,
             undated or verdict.rule in _TIMELESS,
         )
+
+    def keep(
+        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, *,
+        named: Named, context: RequestContext, positions: Mapping[str, int], asked: float, dated: bool,
+    ) -> bool:  # fmt: skip
+        """Store the whole response, as Filling does; False: this way cannot. Never raises.
+
+        headers: with its Content-Length. asked: when the app was. dated: there may be a Date.
+        """
+        kept = plan.kept
+        if kept is None or kept.vary or kept.dropped:
+            return False
+        try:
+            if context.tags or (plan.policy is not None and plan.policy.tags):
+                tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
+                if len(tags) > MAX_TAGS:
+                    self.config.metrics.limits.labels("tags").inc()
+                    return True
+            else:
+                tags = (named.tag,)
+            now = self.clock()
+            # The second is what the first makes of a response without an age.
+            born = born_at(headers, asked=asked, answered=now) if dated or asked > now else now - (now - asked)
+            entry = new_entry(
+                status=status,
+                headers=headers,
+                body=body,
+                born=born,
+                lifetime=kept.lifetime,
+                stale_while_revalidate=kept.stale_while_revalidate,
+                stale_if_error=kept.stale_if_error,
+                must_revalidate=kept.must_revalidate,
+                no_cache=kept.no_cache,
+                tags=tags,
+                positions=tuple(positions.items()),
+                own_etag=context.own_etag,
+            )
+            retain = born + kept.lifetime + plan.past - now
+            if retain > 0:
+                self._keep(named.primary, entry, retain=retain)
+        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
+            self.config.metrics.fail("store", error)
+        return True
 
 
 class Miss:
     """The `send` of one request, and what explains it."""
 
-    __slots__ = ("_asked", "_copy", "_exchange", "_general", "_given", "_headers", "_length", "_misses", "_plan",
-                 "_positions", "_room", "_send", "_status", "context", "missed")  # fmt: skip
+    __slots__ = ("_asked", "_context", "_copy", "_exchange", "_general", "_given", "_head", "_headers", "_misses",
+                 "_named", "_plan", "_positions", "_scope", "_send", "_share", "_status")  # fmt: skip
 
     def __init__(
-        self, misses: Misses, missed: Missed, context: RequestContext, send: Send, positions: Mapping[str, int]
-    ) -> None:
-        self.context = context
-        self.missed = missed
+        self, misses: Misses, scope: Scope, named: Named, share: Share, context: RequestContext, send: Send,
+        positions: Mapping[str, int], asked: float,
+    ) -> None:  # fmt: skip
         self._misses = misses
+        self._scope = scope
+        self._named = named
+        self._share: Share = share
+        self._context = context
         self._send = send
         self._positions = positions
-        self._asked = misses.config.clock()
-        self._plan: _Plan | None = None
+        self._asked = asked
+        self._plan: Plan | None = None
         self._general: Tee | None = None
         self._exchange: Exchange | None = None
         self._copy: Copy | None = None
@@ -206,15 +268,15 @@ class Miss:
                 if self._copy.over:
                     self._copy = None
                 if body is not None and not self._keep(body):
-                    await self._taken_up().commit(self._status, self._headers, body)
+                    await self.taken_up().commit(self._status, self._headers, body)
         elif kind == "http.response.start" and self._plan is None:
-            given: list[Pair] = []
+            given = list(message.get("headers", ()))
             begun = self._begin(message, given)
             if begun is not None:
                 await self._send(begun)
                 return
-            self._exchange = exchange = self._taken_up()
-            self._general = Tee(self._send, request=self.missed.scope["headers"], keeper=exchange)
+            self._exchange = exchange = self.taken_up()
+            self._general = Tee(self._send, request=self._scope["headers"], keeper=exchange)
             await self._general({**message, "headers": given})
         else:
             await self._send(message)
@@ -222,118 +284,69 @@ class Miss:
                 self._copy = None
 
     def _begin(self, message: Message, given: list[Pair]) -> Message | None:
-        """The response's start for the client; None: it is for the general way. given: takes the app's fields."""
-        shape: list[Pair] = []
-        length: bytes | None = None
-        plain = not (self.context.collapsed or message.get("trailers"))
-        for cased, value in message.get("headers", ()):
-            name = cased.lower()
-            given.append((name, value))
-            if name in SHAPING:
-                if name == b"content-length":
-                    plain = plain and length is None
-                    length = value.strip(b" \t")
-                elif name in VALUED:
-                    shape.append((name, value))
-                elif name in NAMED:
-                    shape.append(MARKS[name])
-                else:
-                    plain = False
-        if not plain or not self._is_fit(given, length):
+        """The response's start for the client; None: it is for the general way. given: the app's fields."""
+        context, misses = self._context, self._misses
+        if context.collapsed or message.get("trailers") or self._scope.get("session") is not None:
+            return None  # the last one: it may have been read, or changed
+        try:
+            head = read(given)
+        except (AttributeError, TypeError, ValueError):
             return None
-        begun = self._decide(message["status"], shape, given, length)
-        if begun is None:
+        stated = head.length[1].strip(b" 	") if head.length is not None else None
+        if not head.fit or (stated is not None and not (stated.isdigit() and len(stated) <= _MOST_DIGITS)):
             return None
-        if self._plan is not None and self._plan.kept is not None:
-            self._copy = Copy(self._room, length)
-        return {**message, "headers": begun}
-
-    def _decide(self, status: int, shape: list[Pair], given: list[Pair], length: bytes | None) -> list[Pair] | None:
-        """The fields for the client of a response that is fit; None: it is too long."""
-        misses, policy = self._misses, self.context.match.policy
-        plan = misses.plan(status, shape, given, self)
-        headers = given
+        lines = [*head.before, *((head.length,) if head.length is not None else ()), *head.after]
+        plan = misses.plan(message["status"], head.shape, lines, context, self._share)
+        headers = lines
         if plan.kept is not None:
-            self._room = room = policy.max_body if policy is not None else misses.config.max_body
-            if length is not None and length.isdigit() and int(length) > room:
+            if stated is not None and int(stated) > plan.room:
                 return None
             if plan.ours:
-                headers = told(given, plan.ours)
-            self.context.storable = plan.storable
+                headers = told(lines, plan.ours)
+            if sum([len(name) + len(value) for name, value in headers]) > MAX_HEADER_BYTES:
+                return None
+            context.storable = plan.storable
+            self._copy = Copy(plan.room, stated)
         misses.taken += 1
-        self._plan, self._status, self._given, self._headers, self._length = plan, status, given, headers, length
-        return [*headers, plan.note]
+        self._go_on(plan, message["status"], lines, headers, head)
+        return {**message, "headers": [*headers, plan.note]}
 
-    def _is_fit(self, given: list[Pair], length: bytes | None) -> bool:
-        """Whether nothing of it is malformed or too long, and no session may have been read or changed."""
-        if self.missed.scope.get("session") is not None:
-            return False
-        text = b"".join([part for pair in given for part in pair])
-        if len(text) > MOST or (length is not None and len(length) > _MOST_DIGITS):
-            return False
-        return not (b"\n" in text or b"\r" in text or b"\x00" in text)
+    def _go_on(self, plan: Plan, status: int, given: Pairs, headers: Pairs, head: Head) -> None:
+        self._plan, self._status, self._given, self._headers, self._head = plan, status, given, headers, head
 
     def _keep(self, body: bytes) -> bool:
-        """Store the whole response, as Filling does; False: this way cannot. Never raises."""
-        plan, config = self._plan, self._misses.config
-        if plan is None or plan.kept is None or plan.kept.vary or plan.kept.dropped:
+        plan, headers = self._plan, tuple(self._headers)
+        if plan is None:
             return False
-        try:
-            self._put(body, plan, plan.kept, config)
-        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
-            config.metrics.fail("store", error)
-        return True
-
-    def _put(self, body: bytes, plan: _Plan, kept: Kept, config: CacheConfig) -> None:
-        context, named = self.context, self.missed.named
-        headers = tuple(self._headers)
-        if self._length is None and self._status != 204:
+        if self._head.length is None and self._status != 204:
             headers = (*headers, (b"content-length", b"%d" % len(body)))
-        if context.tags or (plan.policy is not None and plan.policy.tags):
-            tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
-            if len(tags) > MAX_TAGS:
-                config.metrics.limits.labels("tags").inc()
-                return
-        else:
-            tags = (named.tag,)
-        now = config.clock()
-        entry = new_entry(
-            status=self._status,
-            headers=headers,
-            body=body,
-            born=born_at(headers, asked=self._asked, answered=now),
-            lifetime=kept.lifetime,
-            stale_while_revalidate=kept.stale_while_revalidate,
-            stale_if_error=kept.stale_if_error,
-            must_revalidate=kept.must_revalidate,
-            no_cache=kept.no_cache,
-            tags=tags,
-            positions=tuple(self._positions.items()),
-            own_etag=context.own_etag,
-        )
-        retain = entry.born + kept.lifetime + plan.past - now
-        if retain > 0:
-            self._misses.keep(named.primary, entry, retain=retain)
+        return self._misses.keep(
+            plan, self._status, headers, body, named=self._named, context=self._context, positions=self._positions,
+            asked=self._asked, dated=self._head.dated,
+        )  # fmt: skip
 
-    def follow(self, other: "Miss", *, begun: bool, copies: bool) -> None:
-        """Be where another one is, before its response or, `begun`, after its start. copies: its body is to come."""
-        self._asked = other._asked
-        if begun:
-            self._plan, self._status, self._given = other._plan, other._status, other._given
-            self._headers, self._length = other._headers, other._length
-            if copies and self._plan is not None and self._plan.kept is not None:
-                self._copy = Copy(other._room, other._length)
+    def follow(
+        self, plan: Plan, status: int, given: Pairs, headers: Pairs, head: Head, *, length: bytes, copies: bool
+    ) -> None:
+        """Be where another way has come to after a response's start.
+
+        given, headers: the fields of the app's answer, and those that may be stored, without the note; length: its
+        Content-Length. copies: its body is to come.
+        """
+        self._go_on(plan, status, given, headers, head)
+        if copies and plan.kept is not None:
+            self._copy = Copy(plan.room, length)
 
     def explain(self) -> Explanation:
         """What is known now."""
-        return (self._exchange or self._taken_up()).explain()
+        return (self._exchange or self.taken_up()).explain()
 
-    def _taken_up(self) -> Exchange:
+    def taken_up(self) -> Exchange:
         """The general way, come to where this is."""
-        missed, plan = self.missed, self._plan
+        plan = self._plan
         exchange = Exchange(
-            self._misses.config, self.context, missed.scope, missed.named, USABLE[missed.share], NOTHING_SPECIAL
+            self._misses.config, self._context, self._scope, self._named, _USABLE[self._share], _NOTHING_SPECIAL
         )
-        answered = (self._status, self._given, self.context.own_etag) if plan is not None else None
+        answered = (self._status, self._given, self._context.own_etag) if plan is not None else None
         exchange.take_up(self._positions, self._asked, answered, plan.kept if plan is not None else None)
         return exchange

@@ -11,10 +11,13 @@ layers are made and put where this has come to, and go on. None of their rules i
 compares the two ways on generated lives: messages, records, counts, circuits, flights.
 """
 
-from collections.abc import Awaitable, Coroutine, Mapping
+import asyncio
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
+from tidegate.middleware.core.explain import Explanation
+from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.validators import make_etag
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -31,11 +34,11 @@ from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.eager import begin
 from tidegate.middleware.layers.etag import ETagLayer, Labelling
-from tidegate.middleware.layers.fields import CODED, LENGTH, NOTHING, SHAPES, Fields
-from tidegate.middleware.layers.fused import Missed
+from tidegate.middleware.layers.fields import Heads, Pair
 from tidegate.middleware.layers.joining import Key, PlainKeys
 from tidegate.middleware.layers.leader import Leader
-from tidegate.middleware.layers.straight import MARKS, MOST, Miss, Pair
+from tidegate.middleware.layers.naming import Named
+from tidegate.middleware.layers.straight import Labelled, Miss
 from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
 
 __all__ = ["Passage", "Throughway", "lead_through"]
@@ -76,6 +79,7 @@ class Throughway:
         self.app = app
         self.telemetry = telemetry
         self.misses = misses
+        self._clock = misses.clock
         self._hits = cache.hits
         self.coalesce = coalesce
         self._count_alone, self._count_leader = coalesce.count_alone, coalesce.count_leader
@@ -83,23 +87,29 @@ class Throughway:
         self._gate = gate
         self._circuit = breaker.circuit
         self._keys = PlainKeys()
-        self.fields = Fields()
+        self.heads = Heads()
 
     def __call__(
         self, scope: Scope, context: RequestContext, receive: Receive, send: Send, started: float
-    ) -> Coroutine[Any, Any, None] | None:
-        """The passage of a request; None: it is for the layers, one after the other."""
-        missed = context.missed
-        if type(missed) is not Missed or missed.scope is not scope or missed.hits is not self._hits:
+    ) -> Awaitable[None] | None:
+        """The passage of a request, as far as it needs to be waited for; None: it is for the layers, one after the
+        other.
+
+        Raises:
+            Exception: the app's own, where it did not wait for anything.
+        """
+        missed: Any = context.missed
+        if missed is None:
             return None
-        if not self._gate(context):
+        hits, of, named, share = missed
+        if of is not scope or hits is not self._hits or not self._gate(context):
             return None
-        positions = self.misses.begin(missed, context)
+        positions = self.misses.begin(scope, named, context)
         if positions is None:
             return None
         if context.coalesce_key is None and scope.get("extensions") and has_client_certificate(scope):
             return None
-        key, hashed = self._keys.of(scope, context)
+        key, hashed = self._keys.of(scope, context, named)
         alone = self.coalesce.alone(key, hashed)
         if alone is None:
             return None
@@ -108,12 +118,15 @@ class Throughway:
         if ticket is None:
             return None
         context.missed = None
-        passage = Passage(self, missed, context, receive, send, positions, started, breaker, ticket, leads=not alone)
+        passage = Passage(
+            self, scope, context, receive, send, named, share, positions, self._clock(), started, breaker, ticket
+        )
+        context.explainer = passage
         if alone:
             self._count_alone()
             return passage.alone()
         self._count_leader()
-        return passage.lead(key)
+        return passage.lead(key, hashed)
 
 
 def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> Throughway | None:
@@ -134,34 +147,38 @@ def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> T
     return way
 
 
-class Passage(Miss):
-    """One request: what the app is given as `receive` and `send`."""
+class Passage:
+    """One request: what the app is given as `receive` and `send`, and what explains it."""
 
-    __slots__ = ("_breaker", "_coded", "_labelling", "_leader", "_leads", "_outcome", "_receive", "_request", "_stage",
-                 "_start", "_started", "_ticket", "_watch", "_way")  # fmt: skip
+    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
+                 "_named", "_outcome", "_positions", "_receive", "_scope", "_send", "_share", "_stage", "_start",
+                 "_started", "_stored", "_tag", "_ticket", "_watch", "_way")  # fmt: skip
 
     def __init__(
-        self, way: Throughway, missed: Missed, context: RequestContext, receive: Receive, send: Send,
-        positions: Mapping[str, int], started: float, breaker: Breaker, ticket: Ticket, *, leads: bool,
+        self, way: Throughway, scope: Scope, context: RequestContext, receive: Receive, send: Send, named: Named,
+        share: Share, positions: Mapping[str, int], asked: float, started: float, breaker: Breaker, ticket: Ticket,
     ) -> None:  # fmt: skip
-        Miss.__init__(self, way.misses, missed, context, send, positions)
         self._way = way
+        self._scope = scope
+        self._context = context
         self._receive = receive
-        self._request = missed.scope["headers"]
+        self._send = send
+        self._named = named
+        self._share: Share = share
+        self._positions = positions
+        self._asked = asked
         self._started = started
-        self._leads = leads
         self._breaker = breaker
         self._ticket = ticket
+        self._leads = False
         self._stage = _NEW
         self._labelling: Labelling | None = None
         self._leader: Leader | None = None
 
     async def alone(self) -> None:
         """Let the app answer this request and nobody else."""
-        context = self.context
-        context.explainer = self
         try:
-            await self._way.app(self.missed.scope, self.receive, self)
+            await self._way.app(self._scope, self.receive, self.send)
             if self._stage is not _DONE:
                 self._ending().over()
         except Exception:
@@ -172,37 +189,43 @@ class Passage(Miss):
             self._ending().abandon()
             raise
         finally:
-            context.explainer = None
-            if self._stage is not _DONE:
-                self._count()
+            self._over()
 
-    async def lead(self, key: Key) -> None:
-        """Let the app answer in a run of its own, which others may join once it waits."""
-        context, coalesce = self.context, self._way.coalesce
-        context.explainer = self
+    def lead(self, key: Key, hashed: int) -> Awaitable[None]:
+        """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
+        have nothing left to wait for.
+        """
+        self._leads = True
+        context, coalesce = self._context, self._way.coalesce
+        began = coalesce.clock()
         try:
-            began = coalesce.clock()
             run = begin(self._run())
-            if run is None:
-                start = None if context.storable else self._leaders_start()
-                coalesce.never_waited(key, start, context, began)
-            else:
-                self._fall_back()
-                assert self._leader is not None
-                await coalesce.fly(key, self._request, context, self._leader, run)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        if run is not None:
+            return self._fly(key, run)
+        start = None if context.storable else self._leaders_start()
+        coalesce.never_waited(hashed, start, context, began)
+        self._over()
+        return _nothing()
+
+    async def _fly(self, key: Key, run: "asyncio.Task[None]") -> None:
+        """Let others join the run, which waits."""
+        self._fall_back()
+        assert self._leader is not None
+        try:
+            await self._way.coalesce.fly(key, self._scope["headers"], self._context, self._leader, run)
         except Exception:
-            self._fall_back()
             self._watch.failed = True
             raise
         finally:
-            context.explainer = None
-            if self._stage is not _DONE:
-                self._count()
+            self._over()
 
     async def _run(self) -> None:
         """The leader's run; its end is the circuit's."""
         try:
-            await self._way.app(self.missed.scope, self.receive, self)
+            await self._way.app(self._scope, self.receive, self.send)
             if self._stage is not _DONE:
                 self._ending().over()
         except Exception as error:
@@ -216,17 +239,27 @@ class Passage(Miss):
             if self._leader is not None:
                 self._leader.over()
 
-    def _count(self) -> None:
-        """It is over, and did not end the straight way."""
-        self._fall_back()
-        if not self._watch.counted:
-            self._watch.finish()
+    def _failed(self, error: BaseException) -> None:
+        """It is over, before it waited for anything."""
+        if isinstance(error, Exception):
+            self._fall_back()
+            self._watch.failed = True
+        self._over()
+
+    def _over(self) -> None:
+        """It is over; where it did not end the straight way, it is to be counted."""
+        self._context.explainer = None
+        if self._stage is not _DONE:
+            self._fall_back()
+            if not self._watch.counted:
+                self._watch.finish()
 
     async def receive(self) -> Message:
         """What the client sends."""
         return await self._ending().receive()
 
-    def __call__(self, message: Message) -> Awaitable[None]:  # type: ignore[override]
+    def send(self, message: Message) -> Awaitable[None]:
+        """What the app answers."""
         if self._labelling is not None:
             return self._labelling(message)
         kind, stage = message["type"], self._stage
@@ -245,48 +278,38 @@ class Passage(Miss):
         headers: list[Pair] = start.get("headers", ())
         if start["status"] != 200 or start.get("trailers") or type(headers) is not list:
             return False
-        given: list[Pair] = []
-        shape: list[Pair] = []
-        length: bytes | None = None
-        coded, size, fields = False, 0, self._way.fields
-        try:
-            for line in headers:
-                pair, kind, shaping, long = fields[line]
-                given.append(pair)
-                size += long
-                if kind == SHAPES:
-                    shape.append(shaping)
-                elif kind == LENGTH and length is None:
-                    length = shaping[1]
-                elif kind == CODED:
-                    coded = True
-                elif kind != NOTHING:
-                    return False
-        except (AttributeError, TypeError, ValueError):
-            return False  # no pairs of bytes: some servers take what ASGI does not allow
-        if length is None or size > MOST:
+        read = self._way.heads.of(headers)
+        if read is None:
             return False
-        self._given, self._headers, self._length, self._coded, self._stage = given, shape, length, coded, _HELD
-        self._start = start
+        head, self._length = read
+        if not head.fit or head.labelled or head.streams:
+            return False
+        self._head, self._start, self._stage = head, start, _HELD
         return True
 
     async def _finish(self, message: Message) -> None:
         """The whole body has come."""
         body = message.get("body", b"")
-        given, shape, length, context, scope = self._given, self._headers, self._length, self.context, self.missed.scope
+        head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
         if type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None:
             await self._fall_back()(message)
             return
-        given.append((b"etag", make_etag(body, weak=self._coded)))
-        shape.append(MARKS[b"etag"])
+        tag = (b"etag", make_etag(body, weak=head.coded))
         context.own_etag = True
-        headers = self._decide(200, shape, given, length)
-        if headers is None:
-            given.pop()
+        match = context.match
+        plan: Labelled | None = head.plans.get(match.route)
+        if plan is None or plan.policy is not match.policy:
+            given = [*head.before, (b"content-length", length), *head.after, tag]
+            plan = way.misses.labelled(head, given, context, self._share)
+        if plan is None or len(body) > plan.room:
             context.own_etag = False
             await self._fall_back()(message)
             return
-        way = self._way
+        headers = [*plan.before, (b"content-length", length), *plan.after, tag, *plan.rest]
+        self._tag, self._labelled = tag, plan
+        if plan.kept is not None:
+            context.storable = plan.storable
+            self._stored = tuple(headers[:-1])
         if way.telemetry.debug_headers:
             headers += debug_fields(scope, context)
         self._stage = _BEGUN
@@ -305,8 +328,20 @@ class Passage(Miss):
         way.taken += 1
         way.telemetry.count(scope, context, 200, self._started, True, False)
         await self._send(message)
-        if self._plan is not None and self._plan.kept is not None and not self._keep(body):
-            await self._taken_up().commit(200, self._headers, body)
+        if plan.kept is not None and not way.misses.keep(
+            plan.plan, 200, self._stored, body, named=self._named, context=context, positions=self._positions,
+            asked=self._asked, dated=plan.dated,
+        ):  # fmt: skip
+            await self._miss(copies=False).taken_up().commit(200, self._stored, body)
+
+    def explain(self) -> Explanation:
+        """What is known now."""
+        return self._miss(copies=False).explain()
+
+    def _given(self) -> list[Pair]:
+        """The fields of the app's answer, with the ETag that it was given."""
+        head = self._head
+        return [*head.before, (b"content-length", self._length), *head.after, self._tag]
 
     def _leaders_start(self) -> Message | None:
         """The start as the leader has heard it; None: it has not."""
@@ -314,7 +349,21 @@ class Passage(Miss):
             return self._leader.start
         if self._stage < _BEGUN:
             return None
-        return {**self._start, "headers": tuple(self._given)}
+        return {**self._start, "headers": tuple(self._given())}
+
+    def _miss(self, *, copies: bool) -> Miss:
+        """The cache's part, come to where this is. copies: the body is to come."""
+        return self._miss_to(self._send, copies=copies)
+
+    def _miss_to(self, send: Send, *, copies: bool) -> Miss:
+        miss = Miss(
+            self._way.misses, self._scope, self._named, self._share, self._context, send, self._positions, self._asked
+        )
+        if self._stage >= _BEGUN:
+            plan, given = self._labelled.plan, self._given()
+            headers = self._stored if plan.kept is not None else given
+            miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
+        return miss
 
     def _ending(self) -> Outcome:
         self._fall_back()
@@ -324,13 +373,12 @@ class Passage(Miss):
         """The objects of the five layers in this one's place, come to where it is."""
         if self._labelling is not None:
             return self._labelling
-        way, scope, context, stage = self._way, self.missed.scope, self.context, self._stage
+        way, scope, context, stage = self._way, self._scope, self._context, self._stage
         start = self._leaders_start()
         self._watch = watch = Watch(
             way.telemetry, way.app, scope, context, self._receive, self._send, True, self._started
         )
-        context.explainer = miss = Miss(self._misses, self.missed, context, watch.send, self._positions)
-        miss.follow(self, begun=stage >= _BEGUN, copies=stage == _BEGUN)
+        context.explainer = miss = self._miss_to(watch.send, copies=stage == _BEGUN)
         receive, send = watch.receive, miss.__call__
         if self._leads:
             self._leader = leader = Leader(scope, receive, send, watched=False)
@@ -340,8 +388,7 @@ class Passage(Miss):
         self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
         self._labelling = labelling = Labelling(scope, context, outcome.send)
         if stage == _HELD:
-            assert self._length is not None
-            labelling.hold(self._start, self._length, coded=self._coded)
+            labelling.hold(self._start, self._length.strip(b" \t"), coded=self._head.coded)
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
@@ -349,4 +396,4 @@ class Passage(Miss):
 
 
 async def _nothing() -> None:
-    """What is awaited where a message is kept."""
+    """What is awaited where a message is kept, or nothing is left to wait for."""

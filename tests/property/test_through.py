@@ -21,6 +21,7 @@ from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Policies
 from tidegate.middleware.layers.asgi import RequestContext
 from tidegate.middleware.layers.joining import PlainKeys, key_of
+from tidegate.middleware.layers.naming import Names, host_of
 
 PAUSES = ("first", "before the body", "at the end")
 COHORTS = tuple((flag, "10", "canary") for flag in FLAGS)
@@ -211,9 +212,16 @@ def test_a_note_of_another_request_or_of_another_cache_leads_nobody_through() ->
         assert one.cache.hits(first, context) is None
         assert one.way(second, context, never, never, 0.0) is None
         assert other.way(first, context, never, never, 0.0) is None
-        begun = one.way(first, context, never, never, 0.0)
-        assert begun is not None
-        begun.close()
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        passage = one.way(first, context, never, send, 0.0)
+        assert passage is not None
+        await passage
+        assert sent == ["http.response.start", "http.response.body"]
+        assert (one.way.taken, other.way.taken) == (1, 0)
 
     asyncio.run(body())
 
@@ -250,12 +258,14 @@ ASKED = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(ASKED, CONTEXTS), min_size=2, max_size=30), st.sampled_from([1, 3, 1024]))
 def test_the_remembered_key_of_a_plain_request_is_the_one_that_would_be_made(asked: list[Any], remember: int) -> None:
-    keys = PlainKeys(remember)
-    for fields, (user, opened, narrowed) in [*asked, *asked]:
+    keys, names = PlainKeys(remember), Names(namespace=b"v1", naming_key=b"secret")
+    for fields, (user, opened, narrowed) in [*asked, *asked, *asked]:
         identity = Identity(*user) if user is not None else None
         decision = Decided(opened, COHORTS) if opened is not None else None
         context = RequestContext(identity, Policies(()).match(fields["path"]), decision)
         context.coalesce_key = narrowed
         scope = {"method": "GET", **fields}
+        # The share says less than the identity does, which a key is made of.
+        named = names.of(scope, host_of(scope), context.match, "tenant" if identity is not None else "public", identity)
         key = key_of(scope, context)
-        assert keys.of(scope, context) == (key, hash(key))
+        assert keys.of(scope, context, named) == (key, hash(key))
