@@ -115,11 +115,9 @@ class RedisStore:
         self._purging = purging = Purging(names, retention=max_retain, max_stamps=max_stamps)
         bites, reissued = made.limits.labels("redis-recent-purges").inc, made.purges.labels("reissued").inc
         self._recent = Recent(purging, most=max_recent, bites=bites, reissued=reissued)
-        crowded = made.limits.labels("redis-waiting").inc
         try:
-            servers = connect_to(
-                url, max_waiting=max_waiting, crowded=crowded, greet=self._recent.greet, connected=self._was_connected
-            )
+            greet, connected = self._recent.greet, self._was_connected
+            servers = connect_to(url, max_waiting=max_waiting, greet=greet, connected=connected, metrics=made)
         except ValueError as error:
             shown = re.sub("//.*@", "//***@", url)  # to the last @: a password may have a slash in it
             fix = "write redis://host:6379/0, rediss://, unix://, redis+sentinel:// or redis+cluster://"

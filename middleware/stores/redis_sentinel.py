@@ -1,18 +1,26 @@
-"""The master that Sentinels name, asked for anew before each connection.
+"""The master that Sentinels name, and its successor as soon as they name that.
 
+Each Sentinel is watched (`sentinel_watch`) from the first connection on. When one of them names a master that is newer
+than the one to which a connection was made, `moved` is called: the old one may live on, and takes writes that are lost
+until it is told to follow the new one, some ten seconds later.
 A server is taken for the master only if it says itself that it is: Sentinels may still name one that has been demoted.
 An answer that a write got from a server that takes none makes the store ask again (`Servers.renew`).
+
+Not guaranteed: anything while no Sentinel can be reached; nor that a Sentinel which was set up anew, with epochs from 0
+on, is believed before the connections end.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import hang_up
 from tidegate.middleware.stores.redis_servers import Way
+from tidegate.middleware.stores.sentinel_watch import Named, Watch, asked, named_by
 
 __all__ = ["Sentinels"]
 
@@ -21,14 +29,26 @@ ANSWER: Final = 0.5
 
 
 class Sentinels:
-    """Who knows the master of one service."""
+    """Who knows the master of one service.
 
-    def __init__(self, address: Address, way: Way) -> None:
+    failed: called with why a Sentinel could not be watched.
+    """
+
+    def __init__(self, address: Address, way: Way, *, failed: Callable[[Exception], object] = lambda _: None) -> None:
         self._service = address.service
         self._way = way
         # Their own login, and no database; TLS as for the servers.
         options = {name: value for name, value in way.options.items() if name not in ("username", "password", "db")}
         self._sentinels = [Way(way.kind, options | address.sentinel_login, way.tls).to(*node) for node in address.nodes]
+        self._watches = [Watch(one.connect, self._service, heard=self._heard, failed=failed) for one in self._sentinels]
+        self._led_to: set[Named] = set()
+        self.moved: Callable[[str], object] = lambda _: None
+        """Called with why the connections that were made lead to no master any more."""
+
+    async def aclose(self) -> None:
+        """Watch no more."""
+        await asyncio.gather(*[watch.aclose() for watch in self._watches])
+        self._led_to.clear()
 
     async def connect(self) -> Any:
         """A connection to the master.
@@ -37,18 +57,32 @@ class Sentinels:
             StoreError: if no Sentinel answers or knows the service, or whom they name is not the master.
             RedisError: if the master cannot be connected.
         """
-        host, port = await self._master()
-        connection = await self._way.to(host, port).connect()
+        for watch in self._watches:
+            watch.start()
+        named = self._newest() or await self._master()
+        connection = await self._way.to(named.host, named.port).connect()
         try:
             role, *_ = await _ask(connection, "ROLE")
-            if role != b"master":
-                raise StoreError(f"{host}:{port} is not the master of {self._service}")
+            newest = self._newest()
+            if role != b"master" or (newest is not None and newest.replaces(named)):
+                raise StoreError(f"{named.host}:{named.port} is not the master of {self._service}")
         except BaseException:
             await hang_up(connection)
             raise
+        self._led_to.add(named)
         return connection
 
-    async def _master(self) -> tuple[str, int]:
+    def _newest(self) -> Named | None:
+        """Whom the Sentinels name that can be heard."""
+        return max([watch.named for watch in self._watches if watch.named is not None], default=None)
+
+    def _heard(self) -> None:
+        newest = self._newest()
+        if newest is not None and any(newest.replaces(one) for one in self._led_to):
+            self._led_to.clear()
+            self.moved(f"the Sentinels have made {newest.host}:{newest.port} the master of {self._service}")
+
+    async def _master(self) -> Named:
         told: list[str] = []
         for sentinel in list(self._sentinels):
             try:
@@ -58,22 +92,27 @@ class Sentinels:
                 told.append(str(error) or f"no answer within {ANSWER:g} s")
             else:
                 if named is not None:
-                    return named[0].decode(), int(named[1])
+                    return named
                 told.append(f"it knows no {self._service}")
             # The next time the others come first.
             self._sentinels.remove(sentinel)
             self._sentinels.append(sentinel)
         raise StoreError(f"no Sentinel names the master of {self._service}: {'; '.join(told)}")
 
-    async def _named_by(self, sentinel: Way) -> list[bytes] | None:
+    async def _named_by(self, sentinel: Way) -> Named | None:
         connection = await sentinel.connect()
         try:
-            named: list[bytes] | None = await _ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-            return named
+            replies: list[Any] = []
+            for words in asked(self._service):
+                try:
+                    replies.append(await _ask(connection, *words))
+                except ResponseError as error:
+                    replies.append(error)
+            return named_by(replies)
         finally:
             await hang_up(connection)
 
 
-async def _ask(connection: Any, *words: str) -> Any:
+async def _ask(connection: Any, *words: bytes | str) -> Any:
     await connection.send_command(*words)
     return await connection.read_response()

@@ -72,6 +72,12 @@ class Servers(Protocol):
         ...
 
 
+class Closes(Protocol):
+    """Something that is to be closed."""
+
+    async def aclose(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Many:
     """How many callers may wait for one connection, who is told when more do, and who when a connection was made."""
@@ -151,15 +157,19 @@ class OneServer:
     greet: see `Greet`. Where a connection has led to another server than the last one, the others are made anew too:
         what is read from one and heard from another would not fit together.
     replicated: it is to have replicas.
+    finder: what `dial` needs to find it; closed last.
     """
 
-    def __init__(self, dial: Dial, many: Many, greet: Greet, *, replicated: bool = False) -> None:
+    def __init__(
+        self, dial: Dial, many: Many, greet: Greet, *, replicated: bool = False, finder: Closes | None = None
+    ) -> None:
         self._greet = greet
+        self._finder = finder
         self._server: str | None = None
         self.elsewhere: list[Callable[[str], object]] = []
         self.dial: Dial | None = greeted(dial, self._greeted)
         self._lanes = Lanes(self.dial, many, replicated=replicated)
-        self.open, self.aclose, self.renew = self._lanes.open, self._lanes.aclose, self._lanes.renew
+        self.open, self.renew = self._lanes.open, self._lanes.renew
         self.reached = self._lanes.replicas.reached
 
     async def _greeted(self, connection: Any) -> str | None:
@@ -167,10 +177,19 @@ class OneServer:
         if server is not None and server != self._server:
             before, self._server = self._server, server
             if before is not None:
-                why = "another server, or another history of it, has taken its place"
-                for renew in (self.renew, *self.elsewhere):
-                    renew(why)
+                self.moved("another server, or another history of it, has taken its place")
         return server
+
+    def moved(self, why: str) -> None:
+        """Make all connections anew: they lead to a server that is no longer the right one."""
+        for renew in (self.renew, *self.elsewhere):
+            renew(why)
+
+    async def aclose(self) -> None:
+        """Close all connections; what waits fails."""
+        await self._lanes.aclose()
+        if self._finder is not None:
+            await self._finder.aclose()
 
     def read(self, keys: Sequence[bytes], *, large: bool = False) -> Awaitable[list[bytes | None]]:
         """The values under the keys."""

@@ -14,18 +14,14 @@ There `tracking_stream` does it.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final
 
-import hiredis
-from redis.exceptions import RedisError
-
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.ears import Ears, RefusedError
 
-__all__ = ["BEAT", "HANDSHAKE", "LEASE", "Ears", "RefusedError", "Tracking"]
+__all__ = ["BEAT", "HANDSHAKE", "LEASE", "Tracking"]
 
 BEAT: Final = 0.2
 """Seconds between heartbeats."""
@@ -39,68 +35,6 @@ HANDSHAKE: Final = 1.0
 _REFUSED_PAUSE: Final = 30.0
 """Seconds until a server that refused tracking is asked again: somebody has to change it first."""
 _LONGEST_PAUSE: Final = 0.5
-
-_hiredis: Any = hiredis
-_pack: Final[Callable[[tuple[bytes, ...]], bytes]] = _hiredis.pack_command
-
-
-class RefusedError(StoreError):
-    """The server does not do tracking."""
-
-
-class Ears(asyncio.Protocol):
-    """Reads replies and pushes where they come in."""
-
-    def __init__(self, pushed: Callable[[Sequence[Any]], None], ended: Callable[[], None]) -> None:
-        self._reader = _hiredis.Reader(notEnoughData=self)
-        self._pushed = pushed
-        self._ended = ended
-        self._loop = asyncio.get_running_loop()
-        self._asked: deque[asyncio.Future[Any]] = deque()
-        self.transport: Any = None
-        self.lost: asyncio.Future[None] = self._loop.create_future()
-
-    def ask(self, *words: bytes) -> asyncio.Future[Any]:
-        """The reply to a command; a refusal is RefusedError."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._asked.append(future)
-        self.transport.write(_pack(words))
-        return future
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._reader.feed(data)
-            while (reply := self._reader.gets()) is not self:
-                if isinstance(reply, _hiredis.PushNotification):
-                    self._pushed(reply)
-                    continue
-                future = self._asked.popleft()
-                if future.done():
-                    continue
-                if isinstance(reply, Exception):
-                    future.set_exception(RefusedError(str(reply)))
-                else:
-                    future.set_result(reply)
-        except (_hiredis.HiredisError, IndexError) as error:
-            self._end(StoreError(f"the server talks nonsense: {error}"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end(exc or StoreError("the connection was closed"))
-
-    def eof_received(self) -> bool:
-        self._ended()  # now: `connection_lost` comes a pass of the event loop later, and requests may come before it
-        return False  # close
-
-    def give_up(self, error: Exception) -> None:
-        """End, though the connection may be well."""
-        self._end(error)
-
-    def _end(self, error: Exception) -> None:
-        self._ended()
-        for future in (*self._asked, self.lost):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # seen: whoever still waits gets it all the same
 
 
 class Tracking:
@@ -202,7 +136,8 @@ class Tracking:
         try:
             async with asyncio.timeout(HANDSHAKE):
                 connection = await self._dial()
-                self._listen(ears, connection)
+                ears.attach(connection)
+                self._ears = ears
                 await ears.ask(b"HELLO", b"3")
                 try:
                     await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
@@ -227,14 +162,7 @@ class Tracking:
         finally:
             self._ears = None
             if connection is not None:
-                with suppress(RedisError, OSError):
-                    await connection.disconnect(nowait=True)
-
-    def _listen(self, ears: Ears, connection: Any) -> None:
-        # All that was asked has been answered, so no byte is on its way: what comes next comes to us.
-        ears.transport = connection._writer.transport  # redis-py has no public way to it
-        ears.transport.set_protocol(ears)
-        self._ears = ears
+                await ears.hang_up(connection)
 
     def _begun(self) -> None:
         """It hears from now on; what was before is unknown."""

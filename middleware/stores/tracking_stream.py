@@ -12,14 +12,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.ears import Ears
 from tidegate.middleware.stores.redis_purge import EVERYTHING, STREAMED
-from tidegate.middleware.stores.tracking import HANDSHAKE, Ears, Tracking
+from tidegate.middleware.stores.tracking import HANDSHAKE, Tracking
 
 __all__ = ["Fallback", "Streaming"]
 
@@ -39,7 +37,8 @@ class Streaming(Tracking):
         try:
             async with asyncio.timeout(HANDSHAKE):
                 connection = await self._dial()
-                self._listen(ears, connection)
+                ears.attach(connection)
+                self._ears = ears
                 # Its place in the stream: whatever is purged from now on stands behind it.
                 last = await ears.ask(b"XADD", stream, b"MAXLEN", b"~", b"%d" % STREAMED, b"*", b"n", b"")
             self._begun()
@@ -60,8 +59,7 @@ class Streaming(Tracking):
         finally:
             self._ears = None
             if connection is not None:
-                with suppress(RedisError, OSError):
-                    await connection.disconnect(nowait=True)
+                await ears.hang_up(connection)
 
     def _told(self, oldest: Sequence[Any], news: Any, last: bytes) -> bytes:
         """Take the news; returns the place of the last."""

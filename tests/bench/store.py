@@ -9,10 +9,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from tests.bench.frame import Bench, Case, Target
 from tests.services import Valkey
+from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.redis_connect import connect_to
 
 __all__ = ["BENCHES"]
@@ -32,7 +34,9 @@ def redis(bench: Bench) -> list[Case]:
     server = bench.closing.enter_context(Valkey())
     usual: Any = Redis.from_url(server.url)
     client: Any = Redis.from_url(server.url, socket_timeout=None)
-    servers = connect_to(server.url, max_waiting=10_000, crowded=lambda: None, greet=_greet)
+    servers = connect_to(
+        server.url, max_waiting=10_000, greet=_greet, connected=lambda: None, metrics=Metrics.of(CollectorRegistry())
+    )
     for each in (usual, client, servers):
         bench.closing.push_async_callback(each.aclose)
 

@@ -1,4 +1,6 @@
-"""P4 when the master of a Sentinel trio dies: what it had not passed on is lost, and what was purged is not served."""
+"""P4 when the master of a Sentinel trio dies, or lives on beside its successor: what it had not passed on is lost, and
+what was purged is not served.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -132,5 +134,58 @@ def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(tr
         await eventually(served_again, "both serve from memory, what was on the replica", 60.0)
         assert one.purges("reissued") == len(PURGED)
         assert other.purges("reissued") == 0
+
+    with_two(trio, body)
+
+
+def test_a_master_that_lives_on_is_left_when_the_sentinels_name_another(trio: SentinelTrio) -> None:
+    """Whoever stayed with it would purge into the void, and not hear of the purges of who has left."""
+
+    async def body(one: Process, other: Process) -> None:
+        at = await positions(one.store)
+        for key in (*PURGED, b"bystander"):
+            await write(one.store, key, tagged(key, at))
+            for process in (one, other):
+                assert await process.served(key) == tagged(key, at)
+        await asyncio.to_thread(cut_off, trio)
+        for scope, target in PURGED.values():
+            assert (await one.store.purge({scope: [target]})).state == "done"
+
+        await asyncio.to_thread(trio.keep_two_masters)
+        await asyncio.to_thread(trio.fail_over, forced=True)
+
+        async def made_again() -> bool:
+            """Meanwhile the process that purged serves nothing of it, from whichever master."""
+            for key in PURGED:
+                found = await one.served(key)
+                assert found is None or (key == b"soft" and found.lifetime < 0), key
+            return one.purges("reissued") == len(PURGED)
+
+        await eventually(made_again, "what the new master lacked is purged there again", 60.0)
+        for key in PURGED:
+            found = await other.served(key)
+            assert found is None or (key == b"soft" and found.lifetime < 0), key
+
+        newcomer = Process(trio.url)
+        try:
+
+            async def in_memory() -> bool:
+                return all(
+                    await process.served(b"bystander") == process.store.peek(b"bystander") is not None
+                    for process in (one, other)
+                )
+
+            await eventually(in_memory, "both serve from memory, what was on the replica", 60.0)
+            await newcomer.store.purge({ACME: ["list"]})
+
+            async def heard() -> bool:
+                return all(process.store.peek(b"bystander") is None for process in (one, other))
+
+            await eventually(heard, "who had been there hears of a purge on the new master", 60.0)
+            for process in (one, other):
+                assert await process.served(b"bystander") is None
+        finally:
+            await newcomer.store.aclose()
+        assert b"role:master" in await asyncio.to_thread(trio.master.command_reply, "INFO", "replication")
 
     with_two(trio, body)

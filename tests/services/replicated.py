@@ -135,13 +135,20 @@ class SentinelTrio(_Servers):
         """The replica hears of nothing more, and goes on answering."""
         self.replica.command_reply("REPLICAOF", self.replica.host, str(free_port()))
 
-    def fail_over(self) -> None:
+    def keep_two_masters(self) -> None:
+        """The master will refuse to follow another: after a forced failover it goes on for ever, not for ten seconds."""
+        self.master.command_reply("ACL", "SETUSER", "default", "-slaveof", "-replicaof")
+
+    def fail_over(self, *, forced: bool = False) -> None:
         """The master dies, and the replica is made master; returns when it is, though not all may know.
+
+        forced: the master lives, and is told some ten seconds later; returns when all Sentinels name the other.
 
         Raises:
             ServiceError: if it is not made so in time.
         """
-        self.master.kill()
+        if not forced:
+            self.master.kill()
 
         def begun() -> bool:
             try:
@@ -157,6 +164,13 @@ class SentinelTrio(_Servers):
 
         wait_until(begun, UP_SECONDS, "a Sentinel fails over")
         wait_until(promoted, UP_SECONDS, "the replica is the master")
+        if forced:
+            named = f"address={self.replica.host}:{self.replica.port},".encode()
+            wait_until(
+                lambda: all(named in one.command_reply("INFO", "sentinel") for one in self.sentinels),
+                UP_SECONDS,
+                "all Sentinels name the replica",
+            )
 
     def _join(self) -> None:
         def joined() -> bool:

@@ -14,7 +14,8 @@ from redis.asyncio.connection import Connection
 from tests.middleware.stores.support import eventually
 from tests.services import RedisServer
 from tests.services.swallowing import SwallowingProxy
-from tidegate.middleware.stores.tracking import LEASE, Ears, Tracking
+from tidegate.middleware.stores.ears import Ears
+from tidegate.middleware.stores.tracking import LEASE, Tracking
 
 
 class Ear:
