@@ -136,7 +136,7 @@ class SentinelTrio(_Servers):
         self.replica.command_reply("REPLICAOF", self.replica.host, str(free_port()))
 
     def keep_two_masters(self) -> None:
-        """The master will refuse to follow another: after a forced failover it goes on for ever, not for ten seconds."""
+        """The master will refuse to follow another: after a forced failover it goes on, not for ten seconds only."""
         self.master.command_reply("ACL", "SETUSER", "default", "-slaveof", "-replicaof")
 
     def fail_over(self, *, forced: bool = False) -> None:
