@@ -9,7 +9,7 @@
 #   make bench       what a request costs in one process, against a raw ASGI function and the last recorded table
 #   make kill-figures   how soon `tidegate kill` has shut four workers under load, 20 rounds in each of four worlds
 #   make chaos       readers and writers on one Valkey, again over a stream, then under Sentinels: connections that die,
-#                    links that go silent, a failover that loses purges: was a purge honoured?
+#                    links that go silent, failovers that lose purges: was a purge honoured?
 #                    CHAOS="--purges 3000 --seed 7 --redis" says how many, which dice, and that it be Redis 7
 #
 # PYTHON=/path/to/python chooses another interpreter than the first suitable one on PATH.

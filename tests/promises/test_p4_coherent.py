@@ -53,6 +53,12 @@ def test_chaos_with_a_failover_that_loses_purges() -> None:
         whole(trio, Plan(purges=600, kills=20, silences=0, failover=True, from_memory=800, from_redis=100))
 
 
+def test_chaos_with_a_failover_from_a_master_that_lives_on() -> None:
+    with SentinelTrio() as trio:
+        plan = Plan(purges=400, kills=10, silences=0, failover=True, forced=True, from_memory=800, from_redis=100)
+        whole(trio, plan)
+
+
 # --- the judge ---------------------------------------------------------------------------
 
 MEMORY, REDIS, APP = Source.MEMORY, Source.REDIS, Source.APP

@@ -1,5 +1,5 @@
 """`make chaos`: the chaos of the suite, longer, with progress and figures: on one server, the same over a stream, then
-with a failover.
+with a failover from a master that dies, and from one that lives on.
 """
 
 import argparse
@@ -31,8 +31,10 @@ def main() -> None:
         once(server, server.name, plan, given.seed)
         server.flush()
         once(server, f"over a stream on {server.name}", replace(plan, stream=True), given.seed)
-    with SentinelTrio() as trio:
-        once(trio, "Sentinels over redis", replace(plan, silences=0, failover=True), given.seed)
+    for forced in (False, True):
+        with SentinelTrio() as trio:
+            named = "Sentinels over redis, whose master lives on" if forced else "Sentinels over redis"
+            once(trio, named, replace(plan, silences=0, failover=True, forced=forced), given.seed)
 
 
 def once(server: RedisServer | SentinelTrio, name: str, plan: Plan, seed: int) -> None:

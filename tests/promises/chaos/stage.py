@@ -34,6 +34,10 @@ SILENT_FOR: Final = 1.8
 """Seconds of a silence: so many more than one that there is something to see."""
 
 
+LEARNED: Final = 1.0
+"""Seconds after all Sentinels name another master, in which every process learns of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How much must have happened. patience: seconds after which a run ends although it has not."""
@@ -43,6 +47,8 @@ class Plan:
     silences: int = 3
     failover: bool = False
     """Under Sentinels."""
+    forced: bool = False
+    """The master lives on beside the other."""
     stream: bool = False
     """The server refuses CLIENT TRACKING, and purges are heard over a stream."""
     from_memory: int = 5000
@@ -86,7 +92,7 @@ class _Run:
         self._board = board
         self._server = server
         self._clients = {one: _client(one) for one in _masters(server)}
-        self._master = _masters(server)[0]
+        self._masters = _masters(server)[:1]
         self.proxy = proxy
         self._chance = chance
 
@@ -111,7 +117,7 @@ class _Run:
         while True:
             served = self._board.total(Count.MEMORY)
             await _until(lambda: self._board.total(Count.MEMORY) >= served + 20, 60.0, "it serves")  # noqa: B023
-            client = self._clients[self._master]
+            client = self._clients[self._chance.choice(self._masters)]
             with suppress(RedisConnectionError):  # the master has died
                 links = [link["id"] for link in await client.client_list() if self._hears(link)]
                 if links and self._chance.random() < 0.9:
@@ -125,14 +131,19 @@ class _Run:
         return link["cmd"] in ("xread", "xrange") if self.plan.stream else "t" in link["flags"]
 
     async def fail_over(self) -> None:
-        """Halfway: the replica hears of nothing more for some purges, then the master dies, and it is made master."""
+        """Halfway: the replica hears of nothing more for some purges, then the master dies, or lives on as one; and the
+        replica is made master."""
         assert isinstance(self._server, SentinelTrio)
         await self._some_purges(self.plan.purges / 2)
         began = time.monotonic()
         await asyncio.to_thread(self._server.cut_off)
         await self._some_purges(self._board.total(Count.PURGES) + 30)
-        await asyncio.to_thread(self._server.fail_over)
-        self._master = self._server.replica
+        if self.plan.forced:
+            await asyncio.to_thread(self._server.keep_two_masters)
+        await asyncio.to_thread(self._server.fail_over, forced=self.plan.forced)
+        self._masters = _masters(self._server)[0 if self.plan.forced else 1 :]
+        if self.plan.forced:
+            await asyncio.sleep(LEARNED)
         promoted = time.monotonic()
         await self._some_purges(self._board.total(Count.PURGES) + 100)
         self.failovers.append(Failover(began, promoted))
