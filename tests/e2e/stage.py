@@ -27,6 +27,7 @@ __all__ = [
     "ALERT_TOKEN",
     "ENVIRONMENT",
     "FLAG",
+    "REPLACED_WITHIN",
     "App",
     "Controller",
     "Stage",
@@ -41,6 +42,14 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = "production"
 ALERT_TOKEN = "the-alert-token"
 OVER = frozenset({"done", "rolled_back", "aborted"})
+
+PATIENCE = 60
+"""Seconds after which uvicorn's parent takes a worker for dead that does not answer it: longer than `App.only` suspends
+one."""
+
+REPLACED_WITHIN = PATIENCE + 60
+"""Seconds for a killed worker to be replaced. It takes less than one, unless it died while its parent waited for its
+answer, as it does twice a second for a moment: then that goes on waiting for as long as it has patience."""
 
 
 class PythonServer(Server):
@@ -82,8 +91,7 @@ class App(PythonServer):
     def command(self) -> list[str]:
         """Program and arguments."""
         uvicorn = [sys.executable, "-m", "uvicorn", "tests.e2e.app:build", "--factory", "--app-dir", str(ROOT)]
-        # Its parent takes a worker for dead that does not answer it in this time: longer than `only` suspends one.
-        patience = ["--timeout-worker-healthcheck", "120"] if self.workers > 1 else []
+        patience = ["--timeout-worker-healthcheck", str(PATIENCE)] if self.workers > 1 else []
         return [*uvicorn, "--port", str(self.port), "--workers", str(self.workers), "--no-access-log", *patience]
 
     def worker_pids(self) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.crowd import FLAG, Sample, batch, is_canary
-from tests.e2e.stage import App
+from tests.e2e.stage import REPLACED_WITHIN, App
 from tests.services import Prometheus, wait_until
 from tidegate.rollout.scrape import ScrapeSource
 from tidegate.rollout.source import CohortQuery
@@ -116,7 +116,7 @@ def test_what_prometheus_and_the_embedded_controller_see_equals_the_requests_mad
                 answering = one.answering()
                 return len(answering) == WORKERS and victim not in answering
 
-            wait_until(replaced, 60, "the killed worker is replaced")
+            wait_until(replaced, REPLACED_WITHIN, "the killed worker is replaced")
             send(one, 300, 3)
             print(f"{len(everything)} requests, {made(everything)}; killed {victim}, which had answered most")
 

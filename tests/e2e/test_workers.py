@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from tests.e2e.crowd import Sample, batch, hit_ratio
-from tests.e2e.stage import FLAG, Stage, metric, open_by_hand
+from tests.e2e.stage import FLAG, REPLACED_WITHIN, Stage, metric, open_by_hand
 from tests.services import wait_until
 
 WORKERS = 4
@@ -46,7 +46,7 @@ def test_with_four_workers_and_two_of_them_killed_the_counters_equal_the_request
     wait_until(lambda: not set(victims) & set(stage.app.worker_pids()), 20, "the dead are gone")
     assert counted(stage, "requests") == len(everything), "what the dead had counted is not lost"
 
-    wait_until(all_are_gated, 40, "uvicorn has replaced them")
+    wait_until(all_are_gated, REPLACED_WITHIN, "uvicorn has replaced them")
     second = send(BATCH, 3)
     assert {one.status for one in everything} == {200}
     assert counted(stage, "requests") == len(everything)
