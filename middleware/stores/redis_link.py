@@ -5,7 +5,8 @@ Guaranteed: a caller gets the reply to its own command, or StoreError; a cancell
 place stays until its reply has come). When a connection is lost, what was sent over it fails at once and nothing is
 sent twice; what was not sent yet goes over the next one. Connecting has a deadline, and so has silence: a connection
 that owes replies and sends none is given up. New ones are made in the background, later and later, at times that
-differ between processes; meanwhile calls fail at once. How many may wait is bounded.
+differ between processes, and another one beside one that hangs; meanwhile calls fail at once. How many may wait is
+bounded.
 Not guaranteed: that a command whose caller has gone is not executed; that a command which failed was not executed.
 How long a caller waits is its own affair: redis-py's `socket_timeout` swallows cancellations on Python 3.11 and is off.
 """
@@ -23,6 +24,7 @@ import hiredis
 from redis.exceptions import RedisError, ResponseError
 
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.overlapping import first_of
 
 __all__ = ["CrowdedError", "Dial", "Link", "Word", "hang_up"]
 
@@ -41,7 +43,7 @@ MERGED: Final = 32
 _GOODBYE: Final = 0.25
 
 LONGEST_PAUSE: Final = 0.5
-"""Seconds between two attempts to connect: one within each probe interval of the store's breaker."""
+"""Seconds between the beginnings of two attempts to connect: one within each probe interval of the store's breaker."""
 
 
 class CrowdedError(StoreError):
@@ -120,7 +122,7 @@ class Link:
     """A connection that is made when it is first needed, and made anew whenever it is lost.
 
     dial: makes a connection.
-    handshake: seconds that this may take.
+    handshake: seconds that this may take; while it does, others are tried too.
     silence: seconds without any reply, while one is owed, after which the connection is given up (up to half as much
         again).
     max_waiting: callers that may wait at once; more are refused with CrowdedError.
@@ -257,11 +259,11 @@ class Link:
             self._forget()
 
     async def _connect(self) -> Any:
+        every, within = LONGEST_PAUSE, self._handshake
         try:
-            async with asyncio.timeout(self._handshake):
-                return await self._dial()
+            return await first_of(self._dial, every=every, within=within, failed=self._refuse, spare=hang_up)
         except TimeoutError as error:
-            raise StoreError(f"no connection within {self._handshake:g} s") from error
+            raise StoreError(f"no connection within {within:g} s") from error
 
     async def _serve(self, connection: Any) -> BaseException:
         """Until the connection is lost: why it was."""

@@ -11,10 +11,11 @@ class SwallowingProxy:
     """Passes bytes both ways to a port of this machine until `silent` is set; then it takes them and passes none on.
 
     Runs in the event loop of whoever enters it. Connections that were made before stay open: nobody is told. What was
-    swallowed is missing afterwards, which no network does to a connection that lives on: `cut` before it speaks again,
-    or `hold` instead.
+    swallowed is missing afterwards, which no network does to a connection that lives on: `cut` or `forget` before it
+    speaks again, or `hold` instead.
 
     delay: seconds by which the server's bytes come later.
+    connections, answers: how many were made, and how many pieces of what the server said were passed on.
     cuts: a reply that is a bulk string or an array is passed on by half, then the connection is reset; a greeting and
         an OK come whole.
     """
@@ -30,6 +31,8 @@ class SwallowingProxy:
         self.cuts = False
         self.port = 0
         self.connections = 0
+        self.answers = 0
+        self._forgotten = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -56,31 +59,39 @@ class SwallowingProxy:
         for link in self._links:
             link.transport.abort()
 
+    def forget(self) -> None:
+        """Pass nothing on of connections that there are now, as a firewall does that has lost them: nobody is told."""
+        self._forgotten = self.connections
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        number = self.connections
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
         self._links |= {writer, back}
-        for work in (self._pass(reader, back), self._answer(there, writer)):
+        for work in (self._pass(number, reader, back), self._answer(number, there, writer)):
             task = asyncio.create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    def _swallows(self, number: int) -> bool:
+        return self.silent or number <= self._forgotten
+
+    async def _pass(self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             with suppress(OSError):
                 while data := await source.read(65536):
                     await self._flowing.wait()
-                    if not self.silent:
+                    if not self._swallows(number):
                         sink.write(data)
         finally:
             self._links.discard(sink)
             sink.close()
 
-    async def _answer(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _answer(self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         """As `_pass`, for what the server says; in the order in which it came, however late."""
         loop = asyncio.get_running_loop()
         replies: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
@@ -100,8 +111,9 @@ class SwallowingProxy:
                 await self._flowing.wait()
                 if not data:
                     break
-                if self.silent:
+                if self._swallows(number):
                     continue
+                self.answers += 1
                 if self.cuts and data[:1] in b"*$":
                     sink.write(data[: max(1, len(data) // 2)])
                     break

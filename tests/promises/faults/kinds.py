@@ -164,7 +164,7 @@ def _tell(*words: str) -> Act:
 
 
 def _sounds_again(place: Place) -> None:
-    place.link.cut()  # what was swallowed is missing: these connections are no more
+    place.link.forget()  # what was swallowed is missing: these connections are no more, and nobody is told
     place.link.silent = False
 
 
