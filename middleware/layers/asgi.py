@@ -90,7 +90,7 @@ class RequestContext:
     reason: why, in a word (`no-identity`, `credential`, `method`, ...).
     own_etag: the ETag on the response was made by the etag layer.
     tags: further tags for the entry, from the handler.
-    deadline: event-loop time after which the store is not asked again for this request (P5).
+    waited: seconds that the request has waited for the store so far (P5: it has one budget for all its look-ups).
     coalesce_key: the cache's key, where a policy or a stored Vary says which parts of the request count.
     positions: the ledger positions that the cache read before the app was asked; None where it has none.
     collapsed: the response is that of another request's run (RFC 9211 `collapsed`), which also stores it.
@@ -105,7 +105,7 @@ class RequestContext:
     reason: str | None = None
     own_etag: bool = False
     tags: list[str] | None = None
-    deadline: float | None = None
+    waited: float = 0.0
     coalesce_key: bytes | None = None
     positions: Mapping[str, int] | None = None
     collapsed: bool = False

@@ -167,7 +167,7 @@ class CacheLayer:
                 finally:
                     context.explainer = None
                 return
-            found = await self._config.ask(named)
+            found = await self._config.ask(named, context)
             answer = missed[0].late(context, found.record) if found is not None else None
             if answer is not None:
                 await send(answer[0])

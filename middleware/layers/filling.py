@@ -1,7 +1,7 @@
 """What one request looks up in the store and puts into it: keys, tags, positions, and what is kept of an answer."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final, Literal
@@ -31,7 +31,7 @@ from tidegate.middleware.layers.sessions import VARY_COOKIE
 from tidegate.middleware.layers.tee import Pairs
 from tidegate.middleware.layers.witness import Witness
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Lookup, ScopedTag, Store, Variants, new_entry
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Bounds, Entry, Lookup, ScopedTag, Store, Variants, new_entry
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -78,11 +78,20 @@ class CacheConfig:
     status_key: bytes = b""
     show_key: bool = False
     in_part: OrderedDict[bytes, None] = field(default_factory=OrderedDict[bytes, None])
+    _bounds: Bounds | None = field(init=False)
 
-    async def ask(self, named: Named) -> Lookup | None:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bounds", self.store if isinstance(self.store, Bounds) else None)
+
+    def get(self, context: RequestContext, key: bytes, scopes: Sequence[str] = ()) -> Awaitable[Lookup]:
+        """As the store's; all that one request looks up has one budget of time, where the store has one (P5)."""
+        bounds = self._bounds
+        return bounds.get_for(context, key, scopes) if bounds is not None else self.store.get(key, scopes)
+
+    async def ask(self, named: Named, context: RequestContext) -> Lookup | None:
         """What the store says of the primary key; None, and counted, if it cannot answer."""
         try:
-            return await self.store.get(named.primary, looked_up(named.scope))
+            return await self.get(context, named.primary, looked_up(named.scope))
         except StoreError as error:
             self.metrics.fail("store", error)
             return None
@@ -153,19 +162,19 @@ class Filling(Witness):
 
     async def _get(self) -> Lookup:
         """The stored response that this request selects, and the positions to store a new one with."""
-        store = self._config.store
+        get = self._config.get
         narrowed = self._is_for_the_share
         if narrowed and self._context.match.policy is not None:
             self._context.coalesce_key = self._primary
         try:
             found, self._found = self._found, None
-            lookup = found if found is not None else await store.get(self._primary, looked_up(self._own_scope))
+            lookup = found if found is not None else await get(self._context, self._primary, looked_up(self._own_scope))
             if isinstance(lookup.record, Variants):
                 self._variants = lookup.record
                 self._key = self._variant_key(lookup.record.names)
                 if narrowed:
                     self._context.coalesce_key = self._key
-                lookup = Lookup((await store.get(self._key)).record, lookup.positions)
+                lookup = Lookup((await get(self._context, self._key)).record, lookup.positions)
         except StoreError as error:
             self._config.metrics.fail("store", error)
             return _NOTHING

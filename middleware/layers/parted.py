@@ -59,7 +59,7 @@ class Parted(Explained):
         if self._lookup.positions is None:
             return None
         try:
-            record = (await self._config.store.get(self._part_key())).record
+            record = (await self._config.get(self._context, self._part_key())).record
         except StoreError as error:
             self._config.metrics.fail("store", error)
             return None

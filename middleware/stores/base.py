@@ -33,6 +33,7 @@ __all__ = [
     "PUBLIC_SCOPE",
     "WHOLE_SCOPE",
     "Aim",
+    "Bounds",
     "Entry",
     "Headers",
     "Keeps",
@@ -48,6 +49,7 @@ __all__ = [
     "StoreStats",
     "Target",
     "Variants",
+    "Waiting",
     "new_entry",
 ]
 
@@ -171,6 +173,22 @@ class Settles(Protocol):
         Raises:
             StoreError: if the store cannot answer.
         """
+        ...
+
+
+class Waiting(Protocol):
+    """Who looks something up, perhaps more than once."""
+
+    waited: float
+    """Seconds that it has waited for the store so far."""
+
+
+@runtime_checkable
+class Bounds(Protocol):
+    """A store that bounds how long one request waits for it altogether."""
+
+    async def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """As `get`, within what is left of the time that `who` may wait; adds to it what this took."""
         ...
 
 

@@ -28,12 +28,14 @@ from tidegate.middleware.stores.base import (
     ReadsOnlyError,
     Reconnects,
     Record,
-    Settles,
     Store,
     StoreStats,
     Target,
+    Waiting,
 )
-from tidegate.middleware.stores.pending import PendingPurges, concerns
+from tidegate.middleware.stores.meters import Meter
+from tidegate.middleware.stores.pending import concerns
+from tidegate.middleware.stores.purges import Purges
 from tidegate.middleware.stores.stepping import Deadlines
 from tidegate.middleware.stores.writes import Writes
 
@@ -45,17 +47,8 @@ STORE_BREAKER: Final = BreakerSettings(consecutive=5, failure_rate=0.5, window=5
 UNKNOWN: Final = Lookup(None, None)
 """The answer of a store that could not tell."""
 
-RETRY_PURGES: Final = 0.25
-"""Seconds between attempts to make the pending purges: four in the second within which they are due (P4)."""
-
 ATTEMPT: Final = 0.5
-"""Seconds that one background write or purge may take: nobody waits for it, but a hung one holds up the rest."""
-
-PURGE_BATCH: Final = 500
-"""Tags in one attempt: a script of a few milliseconds."""
-
-_DURABLE: Final = {True: "durable", False: "not-durable", None: "done"}
-_OUTCOMES: Final = (*_DURABLE.values(), "pending")
+"""Seconds that one background write may take: nobody waits for it, but a hung one holds up the rest."""
 
 T = TypeVar("T")
 
@@ -63,8 +56,7 @@ T = TypeVar("T")
 class GuardedStore:
     """A Store round another one, which may be remote.
 
-    budget: seconds that one look-up, delete or first attempt at a purge may take (a request that looks up a variant
-        makes two look-ups).
+    budget: seconds that one delete or first attempt at a purge may take, and all look-ups of one request together.
     settings: when the breaker opens.
     max_writes, max_write_bytes: writes that may wait in the background; beyond either, new ones are dropped.
     max_pending: tags of purges that may wait for the store; beyond, they grow into purges of whole scopes.
@@ -88,7 +80,6 @@ class GuardedStore:
     ) -> None:
         self._inner = inner
         self._peek = inner.peek if isinstance(inner, Peeks) else None
-        self._settles = inner if isinstance(inner, Settles) else None
         self._here = inner if isinstance(inner, Keeps) and inner.local else None
         self._name = name
         self._budget = budget
@@ -101,16 +92,19 @@ class GuardedStore:
             # Else the connection could be back, and the next probe be a whole interval away.
             inner.when_connected(self._breaker.probe_now)
         self._rejected = self._metrics.breaker_rejected.labels(name).inc
-        self._get = _Meter(self._metrics, name, "get")
-        self._put = _Meter(self._metrics, name, "put")
-        self._delete = _Meter(self._metrics, name, "delete")
-        self._purge = _Meter(self._metrics, name, "purge")
-        self._purges = {name: self._metrics.purges.labels(name).inc for name in _OUTCOMES}
-        self._pending = PendingPurges(
-            limit=max_pending, overflow=self._metrics.limits.labels("store-pending-purges").inc
+        self._get = Meter(self._metrics, name, "get")
+        self._put = Meter(self._metrics, name, "put")
+        self._delete = Meter(self._metrics, name, "delete")
+        self._purges = Purges(
+            inner,
+            name=name,
+            budget=budget,
+            limit=max_pending,
+            avoids=lambda: self._breaker.state == "open",
+            metrics=self._metrics,
+            clock=clock,
         )
-        self._lane: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending = self._purges.pending
         self._writes = Writes(
             self._write,
             max_writes=max_writes,
@@ -132,27 +126,23 @@ class GuardedStore:
     async def start(self) -> None:
         """Start the store inside, which connects in the background. May be called again after `aclose`."""
         self._closed = False
-        self._loop = asyncio.get_running_loop()
         try:
             await self._inner.start()
         except Exception as error:  # noqa: BLE001 - P5; counted
             self._metrics.fail(self._name, error)
-        self._work_off()
+        self._purges.start()
 
     async def aclose(self) -> None:
         """Finish pending writes and purges within `drain` seconds, say what was left, and close the store inside."""
-        self._work_off()
-        self._closed = True
+        self._purges.work_off()
+        self._purges.closed = self._closed = True
         deadline = asyncio.get_running_loop().time() + self._drain
         await _until(deadline, self._writes.drained())
-        if self._lane is not None:
-            await _until(deadline, asyncio.wait([self._lane]))
+        await _until(deadline, self._purges.drained())
         if lost := await self._writes.close():
             self._metrics.fail(self._name, StoreError(f"{lost} writes dropped at shutdown"))
-        if self._lane is not None:
-            self._lane.cancel()
-        if self._pending:
-            self._metrics.fail(self._name, StoreError(f"purges of {len(self._pending)} tags lost at shutdown"))
+        if lost := self._purges.close():
+            self._metrics.fail(self._name, StoreError(f"purges of {lost} tags lost at shutdown"))
         try:
             async with asyncio.timeout(ATTEMPT):
                 await self._inner.aclose()
@@ -161,6 +151,10 @@ class GuardedStore:
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """What the store inside says within the budget; else a miss without positions."""
+        return await self.get_for(_Once(), key, scopes)
+
+    async def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """As `get`; all look-ups of one request share the budget."""
         if self._inner.local:
             try:
                 found = await self._inner.get(key, scopes)
@@ -168,16 +162,30 @@ class GuardedStore:
                 self._metrics.fail(self._name, error)
                 return UNKNOWN
         elif not self._pending.count:
-            found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
+            found = await self._look_up(who, key, scopes)
         else:
             with self._pending.watched() as accepted:
-                found = await self._attempt(self._get, self._budget, self._inner.get, (key, scopes), UNKNOWN)
+                found = await self._look_up(who, key, scopes)
             # The store may have read this before a purge that it has accepted meanwhile, and answered after it.
             if isinstance(found.record, Entry) and any(concerns(purged, found.record) for purged in accepted):
                 return Lookup(None, found.positions)
         if self._pending and isinstance(found.record, Entry) and self._pending.concern(found.record):
             return Lookup(None, found.positions)
         return found
+
+    async def _look_up(self, who: Waiting, key: bytes, scopes: Sequence[str]) -> Lookup:
+        """Ask the store inside, for as long as `who` may still wait."""
+        left = self._budget
+        if who.waited:
+            left = int((left - who.waited) * 1000) / 1000  # whole milliseconds: those that end together share a timer
+            if left <= 0:
+                self._get.failed(TimeoutError(), self._budget)
+                return UNKNOWN
+        began = self._clock()
+        try:
+            return await self._attempt(self._get, left, self._inner.get, (key, scopes), UNKNOWN)
+        finally:
+            who.waited += self._clock() - began
 
     def peek(self, key: bytes) -> Record | None:
         """What the store inside has at hand, and no pending purge concerns."""
@@ -228,36 +236,10 @@ class GuardedStore:
         await self._attempt(self._delete, self._budget, self._inner.delete, (key,), None)
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
-        """Purge now if the store answers within the budget; else keep the purge, refuse its tags, and go on trying.
-
-        What is left of the budget is spent to learn whether a replica has it too.
-
-        A purge does not ask the breaker, which may be about to close. While it is open the attempt is left to the
-        background, so that the writer does not wait for it.
+        """Purge now if the store answers within the budget; else keep the purge, refuse its tags, and go on trying:
+        see `Purges`.
         """
-        count = sum(map(len, tags.values()))
-        # Kept before it is tried: a caller that is cancelled halfway has still asked for it.
-        number = self._pending.add(tags)
-        began = self._clock()
-        try:
-            if self._breaker.state != "open" and await self._purge_now(tags, self._budget):
-                self._pending.done(tags, number)
-                durable = await self._settled(tags, self._budget - (self._clock() - began))
-                self._purges[_DURABLE[durable]]()
-                return Purge("done", count, durable)
-        finally:
-            self._work_off()
-        self._purges["pending"]()
-        return Purge("pending", count, False if self._settles is not None else None)
-
-    async def _settled(self, tags: Mapping[str, Sequence[Target]], left: float) -> bool | None:
-        """Whether a replica has a purge that was done, as far as that can be known in the time that is left."""
-        if self._settles is None:
-            return None
-        try:
-            return await self._deadlines.within(max(left, 0.001), self._settles.settled(tags))
-        except (StoreError, TimeoutError):
-            return False
+        return await self._purges.purge(tags)
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, as the store inside says; nothing known where it cannot."""
@@ -270,33 +252,8 @@ class GuardedStore:
             return Affected()
 
     def purge_soon(self, tags: Mapping[str, Sequence[Target]]) -> None:
-        """Refuse these tags from now on, and purge them as soon as the store can. Never waits; for any thread.
-
-        Before `start` the purge is only kept: who is not started serves nobody yet.
-        """
-        self._pending.add(tags)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._work_off)
-
-    def _work_off(self) -> None:
-        if self._inner.local:
-            self._purge_here()
-        if self._pending and self._lane is None and not self._closed:
-            self._lane = asyncio.get_running_loop().create_task(self._retry_purges(), name="tidegate-purges")
-
-    def _purge_here(self) -> None:
-        """Make the pending purges in a store that never waits: without a task, which a loop that ends would leave."""
-        while self._pending:
-            tags, number = self._pending.batch(PURGE_BATCH)
-            try:
-                self._inner.purge(tags).send(None)
-            except StopIteration:
-                self._pending.done(tags, number)
-            except Exception as error:  # noqa: BLE001 - P5; counted, and the purge is kept
-                self._failed(self._purge, error, 0.0)
-                return
-            else:
-                return  # it waits after all: a task may
+        """Refuse these tags from now on, and purge them as soon as the store can. Never waits; for any thread."""
+        self._purges.soon(tags)
 
     def stats(self) -> StoreStats:
         """Of the store inside, and how much waits here."""
@@ -306,7 +263,7 @@ class GuardedStore:
 
     async def _attempt(
         self,
-        meter: "_Meter",
+        meter: Meter,
         budget: float,
         call: Callable[..., Coroutine[Any, Any, T]],
         args: tuple[Any, ...],
@@ -322,9 +279,13 @@ class GuardedStore:
         try:
             result = await self._deadlines.within(budget, call(*args))
         except Exception as error:  # noqa: BLE001 - P5; counted
-            # Who refuses a write has answered: look-ups are none the worse for it.
-            self._breaker.report(ticket, failed=not isinstance(error, ReadsOnlyError))
-            self._failed(meter, error, budget)
+            if isinstance(error, TimeoutError) and budget < self._budget:
+                self._breaker.abandon(ticket)  # it had what another look-up had left: that says nothing
+                budget = self._budget
+            else:
+                # Who refuses a write has answered: look-ups are none the worse for it.
+                self._breaker.report(ticket, failed=not isinstance(error, ReadsOnlyError))
+            meter.failed(error, budget)
             return missed
         except BaseException:
             self._breaker.abandon(ticket)
@@ -340,35 +301,14 @@ class GuardedStore:
 
         await self._attempt(self._put, ATTEMPT, put, (), False)
 
-    async def _purge_now(self, tags: Mapping[str, Sequence[Target]], budget: float) -> bool:
-        started = self._clock()
-        try:
-            await self._deadlines.within(budget, self._inner.purge(tags))
-        except Exception as error:  # noqa: BLE001 - P5; counted, and the purge is kept
-            self._failed(self._purge, error, budget)
-            return False
-        self._purge.ok()
-        self._purge.observe(self._clock() - started)
-        return True
 
-    async def _retry_purges(self) -> None:
-        try:
-            while self._pending:
-                tags, number = self._pending.batch(PURGE_BATCH)
-                if await self._purge_now(tags, ATTEMPT):
-                    self._pending.done(tags, number)
-                else:
-                    await asyncio.sleep(RETRY_PURGES)
-        finally:
-            self._lane = None
+class _Once:
+    """Who looks up one thing."""
 
-    def _failed(self, meter: "_Meter", error: Exception, budget: float) -> None:
-        if isinstance(error, TimeoutError):
-            meter.timeout()
-            error = StoreError(f"{meter.operation}: no answer within {budget * 1000:g} ms")
-        else:
-            meter.error()
-        self._metrics.fail(self._name, error)
+    __slots__ = ("waited",)
+
+    def __init__(self) -> None:
+        self.waited = 0.0
 
 
 async def _until(deadline: float, waiting: Coroutine[Any, Any, object]) -> None:
@@ -377,18 +317,3 @@ async def _until(deadline: float, waiting: Coroutine[Any, Any, object]) -> None:
             await waiting
     except TimeoutError:
         return  # the caller says what is left
-
-
-class _Meter:
-    """Metrics of one operation of one store, bound once."""
-
-    __slots__ = ("error", "observe", "ok", "operation", "rejected", "timeout")
-
-    def __init__(self, metrics: Metrics, store: str, operation: str) -> None:
-        counter = metrics.store_operations
-        self.operation = operation
-        self.ok = counter.labels(store, operation, "ok").inc
-        self.error = counter.labels(store, operation, "error").inc
-        self.timeout = counter.labels(store, operation, "timeout").inc
-        self.rejected = counter.labels(store, operation, "rejected").inc
-        self.observe = metrics.store_seconds.labels(store, operation).observe

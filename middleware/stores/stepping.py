@@ -11,7 +11,7 @@ itself, and what has arrived is read before the call fails.
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, Final, TypeVar
 
@@ -24,7 +24,7 @@ PASSES: Final = 5
 
 
 class Deadlines:
-    """The calls under way, by the seconds that they may take."""
+    """The calls under way, by the seconds that they may take: which are to be few different numbers at a time."""
 
     def __init__(self) -> None:
         self._lines: dict[float, _Line] = {}
@@ -43,7 +43,7 @@ class Deadlines:
         loop = asyncio.get_running_loop()
         line = self._lines.get(seconds)
         if line is None or line.loop is not loop:
-            line = self._lines[seconds] = _Line(loop, seconds)
+            line = self._lines[seconds] = _Line(loop, seconds, self._let_go)
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
         waits = line.begin(awaited)
@@ -57,6 +57,10 @@ class Deadlines:
             raise TimeoutError from None
         finally:
             waits.done = True
+
+    def _let_go(self, line: "_Line") -> None:
+        if self._lines.get(line.seconds) is line:
+            del self._lines[line.seconds]
 
 
 class _Waits:
@@ -81,18 +85,19 @@ class _Waits:
 class _Line:
     """The calls of one event loop that may take the same time, and their timer: it is armed for the first of them.
 
-    Those that are done stay in line until it is due.
+    Those that are done stay in line until it is due. empty: called when nobody stands in it any more.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, empty: Callable[["_Line"], object]) -> None:
         self.loop = loop
-        self._seconds = seconds
+        self.seconds = seconds
+        self._empty = empty
         self._waiting: deque[_Waits] = deque()
         self._armed = False
 
     def begin(self, awaited: Any) -> _Waits:
         """A call waits from now on."""
-        waits = _Waits(awaited, self.loop.time() + self._seconds)
+        waits = _Waits(awaited, self.loop.time() + self.seconds)
         self._waiting.append(waits)
         if not self._armed:
             self._armed = True
@@ -105,10 +110,12 @@ class _Line:
         while waiting and (waiting[0].done or waiting[0].due_at <= now):
             first = waiting.popleft()
             if not first.done:
-                self.loop.call_later(min(now - first.due_at, self._seconds), self._pass, first, PASSES)
+                self.loop.call_later(min(now - first.due_at, self.seconds), self._pass, first, PASSES)
         self._armed = bool(waiting)
         if waiting:
             self.loop.call_at(waiting[0].due_at, self._due)
+        else:
+            self._empty(self)
 
     def _pass(self, waits: _Waits, left: int) -> None:
         if left:

@@ -57,6 +57,50 @@ def test_a_call_is_cut_off_at_its_budget() -> None:
     guarding(body, budget=0.05)
 
 
+class Request:
+    """Who looks up several things."""
+
+    waited = 0.0
+
+
+def test_all_look_ups_of_one_request_share_its_budget() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"key", entry())
+
+        request = Request()
+        inner.fault = slow
+        assert (await guard.get_for(request, b"key")).record is not None
+        assert request.waited >= 0.001
+        inner.fault = hang
+        request.waited = 59.9
+        began = time.monotonic()
+        assert await guard.get_for(request, b"key", SCOPES) == Lookup(None, None)
+        assert time.monotonic() - began < 20, "it had a budget of its own"
+        asked = len(inner.calls)
+        assert await guard.get_for(request, b"key", SCOPES) == Lookup(None, None)
+        assert len(inner.calls) == asked, "nothing is left, and the store is asked all the same"
+        assert operations(metrics, "get", "timeout") == errors(metrics) == 2
+        inner.fault = no_fault
+        assert (await guard.get_for(Request(), b"key")).record is not None, "another request has all of it"
+
+    guarding(body, budget=60.0)
+
+
+def test_a_look_up_that_had_what_another_had_left_is_no_evidence_against_the_store() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        inner.fault = hang
+        for _ in range(5):
+            request = Request()
+            request.waited = 0.04
+            await guard.get_for(request, b"key")
+        assert operations(metrics, "get", "timeout") == 5
+        assert guard.breaker.state == "closed"
+        await guard.get(b"key")
+        assert guard.breaker.state == "open"
+
+    guarding(body, budget=0.05, settings=BreakerSettings(consecutive=1))
+
+
 def test_while_the_breaker_is_open_the_store_is_not_asked_and_a_call_costs_microseconds() -> None:
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
         inner.fault = refuse

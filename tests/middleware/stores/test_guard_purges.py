@@ -1,6 +1,7 @@
 """Purges that the store does not accept at once."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -24,6 +25,7 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup, Purge
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.purges import HANGS
 
 
 @pytest.mark.parametrize("fault", [refuse, hang], ids=["refuses", "hangs"])
@@ -70,6 +72,49 @@ def test_a_purge_does_not_wait_while_the_breaker_is_open_but_is_made_before_it_c
         assert guard.breaker.state == "open"
 
     guarding(body, settings=BreakerSettings(consecutive=1, open_for=60))
+
+
+def test_after_one_purge_has_waited_in_vain_the_next_does_not_wait_until_one_is_made() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        released = asyncio.Event()
+
+        async def held() -> None:
+            await released.wait()
+
+        inner.fault = held
+        began = time.monotonic()
+        purges = [await guard.purge({ACME: [f"client:{number}"]}) for number in range(20)]
+        assert time.monotonic() - began < 10, "each has waited for the budget"
+        assert {purge.state for purge in purges} == {"pending"}
+        released.set()
+
+        async def made() -> bool:
+            return guard.stats().extra["purges_pending"] == 0
+
+        await eventually(made, "all are made", 20.0)
+        assert (await guard.purge({ACME: ["client:42"]})).state == "done"
+
+    guarding(body, budget=1.0)
+
+
+def test_a_purge_that_takes_longer_than_an_attempt_begins_anew_is_made() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+
+        async def far() -> None:
+            await asyncio.sleep(1.2 * HANGS)
+
+        inner.fault = far
+        assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+
+        async def accepted() -> bool:
+            return guard.stats().extra["purges_pending"] == 0
+
+        await eventually(accepted, "it is made", 20.0)
+        inner.fault = no_fault
+        assert await found(guard, b"42") is None
+
+    guarding(body)
 
 
 def test_a_purge_whose_caller_is_cancelled_is_made_all_the_same() -> None:

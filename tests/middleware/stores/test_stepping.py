@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.middleware.stores.support import eventually
 from tidegate.middleware.stores.stepping import Deadlines
 
 SHORT, LONG = 0.02, 60.0
@@ -100,4 +101,20 @@ def test_each_event_loop_has_its_own_line() -> None:
             await deadlines.within(SHORT, waits([], asyncio.get_running_loop().create_future()))
 
     run(main())
+    run(main())
+
+
+def test_times_that_nobody_waits_for_any_more_are_forgotten() -> None:
+    async def main() -> None:
+        deadlines, loop = Deadlines(), asyncio.get_running_loop()
+        for number in range(100):
+            soon = loop.create_future()
+            loop.call_soon(soon.set_result, "quick")
+            await deadlines.within(SHORT * (1 + number / 1000), waits([], soon))
+
+        async def forgotten() -> bool:
+            return not deadlines._lines
+
+        await eventually(forgotten, "none is left", 20.0)
+
     run(main())

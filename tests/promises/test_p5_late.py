@@ -1,0 +1,138 @@
+"""P5 where Redis is not gone but late: what a request waits altogether, connections that hang, purges to far away.
+
+Real servers, behind a proxy that is late or swallows.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.promises.faults.judging import NEIGHBOUR, PROBE, steps_until, warm
+from tests.promises.faults.stage import Stage, World, timed
+from tests.services import Redis, Valkey
+from tests.services.swallowing import SwallowingProxy
+
+
+class Varying(World):
+    """Each page in variants, so that who looks one up asks first which there are."""
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        async def varying(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"vary", b"accept-language")]}
+            await send(message)
+
+        await super().app(scope, receive, varying)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["as late", "silent"])
+def test_a_request_for_a_variant_waits_for_one_budget_and_not_for_two(valkey: Valkey, silent: bool) -> None:
+    budget, late = 1.0, 0.6
+
+    async def story() -> None:
+        async with (
+            SwallowingProxy(valkey.port) as link,
+            Stage(f"redis://127.0.0.1:{link.port}", valkey.url, world=Varying(), budget=budget) as stage,
+        ):
+            await warm(stage, "variants: before")
+            link.delay = late
+            beside = asyncio.create_task(timed(asyncio.sleep(budget)))
+            asked = asyncio.create_task(timed(missed(stage)))
+            if silent:
+                await first_answered(link)
+                link.silent = True
+            took, delayed = await asked, await beside
+            print(f"a request waited {took:.2f} s, where {budget:g} s took {delayed:.2f} s")
+            assert took <= delayed + 0.1
+            assert took >= late, "it has looked nothing up"
+            assert stage.count("tidegate_store_operations_total", store="store", operation="get", result="timeout") == 1
+            assert stage.tide.store.breaker.state == "closed"
+            assert stage.mixed == []
+            if not silent:
+                link.delay = 0.0
+                await warm(stage, "after")
+
+    async def missed(stage: Stage) -> None:
+        assert not await stage.get(NEIGHBOUR)
+
+    async def first_answered(link: SwallowingProxy) -> None:
+        passed = link.answers
+
+        async def one() -> bool:
+            return link.answers > passed
+
+        await steps_until(one, "an answer")
+
+    asyncio.run(story())
+
+
+def test_a_connection_that_hangs_does_not_hold_up_the_next(redis_server: Redis) -> None:
+    """The way to Redis is swallowed until nothing but attempts to connect is left; of these one has just begun."""
+
+    async def story() -> None:
+        async with (
+            SwallowingProxy(redis_server.port) as link,
+            Stage(f"redis://127.0.0.1:{link.port}", redis_server.url) as stage,
+        ):
+            await warm(stage, "hanging connections: before")
+            made = link.connections
+            link.silent = True
+
+            async def begun() -> bool:
+                await stage.get(stage.cold())
+                return link.connections > made
+
+            await steps_until(begun, "the connections are given up")
+            made = link.connections
+            await steps_until(begun, "another is tried")
+            link.forget()
+            link.silent = False
+
+            async def hits() -> bool:
+                return await stage.get(NEIGHBOUR)
+
+            hit = await steps_until(hits, "a hit")
+            print(f"a hit after {hit:.2f} s, {link.connections} connections")
+            assert hit <= PROBE
+            await warm(stage, "after")
+            assert stage.mixed == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["connected", "connecting"])
+def test_a_purge_is_made_at_a_server_that_is_far_away_and_does_not_know_the_script(
+    start_valkey: Callable[..., Valkey], anew: bool
+) -> None:
+    server = start_valkey()
+
+    async def story() -> None:
+        async with (
+            SwallowingProxy(server.port) as link,
+            Stage(f"redis://127.0.0.1:{link.port}", server.url) as stage,
+        ):
+            await warm(stage, "far away: before")
+            server.command_reply("SCRIPT", "FLUSH")
+            link.delay = 0.7
+            if anew:
+                link.cut()
+            waited = await timed(stage.write("7"))
+            purge = await stage.purge("8")
+            assert purge.state == "pending"
+            assert [await stage.lies_there(page) for page in ("7", "8")] == [0, 0], "nothing to purge"
+            assert not await stage.get("7")
+
+            async def made() -> bool:
+                return not stage.pending
+
+            took = await steps_until(made, "the purges are made")
+            print(f"a write took {1000 * waited:.0f} ms, its purge was made after {took:.2f} s")
+            assert [await stage.lies_there(page) for page in ("7", "8")] == [None, None]
+            link.delay = 0.0
+            await warm(stage, "after")
+            assert stage.old == stage.mixed == []
+            assert stage.asked_again >= 1
+
+    asyncio.run(story())
