@@ -33,7 +33,7 @@ from tidegate.middleware.layers.asgi import (
     always,
 )
 from tidegate.middleware.layers.eager import begin
-from tidegate.middleware.layers.flight import Flight, Seat
+from tidegate.middleware.layers.flight import Flight, Seat, Unjoined
 from tidegate.middleware.layers.joining import Key, Remembered, key_of, may_share, same_user
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
@@ -89,8 +89,8 @@ class CoalesceLayer:
         self._max_followers = max_followers
         self._max_wait = max_wait
         self._max_hold = max_hold
-        self._max_body = max_body
-        self._flights: dict[Key, Flight] = {}
+        self.max_body = max_body
+        self._flights: dict[Key, Flight | Unjoined] = {}
         self._tenants: dict[str | None, set[Key]] = {}
         self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
         self._lonely = Remembered(remember, max_remembered)
@@ -139,8 +139,7 @@ class CoalesceLayer:
 
         async def ending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                tenant = context.identity.tenant if context.identity is not None else None
-                for key in tuple(self._tenants.get(tenant, ())):
+                for key in tuple(self._tenants.get(_tenant_of(context), ())):
                     self._flights[key].close()
             await send(message)
 
@@ -156,6 +155,8 @@ class CoalesceLayer:
         if flight is not None and flight.positions != context.positions:
             flight.close()  # something was purged since it began: it may answer with what was before
             flight = None
+        if flight is not None and not isinstance(flight, Flight):
+            flight = flight.joined()
         if flight is None:
             self.count_leader()
             await self._lead(key, scope, receive, send, context)
@@ -187,18 +188,37 @@ class CoalesceLayer:
         self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"
     ) -> None:
         """Let others join a run that waits, and see it to its end."""
+        await self.attend(self.take_off(key, request, context, leader, run), leader, run)
+
+    def take_off(
+        self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"
+    ) -> Flight:
+        """Let others join a run that waits."""
         flight = self._flight(key, request, context, run)
         leader.take_off(flight)
+        return flight
+
+    async def attend(self, flight: Flight, leader: Leader, run: "asyncio.Task[None]") -> None:
+        """See a run to its end."""
         try:
             await leader.attend(run)
         except asyncio.CancelledError:
+            await self.abandon(flight, run)
+            raise
+
+    async def abandon(self, flight: Flight | Unjoined, run: "asyncio.Task[None]") -> None:
+        """The leader waits no longer: nor does the run go on, unless somebody follows."""
+        if isinstance(flight, Flight):
             flight.abandoned = True
             if flight.shared:
                 self._forsaken.add(run)
                 run.add_done_callback(self._forsaken.discard)
-            else:
-                await _cancel(flight, run)
-            raise
+                return
+        flight.close()
+        run.cancel()
+        await asyncio.wait([run])
+        if not run.cancelled():
+            run.exception()  # it ended in the same moment; whoever would have heard of it is cancelled
 
     def alone(self, key: Key, hashed: int) -> bool | None:
         """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others."""
@@ -218,23 +238,41 @@ class CoalesceLayer:
         now = self.clock()
         if now - began >= self._max_busy:
             self._busy.add(hashed, now)
-        # What the cache has found storable need not be looked at: it does not come here again.
-        if start is not None and not context.storable:
-            refused = judge_answer(start["status"], start["headers"], same_user=same_user(context)).refused
-            if refused is not None and refused not in _PASSING:
-                self._lonely.add(hashed, now)
+        if start is not None:
+            self.is_refused(hashed, start["status"], start["headers"], context)
+
+    def is_refused(self, hashed: int, status: int, headers: Pairs, context: RequestContext) -> bool:
+        """Whether an answer is not for sharing; if so, the next run like it is to know. hashed: its key."""
+        if context.storable:
+            return False  # what the cache has found storable need not be looked at: it does not come here again
+        refused = judge_answer(status, headers, same_user=same_user(context)).refused
+        if refused is not None and refused not in _PASSING:
+            self._lonely.add(hashed, self.clock())
+        return refused is not None
+
+    def enter(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> bool:
+        """Note a run that others may join; False: there is one, as the app asked for the same before it waited."""
+        if key in self._flights:
+            return False
+        self._flights[key] = run
+        self._tenants.setdefault(_tenant_of(context), set()).add(key)
+        return True
+
+    def leave(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> None:
+        """Nobody is to join this run any more."""
+        if self._flights.get(key) is run:
+            del self._flights[key]
+            tenant = _tenant_of(context)
+            keys = self._tenants[tenant]
+            keys.discard(key)
+            if not keys:
+                del self._tenants[tenant]
 
     def _flight(self, key: Key, request: Pairs, context: RequestContext, run: "asyncio.Task[None]") -> Flight:
         """What others may join, until its answer flows."""
-        tenant = context.identity.tenant if context.identity is not None else None
 
         def closed() -> None:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-                keys = self._tenants[tenant]
-                keys.discard(key)
-                if not keys:
-                    del self._tenants[tenant]
+            self.leave(key, context, flight)
 
         def turned_down(reason: str) -> None:
             if reason not in _PASSING:
@@ -248,17 +286,13 @@ class CoalesceLayer:
             context=context,
             request=request,
             same_user=same_user(context),
-            max_body=self._max_body,
+            max_body=self.max_body,
             max_hold=self._max_hold,
             closed=closed,
             turned_down=turned_down,
         )
         flight.run = run
-        if key in self._flights:
-            flight.joinable = False  # the app asked for the same itself, before it waited
-        else:
-            self._flights[key] = flight
-            self._tenants.setdefault(tenant, set()).add(key)
+        flight.joinable = self.enter(key, context, flight)
         return flight
 
     async def _run(self, scope: Scope, leader: Leader) -> None:
@@ -317,13 +351,8 @@ class CoalesceLayer:
         return False
 
 
-async def _cancel(flight: Flight, run: "asyncio.Task[None]") -> None:
-    """End a run that nobody waits for any more."""
-    flight.close()
-    run.cancel()
-    await asyncio.wait([run])
-    if not run.cancelled():
-        run.exception()  # it ended in the same moment; whoever would have heard of it is cancelled
+def _tenant_of(context: RequestContext) -> str | None:
+    return context.identity.tenant if context.identity is not None else None
 
 
 async def _relay(flight: Flight, seat: Seat, listener: Listener, send: Send, context: RequestContext) -> None:

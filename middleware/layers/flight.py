@@ -7,17 +7,18 @@ nobody is left the run is cancelled.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from tidegate.middleware.core.sharing import judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import Message, RequestContext
 from tidegate.middleware.layers.sessions import SessionUse
 
-__all__ = ["Flight", "Seat"]
+__all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined"]
 
-_START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
-_BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
+START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
+BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
+"""What messages have that followers can be given."""
 
 
 class Seat:
@@ -51,6 +52,25 @@ class Seat:
         """Return at the next `wake`. Look first, then wait: nothing can happen between, there is no await."""
         self._woken = self._loop.create_future()
         await self._woken
+
+
+class Unjoined(Protocol):
+    """A run that waits for something, and that nobody has joined yet. It stands where its flight would, which is made
+    when somebody joins: most runs are over before anybody does.
+    """
+
+    @property
+    def positions(self) -> Mapping[str, int] | None:
+        """As Flight has it."""
+        ...
+
+    def close(self) -> None:
+        """Let nobody join."""
+        ...
+
+    def joined(self) -> "Flight":
+        """The flight, from now on in its place."""
+        ...
 
 
 class Flight:
@@ -194,9 +214,9 @@ class Flight:
         if self.refused is not None or self.complete:
             return
         kind = message["type"]
-        if kind == "http.response.start" and self._headers is None and message.keys() <= _START_KEYS:
+        if kind == "http.response.start" and self._headers is None and message.keys() <= START_KEYS:
             self._begin(message, used)
-        elif kind == "http.response.body" and self._headers is not None and message.keys() <= _BODY_KEYS:
+        elif kind == "http.response.body" and self._headers is not None and message.keys() <= BODY_KEYS:
             self._extend(message)
         else:
             self.close("extension")

@@ -40,6 +40,7 @@ from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.straight import Labelled, Miss
 from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
+from tidegate.middleware.layers.waiting import Waiting
 
 __all__ = ["Passage", "Throughway", "lead_through"]
 
@@ -152,7 +153,7 @@ class Passage:
 
     __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
                  "_named", "_outcome", "_positions", "_receive", "_scope", "_send", "_share", "_stage", "_start",
-                 "_started", "_stored", "_tag", "_ticket", "_watch", "_way")  # fmt: skip
+                 "_started", "_stored", "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
 
     def __init__(
         self, way: Throughway, scope: Scope, context: RequestContext, receive: Receive, send: Send, named: Named,
@@ -174,6 +175,7 @@ class Passage:
         self._stage = _NEW
         self._labelling: Labelling | None = None
         self._leader: Leader | None = None
+        self._waiting: Waiting | None = None
 
     async def alone(self) -> None:
         """Let the app answer this request and nobody else."""
@@ -204,19 +206,27 @@ class Passage:
             self._failed(error)
             raise
         if run is not None:
-            return self._fly(key, run)
+            return self._wait(key, hashed, run)
         start = None if context.storable else self._leaders_start()
         coalesce.never_waited(hashed, start, context, began)
         self._over()
         return _nothing()
 
-    async def _fly(self, key: Key, run: "asyncio.Task[None]") -> None:
-        """Let others join the run, which waits."""
-        self._fall_back()
-        assert self._leader is not None
+    async def _wait(self, key: Key, hashed: int, run: "asyncio.Task[None]") -> None:
+        """The run waits for the first time, and others may join it: see it to its end."""
+        context, request = self._context, self._scope["headers"]
+        waiting = Waiting(self._way.coalesce, key, hashed, context, request, run, self._fall_back)
+        self._waiting = waiting
+        if self._leader is not None:
+            waiting.take_off(self._leader)
+        elif self._stage != _NEW:
+            self._fall_back()
+        else:
+            waiting.enter()
         try:
-            await self._way.coalesce.fly(key, self._scope["headers"], self._context, self._leader, run)
+            await waiting.see_to_end()
         except Exception:
+            self._fall_back()
             self._watch.failed = True
             raise
         finally:
@@ -238,6 +248,8 @@ class Passage:
         finally:
             if self._leader is not None:
                 self._leader.over()
+            elif self._waiting is not None:
+                self._waiting.call()
 
     def _failed(self, error: BaseException) -> None:
         """It is over, before it waited for anything."""
@@ -294,6 +306,9 @@ class Passage:
         if type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None:
             await self._fall_back()(message)
             return
+        if self._waiting is not None and not self._waiting.fits(self._start, message, body):
+            await self._fall_back()(message)
+            return
         tag = (b"etag", make_etag(body, weak=head.coded))
         context.own_etag = True
         match = context.match
@@ -313,6 +328,8 @@ class Passage:
         if way.telemetry.debug_headers:
             headers += debug_fields(scope, context)
         self._stage = _BEGUN
+        if self._waiting is not None:
+            self._waiting.judge(200, self._given())
         try:
             await self._send({**self._start, "headers": headers})
         except BaseException as error:
@@ -323,6 +340,8 @@ class Passage:
         if self._labelling is not None:
             await self._outcome.send(message)  # others may have joined while the start was being sent
             return
+        if self._waiting is not None:
+            self._waiting.close()  # who comes after the answer has begun to flow runs on its own
         self._breaker.report(self._ticket, failed=False)
         self._stage = _DONE
         way.taken += 1
@@ -392,6 +411,8 @@ class Passage:
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
+        if self._waiting is not None and self._leader is not None:
+            self._waiting.take_off(self._leader)
         return labelling
 
 
