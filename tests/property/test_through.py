@@ -23,7 +23,7 @@ from tidegate.middleware.layers.asgi import RequestContext
 from tidegate.middleware.layers.joining import PlainKeys, key_of
 from tidegate.middleware.layers.naming import Names, host_of
 
-PAUSES = ("first", "before the body", "at the end")
+PAUSES = ("first", "before the start", "before the body", "at the end")
 COHORTS = tuple((flag, "10", "canary") for flag in FLAGS)
 
 
@@ -31,14 +31,15 @@ COHORTS = tuple((flag, "10", "canary") for flag in FLAGS)
 class Do:
     """One step: a request that comes, or something that happens to the number-th of them or of the waiting runs."""
 
-    what: Literal["ask", "go on", "leave", "break", "take", "purge"]
+    what: Literal["ask", "write", "go on", "leave", "break", "take", "purge", "join and leave"]
     number: int = 0
     path: str = "/user"
     user: int = 0
     pauses: tuple[str, ...] = ()
     fails: str = ""
     slow: bool = False
-    reads: bool = False
+    reads: str = ""
+    odd: str = ""
 
 
 class Together(Stack):
@@ -46,6 +47,7 @@ class Together(Stack):
 
     def __init__(self, *, straight: bool) -> None:
         super().__init__(straight=straight, alone=False)
+        self.coalesce.max_body = 100
         self.clients: list[Client] = []
         self.waiting: list[tuple[int, int, asyncio.Event]] = []
         self.runs = self.cancelled = 0
@@ -53,19 +55,24 @@ class Together(Stack):
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         asked: Do = scope["state"]["asked"]
         self.runs += 1
-        body = b"for %d" % scope["state"]["number"]
+        body = b"for %d" % scope["state"]["number"] + b"." * (100 if asked.odd == "a large body" else 0)
         headers = [(b"content-length", b"%d" % len(body))]
         if asked.path != "/user":
             headers.append((b"cache-control", b"no-store" if asked.path == "/never" else b"max-age=60"))
         try:
-            if asked.reads:
+            if asked.reads == "first":
                 await receive()
             await self.pause(scope, "first")
+            if asked.reads == "then":
+                await receive()
+                await self.pause(scope, "before the start")
             if asked.fails == "first":
                 raise ValueError
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            more = {"odd": asked.odd}
+            start = {"type": "http.response.start", "status": 200, "headers": headers}
+            await send(start | (more if asked.odd == "a start" else {}))
             await self.pause(scope, "before the body")
-            await send({"type": "http.response.body", "body": body})
+            await send({"type": "http.response.body", "body": body} | (more if asked.odd == "a body" else {}))
             await self.pause(scope, "at the end")
             if asked.fails == "at the end":
                 raise ValueError
@@ -84,11 +91,15 @@ class Together(Stack):
 
     async def do(self, step: Do) -> None:
         clients = self.clients
-        if step.what == "ask":
+        if step.what in ("ask", "write", "join and leave"):
             state = {"decided": Decided(frozenset(FLAGS), COHORTS), "asked": step, "number": len(clients)}
-            client = Client(self.stack, scope=scope_of(step.path, user=USERS[step.user], state=state))
+            method = "POST" if step.what == "write" else "GET"
+            client = Client(self.stack, scope=scope_of(step.path, method=method, user=USERS[step.user], state=state))
             client.slow = asyncio.Event() if step.slow else None
             clients.append(client)
+            if step.what == "join and leave":
+                await asyncio.sleep(0)  # it has joined, and the leader has not heard of that yet
+                clients[step.number].task.cancel()
         elif step.what == "purge":
             await self.store.purge({"public": ("",)})
         elif step.what == "go on":
@@ -136,11 +147,12 @@ ASKS = st.builds(
     pauses=WHERE,
     fails=st.sampled_from(["", "", "", "", "first", "at the end"]),
     slow=st.integers(0, 4).map(lambda n: n == 4),
-    reads=st.integers(0, 9).map(lambda n: n == 9),
+    reads=st.sampled_from(["", "", "", "", "", "", "", "", "first", "then"]),
+    odd=st.sampled_from(["", "", "", "", "", "", "", "a start", "a body", "a large body"]),
 )
 HAPPENS = st.builds(
     Do,
-    what=st.sampled_from(["go on", "go on", "go on", "leave", "break", "take", "purge"]),
+    what=st.sampled_from(["go on", "go on", "go on", "leave", "break", "take", "purge", "write"]),
     number=st.integers(0, 5),
 )
 
@@ -160,6 +172,23 @@ GONE = [
         Do("ask", path=path),
     ]
     for path in ("/user", "/never")
+]
+NEVER = replace(ASK, path="/never")
+REFUSED = [
+    # What was answered after a wait is not for sharing, and the next one like it knows; or it is too much to share.
+    [NEVER, Do("go on"), Do("ask", path="/never")],
+    *([replace(ASK, path=path, odd=odd), Do("go on"), replace(ASK, path=path), replace(ASK, path=path)]
+      for odd in ("a start", "a body", "a large body") for path in ("/user", "/never", "/plain")),
+]  # fmt: skip
+WRITTEN = [
+    # Its tenant wrote something while the run waited: nobody joins any more, whatever way the run goes on.
+    [replace(ASK, path=path, reads=reads), Do("write"), Do("ask", path=path), *[Do("go on"), ASK] * 2]
+    for path in ("/user", "/plain") for reads in ("", "then")
+]  # fmt: skip
+AT_ONCE = [
+    # One joins, and in the same turn of the event loop the leader leaves.
+    [replace(ASK, path=path), Do("join and leave", path=path), Do("go on"), Do("go on")]
+    for path in ("/user", "/plain")
 ]
 MEANWHILE = [[Do("ask", slow=True), Do("ask"), Do("take", 0), Do("ask")]]
 
@@ -193,7 +222,7 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     def compare(steps: list[Do]) -> None:
         asyncio.run(live(steps))
 
-    for steps in (*FORSAKEN, *GONE, *MEANWHILE):
+    for steps in (*FORSAKEN, *GONE, *MEANWHILE, *REFUSED, *WRITTEN, *AT_ONCE):
         asyncio.run(live(steps))
     compare()
     assert sum(through) > 200, sum(through)
