@@ -3,6 +3,7 @@
 Five layers: memory store, Prometheus, and flags that are all open (or all off) for everybody; users of ten tenants.
 """
 
+from asyncio import sleep
 from collections.abc import Callable, Sequence
 from itertools import count, cycle, islice
 from typing import Any
@@ -80,6 +81,16 @@ def bare(body: bytes, **headers: str) -> App:
 
     async def page(request: Request) -> Response:
         return Response(body, media_type="application/json", headers=headers)
+
+    return Starlette(routes=[Route("/page", page)])
+
+
+def waiting(body: bytes) -> App:
+    """The same, whose handler waits for something once: a turn of the event loop."""
+
+    async def page(request: Request) -> Response:
+        await sleep(0)
+        return Response(body, media_type="application/json")
 
     return Starlette(routes=[Route("/page", page)])
 
@@ -170,6 +181,10 @@ def miss(bench: Bench) -> list[Case]:
         limit = Target(microseconds=15, above=BARE) if size == SMALL else None
         app = five(bench, bare(body), POLICY)
         cases.append(bench.requests("miss, five layers", app, new_pages(), _stores(body), size=size, target=limit))
+    body, name = b"x" * SIZES[SMALL], "bare handler that waits"
+    cases.append(bench.requests(name, waiting(body), same_page(), _answers(body), size=SMALL))
+    app = five(bench, waiting(body), POLICY)
+    cases.append(bench.requests("miss, handler that waits", app, new_pages(), _stores(body), size=SMALL))
     return cases
 
 

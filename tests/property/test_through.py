@@ -177,14 +177,19 @@ NEVER = replace(ASK, path="/never")
 REFUSED = [
     # What was answered after a wait is not for sharing, and the next one like it knows; or it is too much to share.
     [NEVER, Do("go on"), Do("ask", path="/never")],
-    *([replace(ASK, path=path, odd=odd), Do("go on"), replace(ASK, path=path), replace(ASK, path=path)]
-      for odd in ("a start", "a body", "a large body") for path in ("/user", "/never", "/plain")),
-]  # fmt: skip
+    *(
+        [replace(ASK, path=path, odd=odd), Do("go on"), Do("purge"), *[replace(ASK, path=path)] * 2]
+        for odd in ("a start", "a body", "a large body")
+        for path in ("/user", "/plain")
+    ),
+]
 WRITTEN = [
     # Its tenant wrote something while the run waited: nobody joins any more, whatever way the run goes on.
-    [replace(ASK, path=path, reads=reads), Do("write"), Do("ask", path=path), *[Do("go on"), ASK] * 2]
-    for path in ("/user", "/plain") for reads in ("", "then")
-]  # fmt: skip
+    [Do("ask", path=path, reads=reads, pauses=PAUSES[:2]), Do("write", path="/never"), *then, Do("ask", path=path)]
+    for path in ("/user", "/plain")
+    for reads in ("", "then")
+    for then in ([], [Do("go on")])
+]
 AT_ONCE = [
     # One joins, and in the same turn of the event loop the leader leaves.
     [replace(ASK, path=path), Do("join and leave", path=path), Do("go on"), Do("go on")]
