@@ -33,7 +33,7 @@ from tidegate.middleware.layers.breaker import BreakerLayer, Outcome
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.eager import begin
-from tidegate.middleware.layers.etag import ETagLayer, Labelling
+from tidegate.middleware.layers.etag import Labelling
 from tidegate.middleware.layers.fields import Heads, Pair
 from tidegate.middleware.layers.joining import Key, PlainKeys
 from tidegate.middleware.layers.leader import Leader
@@ -42,7 +42,7 @@ from tidegate.middleware.layers.straight import Labelled, Miss
 from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
 from tidegate.middleware.layers.waiting import Waiting
 
-__all__ = ["Passage", "Throughway", "lead_through"]
+__all__ = ["Passage", "Throughway"]
 
 _NEW: Final = 0
 """The app has said nothing."""
@@ -130,24 +130,6 @@ class Throughway:
         return passage.lead(key, hashed)
 
 
-def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> Throughway | None:
-    """Let plain requests take the straight way, where all five layers stand round the app and the store is local.
-
-    layers: by name. gate: whether all of them are open for a request.
-    """
-    telemetry, cache, coalesce = layers.get("telemetry"), layers.get("cache"), layers.get("coalesce")
-    breaker, etag = layers.get("breaker"), layers.get("etag")
-    if not (isinstance(telemetry, TelemetryLayer) and isinstance(cache, CacheLayer)):
-        return None
-    if not (isinstance(coalesce, CoalesceLayer) and isinstance(breaker, BreakerLayer) and isinstance(etag, ETagLayer)):
-        return None
-    if cache.misses is None or cache.hits is None:
-        return None
-    way = Throughway(app, telemetry=telemetry, cache=cache, coalesce=coalesce, breaker=breaker, gate=gate)
-    telemetry.through = way
-    return way
-
-
 class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
@@ -214,9 +196,8 @@ class Passage:
 
     async def _wait(self, key: Key, hashed: int, run: "asyncio.Task[None]") -> None:
         """The run waits for the first time, and others may join it: see it to its end."""
-        context, request = self._context, self._scope["headers"]
-        waiting = Waiting(self._way.coalesce, key, hashed, context, request, run, self._fall_back)
-        self._waiting = waiting
+        coalesce, request = self._way.coalesce, self._scope["headers"]
+        self._waiting = waiting = Waiting(coalesce, key, hashed, self._context, request, run, self._fall_back)
         if self._leader is not None:
             waiting.take_off(self._leader)
         elif self._stage != _NEW:
@@ -303,10 +284,9 @@ class Passage:
         """The whole body has come."""
         body = message.get("body", b"")
         head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
-        if type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None:
-            await self._fall_back()(message)
-            return
-        if self._waiting is not None and not self._waiting.fits(self._start, message, body):
+        waiting = self._waiting
+        unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
+        if unfit or (waiting is not None and not waiting.fits(self._start, message, body)):
             await self._fall_back()(message)
             return
         tag = (b"etag", make_etag(body, weak=head.coded))
@@ -328,8 +308,8 @@ class Passage:
         if way.telemetry.debug_headers:
             headers += debug_fields(scope, context)
         self._stage = _BEGUN
-        if self._waiting is not None:
-            self._waiting.judge(200, self._given())
+        if waiting is not None:
+            waiting.judge(200, self._given())
         try:
             await self._send({**self._start, "headers": headers})
         except BaseException as error:
@@ -340,8 +320,8 @@ class Passage:
         if self._labelling is not None:
             await self._outcome.send(message)  # others may have joined while the start was being sent
             return
-        if self._waiting is not None:
-            self._waiting.close()  # who comes after the answer has begun to flow runs on its own
+        if waiting is not None:
+            waiting.close()  # who comes after the answer has begun to flow runs on its own
         self._breaker.report(self._ticket, failed=False)
         self._stage = _DONE
         way.taken += 1

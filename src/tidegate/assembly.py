@@ -38,8 +38,8 @@ from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
+from tidegate.middleware.layers.stacking import lead_through
 from tidegate.middleware.layers.telemetry import TelemetryLayer
-from tidegate.middleware.layers.through import lead_through
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store

@@ -23,8 +23,9 @@ from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
+from tidegate.middleware.layers.stacking import lead_through
 from tidegate.middleware.layers.telemetry import TelemetryLayer
-from tidegate.middleware.layers.through import Throughway, lead_through
+from tidegate.middleware.layers.through import Throughway
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Record
 from tidegate.middleware.stores.guard import GuardedStore
