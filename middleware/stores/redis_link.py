@@ -12,7 +12,6 @@ How long a caller waits is its own affair: redis-py's `socket_timeout` swallows 
 """
 
 import asyncio
-import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,12 +20,13 @@ from contextvars import Context
 from typing import Any, Final
 
 import hiredis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.overlapping import first_of
+from tidegate.middleware.stores.redis_wire import Wire
 
-__all__ = ["CrowdedError", "Dial", "Link", "Word", "hang_up"]
+__all__ = ["CrowdedError", "Dial", "Link", "Word", "hang_up", "pack"]
 
 Word = bytes | memoryview | str | int
 """One word of a command."""
@@ -35,7 +35,8 @@ Dial = Callable[[], Awaitable[Any]]
 """Makes a connected `redis.asyncio.Connection`. Cancelled when it takes too long."""
 
 _hiredis: Any = hiredis  # its annotations say that a command has one word
-_pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
+pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
+"""A command as it is sent."""
 
 MERGED: Final = 32
 """Look-ups in one MGET: with more, the first waits for the last's bytes."""
@@ -53,12 +54,15 @@ class CrowdedError(StoreError):
 class _Call:
     """One command of one caller."""
 
-    __slots__ = ("_future", "words")
+    __slots__ = ("_future", "_words")
     callers = 1
 
     def __init__(self, words: tuple[Word, ...], future: asyncio.Future[Any]) -> None:
-        self.words = words
+        self._words = words
         self._future = future
+
+    def packed(self) -> bytes:
+        return pack(self._words)
 
     @property
     def awaited(self) -> bool:
@@ -77,6 +81,19 @@ class _Call:
             self._future.set_exception(StoreError(told))
 
 
+class _Asked(_Call):
+    """One that was packed before."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, packed: bytes, future: asyncio.Future[Any]) -> None:
+        self._packed = packed
+        self._future = future
+
+    def packed(self) -> bytes:
+        return self._packed
+
+
 class _Reads:
     """The keys that several callers want, each once."""
 
@@ -90,9 +107,8 @@ class _Reads:
     def callers(self) -> int:
         return len(self.waiting)
 
-    @property
-    def words(self) -> tuple[Word, ...]:
-        return (b"MGET", *self.keys)
+    def packed(self) -> bytes:
+        return pack((b"MGET", *self.keys))
 
     @property
     def awaited(self) -> bool:
@@ -123,8 +139,8 @@ class Link:
 
     dial: makes a connection.
     handshake: seconds that this may take; while it does, others are tried too.
-    silence: seconds without any reply, while one is owed, after which the connection is given up (up to half as much
-        again).
+    silence: seconds in which nothing comes, while a reply is owed, after which the connection is given up (up to half
+        as much again).
     max_waiting: callers that may wait at once; more are refused with CrowdedError.
     crowded: called for each that is refused.
     connected: called whenever a connection has been made.
@@ -156,9 +172,9 @@ class Link:
         self._out: list[_Call | _Reads] = []
         self._reads: dict[int, _Reads] = {}
         self._sent: deque[_Call | _Reads] = deque()
-        self._idle: asyncio.Future[None] | None = None
+        self._wire: Wire | None = None
+        self._leaving = False
         self._given_up: asyncio.Future[str] | None = None
-        self._replies = 0
         self.connections = 0
         """How many were made so far."""
 
@@ -193,6 +209,12 @@ class Link:
         self._out.append(_Call(words, future))
         return future
 
+    def ask(self, packed: bytes) -> asyncio.Future[Any]:
+        """As `call`, with a command that `pack` has made: for those that are asked often."""
+        future = self._admit().create_future()
+        self._out.append(_Asked(packed, future))
+        return future
+
     def read(self, keys: Sequence[bytes], slot: int = 0) -> asyncio.Future[list[bytes | None]]:
         """The values under the keys, by one MGET with those that other callers want of the same slot.
 
@@ -217,8 +239,10 @@ class Link:
             self._crowded()
             raise CrowdedError(f"redis: {self._waiting} calls wait already")
         self._waiting += 1
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        if not self._leaving:
+            # What others of this pass of the event loop ask leaves together.
+            self._leaving = True
+            loop.call_soon(self._leave)
         return loop
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -251,7 +275,6 @@ class Link:
                     failures = 1 if loop.time() - since > LONGEST_PAUSE else failures + 1
                     if failures > 1:
                         self._refuse(lost)
-                    self._fail(self._sent, lost)
                 # The first attempt comes soon, but not for all processes at the same moment.
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** min(failures - 1, 10)) * random.uniform(0.2, 1.0))
         finally:
@@ -267,64 +290,55 @@ class Link:
 
     async def _serve(self, connection: Any) -> BaseException:
         """Until the connection is lost: why it was."""
-        tasks = [
-            asyncio.ensure_future(work) for work in (self._receive(connection), self._send(connection), self._watch())
-        ]
+        self._wire = wire = Wire(connection, self._answered, self._leave)
+        self._given_up = asyncio.get_running_loop().create_future()
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return next(task.exception() for task in tasks if task in done) or StoreError("the connection was closed")
+            self._leave()
+            lost = await self._watched(wire, self._given_up)
+            self._fail(self._sent, lost)
+            return lost
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                if not task.cancelled():
-                    task.exception()  # seen: one reason is enough
+            self._wire = self._given_up = None
             await hang_up(connection)
 
-    async def _receive(self, connection: Any) -> None:
+    async def _watched(self, wire: Wire, given_up: "asyncio.Future[str]") -> BaseException:
+        """Ends when the connection is lost or to be given up, so also when nothing comes although something is owed.
+        That takes two looks: a loop that was held up may look before it has read."""
+        heard, owed = wire.heard, False
+        either: list[asyncio.Future[Any]] = [wire.lost, given_up]
         while True:
-            try:
-                reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
-            except ResponseError as error:
-                reply = error
-            if not self._sent:
-                raise StoreError("the server sent a reply that nobody asked for")
-            answered = self._sent.popleft()
-            self._replies += 1
-            self._waiting -= answered.callers
-            answered.resolve(reply)
+            await asyncio.wait(either, timeout=self._silence / 2, return_when=asyncio.FIRST_COMPLETED)
+            if wire.lost.done():
+                return wire.lost.result()
+            if given_up.done():
+                return StoreError(given_up.result())
+            if owed and self._sent and wire.heard == heard:
+                return StoreError(f"no reply for {self._silence:g} s")
+            heard, owed = wire.heard, bool(self._sent)
 
-    async def _send(self, connection: Any) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._out:
-                self._idle = loop.create_future()
-                await self._idle
-            self._idle = None
-            leaving, self._out, self._reads = self._out, [], {}
-            packed: list[bytes] = []
-            for each in leaving:
-                if each.awaited:
-                    packed.append(_pack(each.words))
-                    self._sent.append(each)
-                else:
-                    self._waiting -= each.callers
-            if packed:
-                # Waits while the server does not take it; meanwhile more gathers, up to `max_waiting`.
-                await connection.send_packed_command(packed, check_health=False)
+    def _leave(self) -> None:
+        """Send what waits. What the server does not take yet gathers, up to `max_waiting`."""
+        self._leaving = False
+        wire = self._wire
+        if wire is None or wire.full or wire.lost.done() or not self._out:
+            return
+        leaving, self._out, self._reads = self._out, [], {}
+        packed: list[bytes] = []
+        for each in leaving:
+            if each.awaited:
+                packed.append(each.packed())
+                self._sent.append(each)
+            else:
+                self._waiting -= each.callers
+        if packed:
+            wire.write(packed[0] if len(packed) == 1 else b"".join(packed))
 
-    async def _watch(self) -> None:
-        """Ends when the connection is to be given up, so also when nothing comes although something is owed. That takes
-        two looks: a loop that was held up may look before it has read."""
-        seen, owed = self._replies, False
-        self._given_up = asyncio.get_running_loop().create_future()
-        while True:
-            if (await asyncio.wait([self._given_up], timeout=self._silence / 2))[0]:
-                raise StoreError(self._given_up.result())
-            if owed and self._sent and self._replies == seen:
-                raise StoreError(f"no reply for {self._silence:g} s")
-            seen, owed = self._replies, bool(self._sent)
+    def _answered(self, reply: Any) -> None:
+        if not self._sent:
+            raise StoreError("the server sent a reply that nobody asked for")
+        answered = self._sent.popleft()
+        self._waiting -= answered.callers
+        answered.resolve(reply)
 
     def _refuse(self, error: BaseException) -> None:
         """Nobody need wait: what is queued fails, and so do new calls until there is a connection."""
@@ -345,8 +359,9 @@ class Link:
         if self._loop is not None and not self._loop.is_closed():
             self._fail(self._sent, lost)
             self._fail(self._out, lost)
-        self._sent, self._out, self._reads, self._idle = deque(), [], {}, None
+        self._sent, self._out, self._reads = deque(), [], {}
         self._waiting = 0
+        self._leaving = False
 
 
 def _told(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from tests.services import RedisServer
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import Entry
 from tidegate.middleware.stores.redis import RedisStore
-from tidegate.middleware.stores.redis_link import CrowdedError, Link
+from tidegate.middleware.stores.redis_link import CrowdedError, Link, pack
 from tidegate.middleware.stores.redis_servers import dial
 
 Start = Callable[..., RedisServer]
@@ -47,10 +47,13 @@ async def failed(asked: "asyncio.Future[Any]") -> str:
 def test_five_thousand_cancelled_callers_shift_nobodys_reply(server: RedisServer) -> None:
     rng = random.Random(11)
     keys = [b"key:%d" % number for number in range(1000)]
+    packed = [pack((b"MGET", key)) for key in keys]
 
     async def get(link: Link, number: int) -> bool:
         if number % 10 == 0:
             return bool(await link.call(b"GET", keys[number]) == b"value of %d" % number)
+        if number % 10 == 1:
+            return bool(await link.ask(packed[number]) == [b"value of %d" % number])
         return await link.read([keys[number]]) == [b"value of %d" % number]
 
     async def body(link: Link) -> None:
