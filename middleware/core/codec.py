@@ -11,7 +11,7 @@ and range, or CodecError. No pickle, no code, no object beyond the two records.
 
 import struct
 from math import isfinite
-from typing import Any, Final, TypeGuard, TypeVar, cast
+from typing import Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -22,10 +22,10 @@ __all__ = ["VERSION", "CodecError", "decode", "encode", "encoded"]
 
 VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BI")
-_FIELDS: Final = 13
+_unpack_head: Final = _HEAD.unpack_from
+_PARTS: Final = 14
 _msgpack: Any = msgpack
-
-T = TypeVar("T")
+_unpackb: Final = _msgpack.unpackb
 
 
 class CodecError(StoreError, ValueError):
@@ -74,124 +74,97 @@ def decode(data: bytes) -> Record:
     """
     if len(data) < _HEAD.size:
         raise CodecError(f"{len(data)} bytes are no record")
-    version, length = _HEAD.unpack_from(data)
+    version, length = _unpack_head(data)
     if version != VERSION:
         raise CodecError(f"version {version} is not {VERSION}")
     end = _HEAD.size + length
     if end > len(data):
         raise CodecError(f"meta part of {length} bytes in {len(data)}")
     meta = _unpacked(data[_HEAD.size : end])
-    if _is_list(meta) and meta:
-        kind, *fields = meta
-        if kind == "e" and len(fields) == _FIELDS:
-            return _entry(fields, data[end:])
-        if kind == "v" and len(fields) == 3 and end == len(data):
-            return Variants(names=_items(fields[0], bytes), keys=_items(fields[1], bytes), scope=_text(fields[2]))
+    if meta.__class__ is tuple and meta:
+        if meta[0] == "e" and len(meta) == _PARTS:
+            return _entry(meta, data[end:])
+        if meta[0] == "v" and len(meta) == 4 and end == len(data):
+            return Variants(names=_items(meta[1]), keys=_items(meta[2]), scope=_text(meta[3]))
     raise CodecError("the meta part is no record's")
 
 
-def _unpacked(packed: bytes) -> object:
+def _unpacked(packed: bytes) -> Any:
     try:
-        return _msgpack.unpackb(packed, strict_map_key=True, use_list=False, unicode_errors="surrogatepass")
+        return _unpackb(packed, strict_map_key=True, use_list=False, unicode_errors="surrogatepass")
     except (ValueError, TypeError, OverflowError, RecursionError, _msgpack.UnpackException) as error:
         raise CodecError(f"the meta part is not msgpack: {type(error).__name__}") from error
 
 
-def _entry(fields: list[object], body: bytes) -> Entry:
-    status, headers, born, lifetime, swr, sie, must, no_cache, vary, tags, positions, own, length = fields
-    if _whole(length) != len(body):
-        raise CodecError(f"body of {len(body)} bytes, not {length}")
+def _entry(meta: tuple[Any, ...], body: bytes) -> Entry:
+    # Every hit in a shared store waits for this: what is usual is seen in as few steps as can be.
+    _, status, headers, born, lifetime, swr, sie, must, no_cache, vary, tags, positions, own, length = meta
+    if type(length) is not int or length != len(body):
+        raise CodecError(f"body of {len(body)} bytes, not {length!r}")
+    if type(status) is not int or not 100 <= status <= 999:
+        raise CodecError(f"{status!r} is no status")
+    if type(must) is not bool or type(no_cache) is not bool or type(own) is not bool:
+        raise CodecError("something else in the place of a flag")
     return new_entry(
-        status=_status(status),
+        status=status,
         headers=_pairs(headers, bytes, bytes),
         body=body,
         born=_number(born),
         lifetime=_number(lifetime),
         stale_while_revalidate=_number(swr),
         stale_if_error=_number(sie),
-        must_revalidate=_flag(must),
-        no_cache=_flag(no_cache),
-        vary=_selecting(vary),
+        must_revalidate=must,
+        no_cache=no_cache,
+        vary=_selecting(vary) if vary != () else (),
         tags=_pairs(tags, str, str),
         positions=_positions(positions),
-        own_etag=_flag(own),
+        own_etag=own,
     )
 
 
-def _is_list(value: object) -> TypeGuard[tuple[object, ...]]:
-    return type(value) is tuple
+def _items(value: Any) -> tuple[bytes, ...]:
+    if value.__class__ is not tuple or any(type(each) is not bytes for each in value):
+        raise CodecError("no list of bytes")
+    return cast(tuple[bytes, ...], value)
 
 
-def _items(value: object, kind: type[T]) -> tuple[T, ...]:
-    if not _is_list(value):
+def _pairs(value: Any, first: type, second: type) -> Any:
+    # As they were unpacked, once all are seen to be what they are to be.
+    if value.__class__ is not tuple:
         raise CodecError(f"{type(value).__name__} is no list")
     for each in value:
-        if type(each) is not kind:
-            raise CodecError(f"{type(each).__name__} is no {kind.__name__}")
-    return cast(tuple[T, ...], value)
+        if each.__class__ is not tuple or len(each) != 2 or type(each[0]) is not first or type(each[1]) is not second:
+            raise CodecError(f"no pair of a {first.__name__} and a {second.__name__}")
+    return value
 
 
-def _lists(value: object) -> tuple[tuple[object, ...], ...]:
-    return cast(tuple[tuple[object, ...], ...], _items(value, tuple))
-
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-def _pairs(value: object, first: type[A], second: type[B]) -> tuple[tuple[A, B], ...]:
-    # As they were unpacked, once all are seen to be what they are to be: a hit waits for this.
-    for each in _lists(value):
-        if len(each) != 2:
+def _selecting(value: Any) -> tuple[tuple[bytes, bytes | None], ...]:
+    if value.__class__ is not tuple:
+        raise CodecError(f"{type(value).__name__} is no list")
+    for each in value:
+        if each.__class__ is not tuple or len(each) != 2:
             raise CodecError("not a pair")
-        if type(each[0]) is not first or type(each[1]) is not second:
-            raise CodecError(f"not a {first.__name__} and a {second.__name__}")
-    return cast(tuple[tuple[A, B], ...], value)
-
-
-def _selecting(value: object) -> tuple[tuple[bytes, bytes | None], ...]:
-    for each in _lists(value):
-        if len(each) != 2 or type(each[0]) is not bytes or (each[1] is not None and type(each[1]) is not bytes):
+        if type(each[0]) is not bytes or (each[1] is not None and type(each[1]) is not bytes):
             raise CodecError("no field of a request")
     return cast(tuple[tuple[bytes, bytes | None], ...], value)
 
 
-def _positions(value: object) -> tuple[tuple[str, int], ...]:
-    pairs = _pairs(value, str, int)
-    for _, position in pairs:
+def _positions(value: Any) -> tuple[tuple[str, int], ...]:
+    for _, position in _pairs(value, str, int):
         if position < 0:
             raise CodecError(f"{position} is no position")
-    return pairs
+    return cast(tuple[tuple[str, int], ...], value)
 
 
-def _text(value: object) -> str:
+def _text(value: Any) -> str:
     if type(value) is not str:
         raise CodecError(f"{type(value).__name__} is no text")
     return value
 
 
-def _whole(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise CodecError(f"{type(value).__name__} is no whole number")
-    return value
-
-
-def _status(value: object) -> int:
-    status = _whole(value)
-    if not 100 <= status <= 999:
-        raise CodecError(f"{status} is no status")
-    return status
-
-
-def _number(value: object) -> float:
-    if type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not float or not isfinite(value):
+def _number(value: Any) -> float:
+    if type(value) is float and isfinite(value):
+        return value
+    if type(value) is not int or abs(value) >= 2**53:
         raise CodecError(f"{type(value).__name__} is no number")
-    return value
-
-
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise CodecError(f"{type(value).__name__} is no flag")
-    return value
+    return float(value)

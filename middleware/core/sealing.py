@@ -20,7 +20,8 @@ key, and would have to be known before the record is read.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Final, Literal
 
@@ -39,9 +40,10 @@ VERSION: Final = 2
 NONCE_BYTES: Final = 12
 _TAG: Final = bytes(16)
 _HEAD: Final = struct.Struct(f">B{ID_BYTES}sQ")
-_unpack: Final = struct.Struct(f">{ID_BYTES}sQ{NONCE_BYTES}s").unpack_from
-_BOUND: Final = _HEAD.size
-_START: Final = _BOUND + NONCE_BYTES
+_unpack: Final = struct.Struct(f">B{ID_BYTES}sQ{NONCE_BYTES}s").unpack_from
+_START: Final = _HEAD.size + NONCE_BYTES
+_BOUND: Final = slice(_HEAD.size)
+_ENCRYPTED: Final = slice(_START, None)
 OVERHEAD: Final = _START + len(_TAG)
 """Bytes that sealing adds to a record."""
 _LAST: Final = 2**63
@@ -66,11 +68,12 @@ class SealError(StoreError):
 class Sealer:
     """Seals with one key of a ring and opens with all of them. Its AES keys are made when first needed, and kept."""
 
-    __slots__ = ("_ciphers", "_end", "_first", "_sealing", "_turns", "ring")
+    __slots__ = ("_ciphers", "_end", "_first", "_openers", "_sealing", "_turns", "ring")
 
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
         self._ciphers: Mapping[bytes, _Ciphers] = {key.id: _Ciphers(key) for key in ring.keys}
+        self._openers = {number: ciphers.openers for number, ciphers in self._ciphers.items()}
         self._turns = sorted(key.since for key in ring.keys)
         self._choose(0.0)
 
@@ -103,35 +106,47 @@ class Sealer:
         Raises:
             SealError: if this is none, for its reason.
         """
-        if len(data) < OVERHEAD or data[0] != VERSION:
-            raise SealError("unsealed" if data[:1] == bytes((UNSEALED,)) else "malformed")
-        number, until, nonce = _unpack(data, 1)
-        ciphers = self._ciphers.get(number)
-        if ciphers is None:
-            raise SealError("unknown-key")
+        # All of it in as few steps as can be, for every hit in a shared store waits for it; what is wrong is found out
+        # afterwards. Nothing is believed before it has opened, and it opens only with the head that it was sealed with.
         try:
-            cipher = ciphers.made[key[0]] or ciphers.make(key[0])
-            opened = cipher.decrypt(nonce, memoryview(data)[_START:], data[:_BOUND] + key)
-        except InvalidTag:
-            raise SealError("forged") from None
-        if until <= now * 1000:
-            raise SealError("expired")
+            version, number, until, nonce = _unpack(data)
+            opened = self._openers[number][key[0]](nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key)
+        except (struct.error, KeyError, InvalidTag):
+            raise SealError(self._fault(data)) from None
+        if until <= now * 1000 or version != VERSION:
+            raise SealError("expired" if version == VERSION else "malformed")
         return opened
+
+    def _fault(self, data: bytes) -> Reason:
+        """Why it did not open."""
+        if len(data) < OVERHEAD or data[0] != VERSION:
+            return "unsealed" if data[:1] == bytes((UNSEALED,)) else "malformed"
+        return "forged" if data[1 : 1 + ID_BYTES] in self._ciphers else "unknown-key"
 
 
 class _Ciphers:
-    """The AES keys of one sealing key."""
+    """The AES keys of one sealing key.
 
-    __slots__ = ("_secret", "id", "made")
+    openers: what opens with each.
+    """
+
+    __slots__ = ("_secret", "id", "made", "openers")
 
     def __init__(self, key: SealingKey) -> None:
         self.id = key.id
         self._secret = key.secret
         self.made: list[AESGCM | None] = [None] * _AES_KEYS
+        self.openers: list[Callable[[bytes, memoryview, bytes], bytes]] = [
+            partial(self._open_first, part) for part in range(_AES_KEYS)
+        ]
 
     def make(self, part: int) -> AESGCM:
         """The AES key of the cache keys whose first byte is this."""
         info = b"tidegate-record-%d" % part
         cipher = AESGCM(HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(self._secret))
         self.made[part] = cipher
+        self.openers[part] = cipher.decrypt
         return cipher
+
+    def _open_first(self, part: int, nonce: bytes, data: memoryview, bound: bytes) -> bytes:
+        return self.make(part).decrypt(nonce, data, bound)

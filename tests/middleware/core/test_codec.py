@@ -191,7 +191,7 @@ def test_the_other_implementation_of_msgpack_raises_nothing_else(monkeypatch: py
         unpacker.feed(packed)
         return unpacker._unpack()
 
-    monkeypatch.setattr(codec._msgpack, "unpackb", unpackb)
+    monkeypatch.setattr(codec, "_unpackb", unpackb)
     for packed in (b"", b"\x91" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc1", b"\xd6\xff\x00\x00\x00\x01", b"\xc6\xff"):
         with pytest.raises(CodecError):
             decode(struct.pack(">BI", 1, len(packed)) + packed)
