@@ -83,6 +83,10 @@ class Breaker:
         self._probes = 0
         self._probed = 0.0
         self._ticket = Ticket(0, 0)
+        self.closed: Ticket | None = self._ticket
+        """What `admit` answers while it is closed; None: it is not."""
+        self.asked = False
+        """For whoever keeps many: set where it is asked for."""
         self._in_a_row = False
         self._circuit = CircuitBreaker(
             fail_max=self._settings.consecutive,
@@ -121,11 +125,6 @@ class Breaker:
         self._probed = now
         return Ticket(self._ticket.generation, self._probe)
 
-    @property
-    def closed(self) -> Ticket | None:
-        """What `admit` answers while it is closed; None: it is not."""
-        return self._ticket if self._state == "closed" else None
-
     def probe_now(self) -> None:
         """There is reason to hope: the next call may be the probe, however long the breaker has been open."""
         if self._state == "open":
@@ -135,7 +134,11 @@ class Breaker:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
         if ticket is self._ticket and not failed and not self._in_a_row:
             # Admitted while closed, which it still is: every change makes another ticket. Most calls end here.
-            self._window.add(self._clock(), failed=False)
+            now, window = self._clock(), self._window
+            if now < window.ends:
+                window.calls[window.at] += 1  # as `add` does, without the call
+            else:
+                window.add(now, failed=False)
             return
         if ticket.generation != self._ticket.generation or ticket.probe != self._probe:
             return
@@ -179,6 +182,7 @@ class Breaker:
     def _changed(self, state: State) -> None:
         self._state = state
         self._ticket = Ticket(self._ticket.generation + 1, 0)
+        self.closed = self._ticket if state == "closed" else None
         self._probe = 0
         self._window.clear()
         if state == "open":

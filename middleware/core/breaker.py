@@ -50,9 +50,12 @@ def _is_number(value: object) -> bool:
 
 
 class RateWindow:
-    """Calls and failures of the last `seconds`, in `slices` equal slices: exact to one slice, constant in memory."""
+    """Calls and failures of the last `seconds`, in `slices` equal slices: exact to one slice, constant in memory.
 
-    __slots__ = ("_at", "_calls", "_ends", "_failures", "_slice", "_slices", "_width")
+    calls: of each slice. at: the current slice, which goes on before `ends`.
+    """
+
+    __slots__ = ("_failures", "_slice", "_slices", "_width", "at", "calls", "ends")
 
     def __init__(self, seconds: float, slices: int = 10) -> None:
         self._width = seconds / slices
@@ -61,24 +64,24 @@ class RateWindow:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._calls = [0] * self._slices
+        self.calls = [0] * self._slices
         self._failures = [0] * self._slices
         self._slice: int | None = None
-        self._at = 0
-        self._ends = -inf
+        self.at = 0
+        self.ends = -inf
 
     def add(self, now: float, *, failed: bool) -> None:
         """Count one call that ended at `now` (seconds of a clock that never goes back)."""
-        if now >= self._ends:  # of the current slice, which most calls find as the one before has left it
+        if now >= self.ends:  # of the current slice, which most calls find as the one before has left it
             self._advance(now)
-        self._calls[self._at] += 1
+        self.calls[self.at] += 1
         if failed:
-            self._failures[self._at] += 1
+            self._failures[self.at] += 1
 
     def counts(self, now: float) -> tuple[int, int]:
         """(failures, calls) of the window that ends at `now`."""
         self._advance(now)
-        return sum(self._failures), sum(self._calls)
+        return sum(self._failures), sum(self.calls)
 
     def _advance(self, now: float) -> None:
         current = int(now // self._width)
@@ -88,7 +91,7 @@ class RateWindow:
             self._slice = current
         for passed in range(min(current - self._slice, self._slices)):
             at = (current - passed) % self._slices
-            self._calls[at] = self._failures[at] = 0
+            self.calls[at] = self._failures[at] = 0
         self._slice = max(self._slice, current)
-        self._at = self._slice % self._slices
-        self._ends = (self._slice + 1) * self._width
+        self.at = self._slice % self._slices
+        self.ends = (self._slice + 1) * self._width

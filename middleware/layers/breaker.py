@@ -30,6 +30,9 @@ from tidegate.middleware.metrics import Metrics
 
 __all__ = ["FAILURES", "BreakerLayer", "Outcome"]
 
+_SPARED: Final = 64
+"""Circuits in use that are passed over for one that is not."""
+
 FAILURES: Final = frozenset({500, 502, 503, 504})
 """Statuses that say the app, or what it depends on, is not well. 501 and 505 and above answer the request itself."""
 
@@ -44,7 +47,7 @@ class BreakerLayer:
     failures: statuses that count as failures; an exception always does. A cancelled request, or one whose client left
         before the answer, says nothing about the app.
     max_circuits: circuits kept, one for each route (or path that no policy names), tenant and set of open layers seen
-        lately; the least recently used is forgotten.
+        lately; one that was not asked for lately is forgotten.
     """
 
     def __init__(
@@ -224,17 +227,17 @@ class _Circuits:
 
     def of(self, context: RequestContext, path: str) -> Breaker:
         """The circuit for a request."""
-        identity, decision = context.identity, context.decision
+        identity, decision, match = context.identity, context.decision, context.match
         circuit = (
-            context.match.route,
-            0 if context.match.policy is not None else hash(path),
+            match.route,
+            0 if match.policy is not None else hash(path),
             identity.tenant if identity is not None else None,
             decision.open if decision is not None else None,
         )
         breaker = self._breakers.get(circuit)
         if breaker is None:
             return self._make(circuit)
-        self._breakers.move_to_end(circuit)
+        breaker.asked = True  # cheaper than to move it to an end each time, see `_forget_one`
         return breaker
 
     def count_refusal(self, context: RequestContext) -> None:
@@ -254,7 +257,17 @@ class _Circuits:
         breaker = Breaker(self._settings, clock=self._clock, on_change=on_change)
         self._breakers[circuit] = breaker
         if len(self._breakers) > self._limit:
-            forgotten, _ = self._breakers.popitem(last=False)
-            self._routes[forgotten[0]].forget(forgotten)
-            self._forgotten()
+            self._forget_one(but=circuit)
         return breaker
+
+    def _forget_one(self, *, but: Circuit) -> None:
+        """Forget the first circuit that was not asked for since the last time round (CLOCK), found in bounded time."""
+        for _ in range(_SPARED):
+            first = next(iter(self._breakers))
+            if first != but and not self._breakers[first].asked:
+                break
+            self._breakers[first].asked = False
+            self._breakers.move_to_end(first)
+        forgotten, _ = self._breakers.popitem(last=False)
+        self._routes[forgotten[0]].forget(forgotten)
+        self._forgotten()

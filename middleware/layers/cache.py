@@ -131,7 +131,7 @@ class CacheLayer:
                 credentials=self._resolver.credentials,
                 clock=clock,
             )
-        self._own_hits: Hits | None = self.hits
+        self._own_hits: Hits | None = self.hits.find if self.hits is not None else None
         self.misses: Misses | None = None
         """Takes plain misses; None: the store can do nothing without waiting, or `hits` is None."""
         if isinstance(store, Keeps) and store.local:
@@ -140,8 +140,8 @@ class CacheLayer:
 
     def leave_hits(self) -> Hits | None:
         """What answers plain hits, for a layer further out that asks it first; this one will not ask it again."""
-        self._own_hits = None
-        return self.hits
+        own, self._own_hits = self._own_hits, None
+        return own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -156,11 +156,11 @@ class CacheLayer:
                 return
         found: Lookup | None = None
         if context.missed is not None and (missed := self._missed(scope, context)) is not None:
-            _, _, named, share = missed
+            named = missed[2]
             positions = self.misses.begin(scope, named, context) if self.misses is not None else None
             if self.misses is not None and positions is not None:
                 asked = self.misses.clock()
-                miss = Miss(self.misses, scope, named, share, context, send, positions, asked)
+                miss = Miss(self.misses, missed, context, send, asked)
                 context.explainer = miss
                 try:
                     await self.app(scope, receive, miss)

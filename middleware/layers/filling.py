@@ -140,7 +140,7 @@ class Filling(Witness):
 
     def take_up(
         self,
-        positions: Mapping[str, int],
+        positions: Mapping[str, int] | None,
         asked: float,
         answered: tuple[int, Pairs, bool] | None,
         kept: Kept | None,

@@ -94,7 +94,7 @@ class FusedHits:
         self._clock = clock
         self._notes: dict[tuple[int, int], tuple[Pair, Pair]] = {}
 
-    def __call__(self, scope: Scope, context: RequestContext) -> Answer | None:  # noqa: C901 - straight on purpose
+    def find(self, scope: Scope, context: RequestContext) -> Answer | None:  # noqa: C901 - straight on purpose
         """The messages that answer this request; None: not a plain hit."""
         method = scope["method"]
         plain, gate = method == "GET", self._gate

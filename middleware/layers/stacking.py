@@ -27,5 +27,5 @@ def lead_through(app: ASGIApp, layers: Mapping[str, object], *, gate: Gate) -> T
     if cache.misses is None or cache.hits is None:
         return None
     way = Throughway(app, telemetry=telemetry, cache=cache, coalesce=coalesce, breaker=breaker, gate=gate)
-    telemetry.through = way
+    telemetry.through = way.take
     return way

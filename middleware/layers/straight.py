@@ -32,6 +32,7 @@ from tidegate.middleware.layers.filling import (
     refusal_note,
     tags_of,
 )
+from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
@@ -189,8 +190,8 @@ class Misses:
         )
 
     def keep(
-        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, *,
-        named: Named, context: RequestContext, positions: Mapping[str, int], asked: float, dated: bool,
+        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,
+        asked: float, dated: bool,
     ) -> bool:  # fmt: skip
         """Store the whole response, as Filling does; False: this way cannot. Never raises.
 
@@ -221,7 +222,7 @@ class Misses:
                 must_revalidate=kept.must_revalidate,
                 no_cache=kept.no_cache,
                 tags=tags,
-                positions=tuple(positions.items()),
+                positions=tuple(context.positions.items()) if context.positions is not None else (),
                 own_etag=context.own_etag,
             )
             retain = born + kept.lifetime + plan.past - now
@@ -238,17 +239,13 @@ class Miss:
     __slots__ = ("_asked", "_context", "_copy", "_exchange", "_general", "_given", "_head", "_headers", "_misses",
                  "_named", "_plan", "_positions", "_scope", "_send", "_share", "_status")  # fmt: skip
 
-    def __init__(
-        self, misses: Misses, scope: Scope, named: Named, share: Share, context: RequestContext, send: Send,
-        positions: Mapping[str, int], asked: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, misses: Misses, missed: Missed, context: RequestContext, send: Send, asked: float) -> None:
         self._misses = misses
-        self._scope = scope
-        self._named = named
-        self._share: Share = share
+        self._scope, self._named = missed[1], missed[2]
+        self._share: Share = missed[3]
         self._context = context
         self._send = send
-        self._positions = positions
+        self._positions = context.positions
         self._asked = asked
         self._plan: Plan | None = None
         self._general: Tee | None = None
@@ -321,9 +318,8 @@ class Miss:
         if self._head.length is None and self._status != 204:
             headers = (*headers, (b"content-length", b"%d" % len(body)))
         return self._misses.keep(
-            plan, self._status, headers, body, named=self._named, context=self._context, positions=self._positions,
-            asked=self._asked, dated=self._head.dated,
-        )  # fmt: skip
+            plan, self._status, headers, body, self._named, self._context, self._asked, self._head.dated
+        )
 
     def follow(
         self, plan: Plan, status: int, given: Pairs, headers: Pairs, head: Head, *, length: bytes, copies: bool

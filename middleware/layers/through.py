@@ -1,66 +1,38 @@
 """One straight way through all five layers: plain misses, and plain requests whose answer may not be stored.
 
-It takes what `FusedHits` left a note of (`Missed`) where every layer is open and the store is in this process: one
-object is the app's `send`, and does what the five do one inside the other. It labels the body, reports to the circuit,
-counts, and keeps a copy. The run of the app is begun by hand and has a task of its own (`eager`); while it does not
-wait nobody can join it, and no flight is registered.
-
-Plain is a response with 200, one Content-Length, no ETag of the app's own and all of its body in one message. Whatever
-else happens (the app waits, reads what the client sends, answers otherwise, fails) falls back: the objects of the five
-layers are made and put where this has come to, and go on. None of their rules is repeated here. A property test
-compares the two ways on generated lives: messages, records, counts, circuits, flights.
+It takes what `FusedHits` left a note of (`Missed`) where every layer is open, the store is in this process, and nobody
+asks for the same: what the five layers would do before the app is asked is done here, the rest by a `Passage`.
 """
 
-import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from typing import Any, Final
 
-from tidegate.middleware.breaker import Breaker, Ticket
-from tidegate.middleware.core.explain import Explanation
-from tidegate.middleware.core.policy import Share
-from tidegate.middleware.core.validators import make_etag
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     Gate,
-    Message,
     Receive,
     RequestContext,
     Scope,
     Send,
     has_client_certificate,
 )
-from tidegate.middleware.layers.breaker import BreakerLayer, Outcome
+from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
-from tidegate.middleware.layers.eager import begin
-from tidegate.middleware.layers.etag import Labelling
-from tidegate.middleware.layers.fields import Heads, Pair
-from tidegate.middleware.layers.joining import Key, PlainKeys
-from tidegate.middleware.layers.leader import Leader
-from tidegate.middleware.layers.naming import Named
-from tidegate.middleware.layers.straight import Labelled, Miss
-from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
-from tidegate.middleware.layers.waiting import Waiting
+from tidegate.middleware.layers.joining import PlainKeys
+from tidegate.middleware.layers.passage import Passage, Way
+from tidegate.middleware.layers.telemetry import TelemetryLayer
 
-__all__ = ["Passage", "Throughway"]
+__all__ = ["Throughway"]
 
-_NEW: Final = 0
-"""The app has said nothing."""
-_HELD: Final = 1
-"""The response's start waits for its body, of which its ETag is made."""
-_BEGUN: Final = 2
-"""The start was sent, or is being sent."""
-_DONE: Final = 3
-"""The whole response is known to all layers, and was sent or is being sent."""
+_UNKNOWN: Final = object()
 
 
-class Throughway:
+class Throughway(Way):
     """The plain requests of one stack.
 
     app: the application inside all layers. The layers: as they stand one inside the other.
-    gate: whether all of them are open for a request.
-
-    taken: requests that went all the way.
+    gate: whether all of them are open for a request; asked once for each set of open layers.
     """
 
     def __init__(
@@ -76,21 +48,17 @@ class Throughway:
         misses = cache.misses
         if misses is None:
             raise ValueError("Throughway: the cache's store is not in this process")
-        self.taken = 0
-        self.app = app
-        self.telemetry = telemetry
-        self.misses = misses
+        super().__init__(app, telemetry, misses, coalesce, breaker.failures)
         self._clock = misses.clock
         self._hits = cache.hits
-        self.coalesce = coalesce
         self._count_alone, self._count_leader = coalesce.count_alone, coalesce.count_leader
-        self.failures = breaker.failures
         self._gate = gate
+        self._open: object = _UNKNOWN
+        """The set of open layers for which the gate was open last, by identity: the flags give the same one again."""
         self._circuit = breaker.circuit
         self._keys = PlainKeys()
-        self.heads = Heads()
 
-    def __call__(
+    def take(
         self, scope: Scope, context: RequestContext, receive: Receive, send: Send, started: float
     ) -> Awaitable[None] | None:
         """The passage of a request, as far as it needs to be waited for; None: it is for the layers, one after the
@@ -102,9 +70,15 @@ class Throughway:
         missed: Any = context.missed
         if missed is None:
             return None
-        hits, of, named, share = missed
-        if of is not scope or hits is not self._hits or not self._gate(context):
+        hits, of, named, _ = missed
+        if of is not scope or hits is not self._hits:
             return None
+        decision = context.decision
+        opened = decision.open if decision is not None else None
+        if opened is not self._open:
+            if not self._gate(context):
+                return None
+            self._open = opened
         positions = self.misses.begin(scope, named, context)
         if positions is None:
             return None
@@ -119,282 +93,10 @@ class Throughway:
         if ticket is None:
             return None
         context.missed = None
-        passage = Passage(
-            self, scope, context, receive, send, named, share, positions, self._clock(), started, breaker, ticket
-        )
+        passage = Passage(self, missed, context, receive, send, self._clock(), started, breaker, ticket)
         context.explainer = passage
         if alone:
             self._count_alone()
             return passage.alone()
         self._count_leader()
         return passage.lead(key, hashed)
-
-
-class Passage:
-    """One request: what the app is given as `receive` and `send`, and what explains it."""
-
-    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
-                 "_named", "_outcome", "_positions", "_receive", "_scope", "_send", "_share", "_stage", "_start",
-                 "_started", "_stored", "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
-
-    def __init__(
-        self, way: Throughway, scope: Scope, context: RequestContext, receive: Receive, send: Send, named: Named,
-        share: Share, positions: Mapping[str, int], asked: float, started: float, breaker: Breaker, ticket: Ticket,
-    ) -> None:  # fmt: skip
-        self._way = way
-        self._scope = scope
-        self._context = context
-        self._receive = receive
-        self._send = send
-        self._named = named
-        self._share: Share = share
-        self._positions = positions
-        self._asked = asked
-        self._started = started
-        self._breaker = breaker
-        self._ticket = ticket
-        self._leads = False
-        self._stage = _NEW
-        self._labelling: Labelling | None = None
-        self._leader: Leader | None = None
-        self._waiting: Waiting | None = None
-
-    async def alone(self) -> None:
-        """Let the app answer this request and nobody else."""
-        try:
-            await self._way.app(self._scope, self.receive, self.send)
-            if self._stage is not _DONE:
-                self._ending().over()
-        except Exception:
-            self._ending().settle(failed=True)
-            self._watch.failed = True
-            raise
-        except BaseException:
-            self._ending().abandon()
-            raise
-        finally:
-            self._over()
-
-    def lead(self, key: Key, hashed: int) -> Awaitable[None]:
-        """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
-        have nothing left to wait for.
-        """
-        self._leads = True
-        context, coalesce = self._context, self._way.coalesce
-        began = coalesce.clock()
-        try:
-            run = begin(self._run())
-        except BaseException as error:
-            self._failed(error)
-            raise
-        if run is not None:
-            return self._wait(key, hashed, run)
-        start = None if context.storable else self._leaders_start()
-        coalesce.never_waited(hashed, start, context, began)
-        self._over()
-        return _nothing()
-
-    async def _wait(self, key: Key, hashed: int, run: "asyncio.Task[None]") -> None:
-        """The run waits for the first time, and others may join it: see it to its end."""
-        coalesce, request = self._way.coalesce, self._scope["headers"]
-        self._waiting = waiting = Waiting(coalesce, key, hashed, self._context, request, run, self._fall_back)
-        if self._leader is not None:
-            waiting.take_off(self._leader)
-        elif self._stage != _NEW:
-            self._fall_back()
-        else:
-            waiting.enter()
-        try:
-            await waiting.see_to_end()
-        except Exception:
-            self._fall_back()
-            self._watch.failed = True
-            raise
-        finally:
-            self._over()
-
-    async def _run(self) -> None:
-        """The leader's run; its end is the circuit's."""
-        try:
-            await self._way.app(self._scope, self.receive, self.send)
-            if self._stage is not _DONE:
-                self._ending().over()
-        except Exception as error:
-            self._ending().settle(failed=True)
-            if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
-                raise
-        except BaseException:
-            self._ending().abandon()
-            raise
-        finally:
-            if self._leader is not None:
-                self._leader.over()
-            elif self._waiting is not None:
-                self._waiting.call()
-
-    def _failed(self, error: BaseException) -> None:
-        """It is over, before it waited for anything."""
-        if isinstance(error, Exception):
-            self._fall_back()
-            self._watch.failed = True
-        self._over()
-
-    def _over(self) -> None:
-        """It is over; where it did not end the straight way, it is to be counted."""
-        self._context.explainer = None
-        if self._stage is not _DONE:
-            self._fall_back()
-            if not self._watch.counted:
-                self._watch.finish()
-
-    async def receive(self) -> Message:
-        """What the client sends."""
-        return await self._ending().receive()
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """What the app answers."""
-        if self._labelling is not None:
-            return self._labelling(message)
-        kind, stage = message["type"], self._stage
-        if stage == _HELD:
-            if kind == "http.response.body" and not message.get("more_body", False):
-                return self._finish(message)
-        elif stage == _NEW:
-            if kind == "http.response.start" and self._holds(message):
-                return _nothing()
-        elif stage == _DONE:
-            return self._send(message)
-        return self._fall_back()(message)
-
-    def _holds(self, start: Message) -> bool:
-        """Whether a start is plain; it is kept then until its body comes."""
-        headers: list[Pair] = start.get("headers", ())
-        if start["status"] != 200 or start.get("trailers") or type(headers) is not list:
-            return False
-        read = self._way.heads.of(headers)
-        if read is None:
-            return False
-        head, self._length = read
-        if not head.fit or head.labelled or head.streams:
-            return False
-        self._head, self._start, self._stage = head, start, _HELD
-        return True
-
-    async def _finish(self, message: Message) -> None:
-        """The whole body has come."""
-        body = message.get("body", b"")
-        head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
-        waiting = self._waiting
-        unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
-        if unfit or (waiting is not None and not waiting.fits(self._start, message, body)):
-            await self._fall_back()(message)
-            return
-        tag = (b"etag", make_etag(body, weak=head.coded))
-        context.own_etag = True
-        match = context.match
-        plan: Labelled | None = head.plans.get(match.route)
-        if plan is None or plan.policy is not match.policy:
-            given = [*head.before, (b"content-length", length), *head.after, tag]
-            plan = way.misses.labelled(head, given, context, self._share)
-        if plan is None or len(body) > plan.room:
-            context.own_etag = False
-            await self._fall_back()(message)
-            return
-        headers = [*plan.before, (b"content-length", length), *plan.after, tag, *plan.rest]
-        self._tag, self._labelled = tag, plan
-        if plan.kept is not None:
-            context.storable = plan.storable
-            self._stored = tuple(headers[:-1])
-        if way.telemetry.debug_headers:
-            headers += debug_fields(scope, context)
-        self._stage = _BEGUN
-        if waiting is not None:
-            waiting.judge(200, self._given())
-        try:
-            await self._send({**self._start, "headers": headers})
-        except BaseException as error:
-            self._fall_back()
-            self._outcome.gone = True
-            self._watch.gone = isinstance(error, OSError)
-            raise
-        if self._labelling is not None:
-            await self._outcome.send(message)  # others may have joined while the start was being sent
-            return
-        if waiting is not None:
-            waiting.close()  # who comes after the answer has begun to flow runs on its own
-        self._breaker.report(self._ticket, failed=False)
-        self._stage = _DONE
-        way.taken += 1
-        way.telemetry.count(scope, context, 200, self._started, True, False)
-        await self._send(message)
-        if plan.kept is not None and not way.misses.keep(
-            plan.plan, 200, self._stored, body, named=self._named, context=context, positions=self._positions,
-            asked=self._asked, dated=plan.dated,
-        ):  # fmt: skip
-            await self._miss(copies=False).taken_up().commit(200, self._stored, body)
-
-    def explain(self) -> Explanation:
-        """What is known now."""
-        return self._miss(copies=False).explain()
-
-    def _given(self) -> list[Pair]:
-        """The fields of the app's answer, with the ETag that it was given."""
-        head = self._head
-        return [*head.before, (b"content-length", self._length), *head.after, self._tag]
-
-    def _leaders_start(self) -> Message | None:
-        """The start as the leader has heard it; None: it has not."""
-        if self._leader is not None:
-            return self._leader.start
-        if self._stage < _BEGUN:
-            return None
-        return {**self._start, "headers": tuple(self._given())}
-
-    def _miss(self, *, copies: bool) -> Miss:
-        """The cache's part, come to where this is. copies: the body is to come."""
-        return self._miss_to(self._send, copies=copies)
-
-    def _miss_to(self, send: Send, *, copies: bool) -> Miss:
-        miss = Miss(
-            self._way.misses, self._scope, self._named, self._share, self._context, send, self._positions, self._asked
-        )
-        if self._stage >= _BEGUN:
-            plan, given = self._labelled.plan, self._given()
-            headers = self._stored if plan.kept is not None else given
-            miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
-        return miss
-
-    def _ending(self) -> Outcome:
-        self._fall_back()
-        return self._outcome
-
-    def _fall_back(self) -> Labelling:
-        """The objects of the five layers in this one's place, come to where it is."""
-        if self._labelling is not None:
-            return self._labelling
-        way, scope, context, stage = self._way, self._scope, self._context, self._stage
-        start = self._leaders_start()
-        self._watch = watch = Watch(
-            way.telemetry, way.app, scope, context, self._receive, self._send, True, self._started
-        )
-        context.explainer = miss = self._miss_to(watch.send, copies=stage == _BEGUN)
-        receive, send = watch.receive, miss.__call__
-        if self._leads:
-            self._leader = leader = Leader(scope, receive, send, watched=False)
-            receive, send = leader.receive, leader.send
-            if start is not None:
-                leader.said(start, body=stage == _DONE)
-        self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
-        self._labelling = labelling = Labelling(scope, context, outcome.send)
-        if stage == _HELD:
-            labelling.hold(self._start, self._length.strip(b" \t"), coded=self._head.coded)
-        elif stage >= _BEGUN:
-            outcome.started, watch.status = True, 200
-            outcome.settled = watch.counted = stage == _DONE
-        if self._waiting is not None and self._leader is not None:
-            self._waiting.take_off(self._leader)
-        return labelling
-
-
-async def _nothing() -> None:
-    """What is awaited where a message is kept, or nothing is left to wait for."""

@@ -317,7 +317,7 @@ def test_an_entry_under_the_key_of_another_variant_is_not_served() -> None:
             clock=lambda: 1.0,
         )
         scope = scope_of("/", user=USERS[0], headers=[("accept-encoding", encoding)])
-        return hits(scope, resolver.of(scope))
+        return hits.find(scope, resolver.of(scope))
 
     variants = Variants(names=(b"accept-encoding",))
     assert ask([variants, entry], "br") is not None

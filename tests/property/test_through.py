@@ -243,15 +243,15 @@ def test_a_note_of_another_request_or_of_another_cache_leads_nobody_through() ->
         first, second = (scope_of(path, user=USERS[0], state=state) for path in ("/user", "/plain"))
         context = one.resolver.of(first)
         assert one.cache.hits is not None
-        assert one.cache.hits(first, context) is None
-        assert one.way(second, context, never, never, 0.0) is None
-        assert other.way(first, context, never, never, 0.0) is None
+        assert one.cache.hits.find(first, context) is None
+        assert one.way.take(second, context, never, never, 0.0) is None
+        assert other.way.take(first, context, never, never, 0.0) is None
         sent: list[Any] = []
 
         async def send(message: Any) -> None:
             sent.append(message["type"])
 
-        passage = one.way(first, context, never, send, 0.0)
+        passage = one.way.take(first, context, never, send, 0.0)
         assert passage is not None
         await passage
         assert sent == ["http.response.start", "http.response.body"]

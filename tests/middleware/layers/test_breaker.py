@@ -396,14 +396,28 @@ def test_circuits_are_bounded_and_the_limit_is_counted() -> None:
     async def body() -> None:
         bench = Bench(max_circuits=3)
         await bench.fail(user=User("first", "ann"))
-        for number in range(5):
+        for number in range(6):
             await bench.ask(user=User(f"tenant-{number}", "ann"))
-        assert bench.metrics.limits.labels("breaker-circuits")._value.get() == 3
+        assert bench.metrics.limits.labels("breaker-circuits")._value.get() == 4
         assert (await bench.ask(user=User("first", "ann"))).status == 200, "forgotten, so closed"
         await bench.fail(user=User("last", "ann"))
         assert bench.gauge("/b") == 2
         bench.clock.now += 5
         await bench.ask(user=User("last", "ann"))
         assert bench.gauge("/b") == 0, "the forgotten circuit is not counted for ever"
+
+    run(body)
+
+
+def test_a_circuit_that_is_asked_for_is_not_the_one_that_is_forgotten() -> None:
+    async def body() -> None:
+        bench = Bench(max_circuits=3)
+        for name in ("a", "busy", "c"):
+            await bench.ask(user=User(name, "ann"))
+        await bench.fail(user=User("busy", "ann"))
+        for number in range(8):
+            assert (await bench.ask(user=User("busy", "ann"))).status == 503
+            await bench.ask(user=User(f"tenant-{number}", "ann"))
+        assert bench.metrics.limits.labels("breaker-circuits")._value.get() == 8
 
     run(body)

@@ -1,0 +1,334 @@
+"""One plain request on the straight way through all five layers, see `through`.
+
+One object is the app's `send`, and does what the five do one inside the other. It labels the body, reports to the
+circuit, counts, and keeps a copy. The run of the app is begun by hand and has a task of its own (`eager`); while it
+does not wait nobody can join it, and no flight is registered.
+
+Plain is a response with 200, one Content-Length, no ETag of the app's own and all of its body in one message. Whatever
+else happens (the app waits, reads what the client sends, answers otherwise, fails) falls back: the objects of the five
+layers are made and put where this has come to, and go on. None of their rules is repeated here. A property test
+compares the two ways on generated lives: messages, records, counts, circuits, flights.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final
+
+from tidegate.middleware.breaker import Breaker, Ticket
+from tidegate.middleware.core.explain import Explanation
+from tidegate.middleware.core.validators import make_etag
+from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Send
+from tidegate.middleware.layers.breaker import Outcome
+from tidegate.middleware.layers.coalesce import CoalesceLayer
+from tidegate.middleware.layers.eager import begin
+from tidegate.middleware.layers.etag import Labelling
+from tidegate.middleware.layers.fields import Heads, Pair
+from tidegate.middleware.layers.fused import Missed
+from tidegate.middleware.layers.joining import Key
+from tidegate.middleware.layers.leader import Leader
+from tidegate.middleware.layers.straight import Labelled, Miss, Misses
+from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
+from tidegate.middleware.layers.waiting import Waiting
+
+__all__ = ["Passage", "Way"]
+
+_NEW: Final = 0
+"""The app has said nothing."""
+_HELD: Final = 1
+"""The response's start waits for its body, of which its ETag is made."""
+_BEGUN: Final = 2
+"""The start was sent, or is being sent."""
+_DONE: Final = 3
+"""The whole response is known to all layers, and was sent or is being sent."""
+
+
+class Way:
+    """What the passages of one stack have in common.
+
+    app: the application inside all layers. failures: statuses that say that it is not well.
+    taken: requests that went all the way.
+    """
+
+    def __init__(
+        self, app: ASGIApp, telemetry: TelemetryLayer, misses: Misses, coalesce: CoalesceLayer, failures: frozenset[int]
+    ) -> None:
+        self.app = app
+        self.telemetry = telemetry
+        self.debugs = telemetry.debug_headers
+        self.misses = misses
+        self.coalesce = coalesce
+        self.failures = failures
+        self.heads = Heads()
+        self.taken = 0
+
+
+class Passage:
+    """One request: what the app is given as `receive` and `send`, and what explains it."""
+
+    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
+                 "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started", "_stored",
+                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+
+    def __init__(
+        self, way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float,
+        started: float, breaker: Breaker, ticket: Ticket,
+    ) -> None:  # fmt: skip
+        self._way = way
+        self._missed = missed
+        self._scope = missed[1]
+        self._context = context
+        self._receive = receive
+        self._send = send
+        self._asked = asked
+        self._started = started
+        self._breaker = breaker
+        self._ticket = ticket
+        self._leads = False
+        self._stage = _NEW
+        self._labelling: Labelling | None = None
+        self._leader: Leader | None = None
+        self._waiting: Waiting | None = None
+
+    async def alone(self) -> None:
+        """Let the app answer this request and nobody else."""
+        try:
+            await self._way.app(self._scope, self.receive, self.send)
+            if self._stage is not _DONE:
+                self._ending().over()
+        except Exception:
+            self._ending().settle(failed=True)
+            self._watch.failed = True
+            raise
+        except BaseException:
+            self._ending().abandon()
+            raise
+        finally:
+            context = self._context
+            if self._stage is _DONE:
+                context.explainer = None
+            else:
+                self._over()
+
+    def lead(self, key: Key, hashed: int) -> Awaitable[None]:
+        """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
+        have nothing left to wait for.
+        """
+        self._leads = True
+        context, coalesce = self._context, self._way.coalesce
+        began = coalesce.clock()
+        try:
+            run = begin(self._run())
+        except BaseException as error:
+            self._failed(error)
+            raise
+        if run is not None:
+            return self._wait(key, hashed, run)
+        start = None if context.storable else self._leaders_start()
+        coalesce.never_waited(hashed, start, context, began)
+        if self._stage is _DONE:
+            context.explainer = None
+        else:
+            self._over()
+        return _nothing()
+
+    async def _wait(self, key: Key, hashed: int, run: "asyncio.Task[None]") -> None:
+        """The run waits for the first time, and others may join it: see it to its end."""
+        coalesce, request = self._way.coalesce, self._scope["headers"]
+        self._waiting = waiting = Waiting(coalesce, key, hashed, self._context, request, run, self._fall_back)
+        if self._leader is not None:
+            waiting.take_off(self._leader)
+        elif self._stage != _NEW:
+            self._fall_back()
+        else:
+            waiting.enter()
+        try:
+            await waiting.see_to_end()
+        except Exception:
+            self._fall_back()
+            self._watch.failed = True
+            raise
+        finally:
+            self._over()
+
+    async def _run(self) -> None:
+        """The leader's run; its end is the circuit's."""
+        try:
+            await self._way.app(self._scope, self.receive, self.send)
+            if self._stage is not _DONE:
+                self._ending().over()
+        except Exception as error:
+            self._ending().settle(failed=True)
+            if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
+                raise
+        except BaseException:
+            self._ending().abandon()
+            raise
+        finally:
+            if self._leader is not None:
+                self._leader.over()
+            elif self._waiting is not None:
+                self._waiting.call()
+
+    def _failed(self, error: BaseException) -> None:
+        """It is over, before it waited for anything."""
+        if isinstance(error, Exception):
+            self._fall_back()
+            self._watch.failed = True
+        self._over()
+
+    def _over(self) -> None:
+        """It is over; where it did not end the straight way, it is to be counted."""
+        self._context.explainer = None
+        if self._stage is not _DONE:
+            self._fall_back()
+            if not self._watch.counted:
+                self._watch.finish()
+
+    async def receive(self) -> Message:
+        """What the client sends."""
+        return await self._ending().receive()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """What the app answers."""
+        if self._labelling is not None:
+            return self._labelling(message)
+        kind, stage = message["type"], self._stage
+        if stage == _HELD:
+            if kind == "http.response.body" and not message.get("more_body", False):
+                return self._finish(message)
+        elif stage == _NEW:
+            if kind == "http.response.start" and self._holds(message):
+                return _nothing()
+        elif stage == _DONE:
+            return self._send(message)
+        return self._fall_back()(message)
+
+    def _holds(self, start: Message) -> bool:
+        """Whether a start is plain; it is kept then until its body comes."""
+        headers: list[Pair] = start.get("headers", ())
+        if start["status"] != 200 or start.get("trailers") or type(headers) is not list:
+            return False
+        read = self._way.heads.of(headers)
+        if read is None:
+            return False
+        head, self._length = read
+        if not head.fit or head.labelled or head.streams:
+            return False
+        self._head, self._start, self._stage = head, start, _HELD
+        return True
+
+    async def _finish(self, message: Message) -> None:
+        """The whole body has come."""
+        body = message.get("body", b"")
+        head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
+        waiting = self._waiting
+        unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
+        if unfit or (waiting is not None and not waiting.fits(self._start, message, body)):
+            await self._fall_back()(message)
+            return
+        tag = (b"etag", make_etag(body, weak=head.coded))
+        context.own_etag = True
+        match = context.match
+        plan: Labelled | None = head.plans.get(match.route)
+        if plan is None or plan.policy is not match.policy:
+            given = [*head.before, (b"content-length", length), *head.after, tag]
+            plan = way.misses.labelled(head, given, context, self._missed[3])
+        if plan is None or len(body) > plan.room:
+            context.own_etag = False
+            await self._fall_back()(message)
+            return
+        headers = [*plan.before, (b"content-length", length), *plan.after, tag, *plan.rest]
+        self._tag, self._labelled = tag, plan
+        if plan.kept is not None:
+            context.storable = plan.storable
+            self._stored = tuple(headers[:-1])
+        if way.debugs:
+            headers += debug_fields(scope, context)
+        self._stage = _BEGUN
+        if waiting is not None:
+            waiting.judge(200, self._given())
+        try:
+            await self._send({**self._start, "headers": headers})
+        except BaseException as error:
+            self._fall_back()
+            self._outcome.gone = True
+            self._watch.gone = isinstance(error, OSError)
+            raise
+        if self._labelling is not None:
+            await self._outcome.send(message)  # others may have joined while the start was being sent
+            return
+        if waiting is not None:
+            waiting.close()  # who comes after the answer has begun to flow runs on its own
+        self._breaker.report(self._ticket, failed=False)
+        self._stage = _DONE
+        way.taken += 1
+        way.telemetry.count(scope, context, 200, self._started, True, False)
+        await self._send(message)
+        if plan.kept is not None and not way.misses.keep(
+            plan.plan, 200, self._stored, body, self._missed[2], context, self._asked, plan.dated
+        ):
+            await self._miss(copies=False).taken_up().commit(200, self._stored, body)
+
+    def explain(self) -> Explanation:
+        """What is known now."""
+        return self._miss(copies=False).explain()
+
+    def _given(self) -> list[Pair]:
+        """The fields of the app's answer, with the ETag that it was given."""
+        head = self._head
+        return [*head.before, (b"content-length", self._length), *head.after, self._tag]
+
+    def _leaders_start(self) -> Message | None:
+        """The start as the leader has heard it; None: it has not."""
+        if self._leader is not None:
+            return self._leader.start
+        if self._stage < _BEGUN:
+            return None
+        return {**self._start, "headers": tuple(self._given())}
+
+    def _miss(self, *, copies: bool) -> Miss:
+        """The cache's part, come to where this is. copies: the body is to come."""
+        return self._miss_to(self._send, copies=copies)
+
+    def _miss_to(self, send: Send, *, copies: bool) -> Miss:
+        miss = Miss(self._way.misses, self._missed, self._context, send, self._asked)
+        if self._stage >= _BEGUN:
+            plan, given = self._labelled.plan, self._given()
+            headers = self._stored if plan.kept is not None else given
+            miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
+        return miss
+
+    def _ending(self) -> Outcome:
+        self._fall_back()
+        return self._outcome
+
+    def _fall_back(self) -> Labelling:
+        """The objects of the five layers in this one's place, come to where it is."""
+        if self._labelling is not None:
+            return self._labelling
+        way, scope, context, stage = self._way, self._scope, self._context, self._stage
+        start = self._leaders_start()
+        self._watch = watch = Watch(
+            way.telemetry, way.app, scope, context, self._receive, self._send, True, self._started
+        )
+        context.explainer = miss = self._miss_to(watch.send, copies=stage == _BEGUN)
+        receive, send = watch.receive, miss.__call__
+        if self._leads:
+            self._leader = leader = Leader(scope, receive, send, watched=False)
+            receive, send = leader.receive, leader.send
+            if start is not None:
+                leader.said(start, body=stage == _DONE)
+        self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
+        self._labelling = labelling = Labelling(scope, context, outcome.send)
+        if stage == _HELD:
+            labelling.hold(self._start, self._length.strip(b" \t"), coded=self._head.coded)
+        elif stage >= _BEGUN:
+            outcome.started, watch.status = True, 200
+            outcome.settled = watch.counted = stage == _DONE
+        if self._waiting is not None and self._leader is not None:
+            self._waiting.take_off(self._leader)
+        return labelling
+
+
+async def _nothing() -> None:
+    """What is awaited where a message is kept, or nothing is left to wait for."""
