@@ -63,13 +63,13 @@ async def found(store: Store, key: bytes) -> Record | None:
     return at_hand if at_hand is not None else (await store.get(key)).record
 
 
-async def hears(store: TieredStore) -> None:
-    """Returns when its memory is in step."""
+async def hears(store: TieredStore, seconds: float = 30.0) -> None:
+    """Returns when its memory is in step; fails after `seconds`."""
 
     async def live() -> bool:
         return store.stats().extra["near_live"] == 1.0
 
-    await eventually(live, "it hears of purges", 30.0)
+    await eventually(live, "it hears of purges", seconds)
 
 
 async def gone(store: TieredStore, key: bytes) -> None:

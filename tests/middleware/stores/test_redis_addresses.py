@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,7 +17,7 @@ from redis import Redis
 
 from tests.docs.pages import Page
 from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, hears, new_metrics, positions, write
-from tests.services import RedisCluster, RedisServer, SentinelTrio, free_port
+from tests.services import RedisCluster, RedisServer, SentinelTrio, free_port, wait_until
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import PUBLIC_SCOPE
 from tidegate.middleware.stores.redis import RedisStore
@@ -53,7 +54,7 @@ def works(url: str, patience: float = 20.0) -> None:
         assert metrics.errors.labels(component)._value.get() == 0, component
 
 
-def in_step(url: str) -> None:
+def in_step(url: str, patience: float = 30.0) -> None:
     """Memory in front hears of purges there."""
 
     async def run() -> None:
@@ -61,11 +62,31 @@ def in_step(url: str) -> None:
         store = in_front_of(RedisStore(url, metrics=metrics), max_bytes=1 << 20, metrics=metrics)
         await store.start()
         try:
-            await hears(store)
+            await hears(store, patience)
         finally:
             await store.aclose()
 
     asyncio.run(run())
+
+
+def durable(url: str) -> bool | None:
+    """Whether a purge there is said to have reached a replica."""
+
+    async def run() -> bool | None:
+        store = RedisStore(url, metrics=new_metrics())
+        try:
+            await store.purge({ACME: ["it"]})
+            return await store.settled({ACME: ["it"]})
+        finally:
+            await store.aclose()
+
+    return asyncio.run(run())
+
+
+def documented() -> list[str]:
+    """The rights that the docs name: of a user, where there are replicas, in a cluster, and of the Sentinels' user."""
+    told = " ".join(Page.of("docs/mounting.md").section("Redis").split()).partition("A user of an ACL needs")[2]
+    return re.findall(r"`([^`]*)`", told)[:4]
 
 
 def refused(url: str) -> str:
@@ -144,8 +165,7 @@ def test_sentinels_and_a_cluster_are_spoken_to_over_tls_all_the_way(
 
 
 def test_a_user_of_an_acl_needs_what_the_docs_say_and_no_more(server: RedisServer) -> None:
-    (told,) = re.findall(r"`(~tidegate:\* [^`]*)`", " ".join(Page.of("docs/mounting.md").section("Redis").split()))
-    rights = told.split()
+    rights = documented()[0].split()
     at = f"@127.0.0.1:{server.port}/0"
     try:
         server.command_reply("ACL", "SETUSER", "app", "reset", "on", ">let me in", *rights)
@@ -161,6 +181,77 @@ def test_a_user_of_an_acl_needs_what_the_docs_say_and_no_more(server: RedisServe
                 works(f"redis://app:let%20me%20in{at}", patience=0.5)
     finally:
         server.command_reply("ACL", "DELUSER", "app")
+
+
+def test_a_user_of_a_clusters_acl_needs_more_and_no_more_than_that(redis_cluster: RedisCluster) -> None:
+    one, replicas, cluster, _ = documented()
+    rights = f"{one} {replicas} {cluster}".split()
+    url = redis_cluster.url.replace("//", "//app:x@")
+
+    def may(*those: str) -> None:
+        for server in redis_cluster.servers:
+            server.command_reply("ACL", "SETUSER", "app", "reset", "on", ">x", *those)
+
+    try:
+        may(*rights)
+        works(url)
+        in_step(url)
+        wait_until(lambda: durable(url) is True, 20, "a replica has it, and says so")
+        for right in [*replicas.split(), *cluster.split()]:
+            may(*[other for other in rights if other != right])
+            if right in replicas:
+                assert durable(url) is False
+                continue
+            with pytest.raises((AssertionError, StoreError)):
+                in_step(url, patience=0.5)
+    finally:
+        for server in redis_cluster.servers:
+            server.command_reply("ACL", "DELUSER", "app")
+
+
+def test_a_user_of_the_sentinels_acl_needs_what_the_docs_say_and_no_more(sentinels: SentinelTrio) -> None:
+    rights = documented()[3].split()
+    url = f"{sentinels.url}?sentinel_username=app&sentinel_password=x"
+
+    def may(*those: str) -> None:
+        for server in sentinels.sentinels:
+            server.command_reply("ACL", "SETUSER", "app", "reset", "on", ">x", *those)
+
+    def watched() -> bool:
+        """Whether all Sentinels are listened to."""
+
+        async def run() -> bool:
+            metrics = new_metrics()
+            store: Any = RedisStore(url, metrics=metrics)
+            try:
+                await store.get(b"key")
+                watches = store._servers._finder._watches
+
+                async def decided() -> bool:
+                    failures = metrics.errors.labels("sentinels")._value.get()
+                    return failures >= 3 or all(watch.named is not None for watch in watches)
+
+                await eventually(decided, "it is known", 30.0)
+                return all(watch.named is not None for watch in watches)
+            finally:
+                await store.aclose()
+
+        return asyncio.run(run())
+
+    try:
+        may(*rights)
+        works(url)
+        wait_until(watched, 30, "all Sentinels are listened to")
+        for right in rights:
+            may(*[other for other in rights if other != right])
+            if right.endswith("get-master-addr-by-name"):
+                assert "no permissions to run" in refused(url)
+            else:
+                works(url)
+                assert not watched(), right
+    finally:
+        for server in sentinels.sentinels:
+            server.command_reply("ACL", "DELUSER", "app")
 
 
 def test_a_unix_socket_and_a_database_by_number_are_addresses_too(server: RedisServer) -> None:
