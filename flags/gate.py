@@ -43,6 +43,9 @@ _TRUSTED: Final = 15
 _LONGEST_REMEMBERED: Final = 1024
 """Characters of a context, all its names and values together, whose decision is remembered."""
 
+_COHORTS: Final = 4096
+"""Sets of labels that are remembered, so that equal ones are one."""
+
 _Labels = tuple[str, str, str]
 
 
@@ -132,6 +135,7 @@ class Gates:
         )
         self._labels = {labels: labels for labels in self.label_combinations()}
         self._open_sets: dict[frozenset[str], frozenset[str]] = {}
+        self._cohorts: dict[tuple[_Labels, ...], tuple[_Labels, ...]] = {}
         self._remembered: OrderedDict[object, Decision] = OrderedDict()
         self._reaches: dict[str, Reach] = dict.fromkeys(self._layers, "nobody")
         self._subscribers: tuple[ReachChanged, ...] = ()
@@ -319,7 +323,7 @@ class Gates:
         return Decision(
             open=self._layers_of(opened),
             shadow=self._layers_of(shadowed),
-            cohorts=tuple(cohorts),
+            cohorts=self._one(tuple(cohorts)),
             tally=self.usage.tally(frozenset(opened)),
             unit=unit,
             reasons=self._why,
@@ -332,10 +336,19 @@ class Gates:
         layers = frozenset[str]().union(*(self._layers[flag] for flag in flags))
         return self._open_sets.setdefault(layers, layers)
 
+    def _one(self, cohorts: tuple[_Labels, ...]) -> tuple[_Labels, ...]:
+        """One object for all that are equal: whoever counts by them finds its place by which object it is."""
+        known = self._cohorts.get(cohorts)
+        if known is None:
+            if len(self._cohorts) >= _COHORTS:
+                self._cohorts.clear()
+            known = self._cohorts[cohorts] = cohorts
+        return known
+
     def _shut(self, unit: str | None) -> Decision:
         if unit is None:
             return self.nobody
-        cohorts = tuple(self._labels[flag, self._band(flag, unit), CONTROL] for flag in self._layers)
+        cohorts = self._one(tuple(self._labels[flag, self._band(flag, unit), CONTROL] for flag in self._layers))
         return Decision(open=frozenset(), cohorts=cohorts, tally=self._shut_tally, unit=unit, reasons=self._why)
 
     def _why(self, flag: str, unit: str) -> str:

@@ -44,6 +44,7 @@ OnError = Callable[[str, Exception], None]
 # What is kept for a series. Each request is in one bucket, and at most one of `asked` and `hits`, so that a sum over
 # buckets is the number of requests, and no count has to be kept twice.
 _SECONDS, _ERRORS, _ASKED, _HITS, _FIRST_BUCKET = range(5)
+_FIRST_BOUND: Final = COHORT_BUCKETS[0]
 _BOUNDS: Final = (*(str(bound) for bound in COHORT_BUCKETS), "+Inf")
 _SLOTS: Final = ("seconds", "errors", "asked", "hits", *(f"le={bound}" for bound in _BOUNDS))
 _WIDTH: Final = len(_SLOTS)
@@ -131,9 +132,13 @@ class CohortCounters(Collector):
 
     def count(self, cohorts: tuple[Labels, ...], seconds: float, error: bool, storable: bool, hit: bool) -> None:
         """Count one finished request in each of its cohorts (one per flag)."""
-        recent = self._recent.get(id(cohorts))  # a third of what hashing five labels costs
-        offsets = recent[1] if recent is not None and recent[0] is cohorts else self._resolve(cohorts)
-        bucket = _FIRST_BUCKET + bisect_left(COHORT_BUCKETS, seconds)
+        try:
+            offsets = self._recent[id(cohorts)][1]  # a third of what hashing five labels costs
+        except KeyError:
+            offsets = self._resolve(cohorts)
+        bucket = _FIRST_BUCKET
+        if seconds > _FIRST_BOUND:  # few are, and the search takes as long as a count
+            bucket += bisect_left(COHORT_BUCKETS, seconds)
         served = (_HITS if hit else _ASKED) if storable else 0
         seconds = 0.0 + seconds  # a plain number: the addition of another could let other threads in
         counts = self._counts
@@ -168,7 +173,7 @@ class CohortCounters(Collector):
                 self._of_cohorts[cohorts] = found
             if len(self._recent) >= 4096:
                 self._recent.clear()
-            self._recent[id(cohorts)] = (cohorts, found)  # which keeps it, and so its id
+            self._recent[id(cohorts)] = (cohorts, found)  # which keeps it, so that nobody else gets its id
         return found
 
     def _group(self, offsets: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ __all__ = ["LATENCY_BUCKETS", "Ending", "RouteMetrics", "route_metrics"]
 
 LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
+_FIRST_BOUND: Final = LATENCY_BUCKETS[0]
 
 _REQUESTS: Final = ("tidegate_requests", "HTTP requests by route template, method and status class.")
 _SECONDS: Final = (
@@ -73,7 +74,7 @@ class RouteMetrics:
             row = self._rows[ending]
         except KeyError:
             row = self._rows.setdefault(ending, [0.0] * (len(LATENCY_BUCKETS) + 2))
-        row[bisect_left(LATENCY_BUCKETS, seconds)] += 1.0
+        row[0 if seconds <= _FIRST_BOUND else bisect_left(LATENCY_BUCKETS, seconds)] += 1.0
         row[-1] += seconds
 
     def _sums(self, label: Callable[[Ending], tuple[str, ...] | None]) -> dict[tuple[str, ...], Row]:

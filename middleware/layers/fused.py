@@ -13,6 +13,7 @@ generated requests, byte by byte and count by count.
 """
 
 from collections.abc import Callable
+from math import floor
 from typing import Any, Final
 
 from tidegate.middleware.core.identity import REWRITING, Credentials
@@ -152,7 +153,7 @@ class FusedHits:
             return None
         if entry.own_etag and decision is not None and "etag" not in decision.open:
             return None
-        seconds = int(age), int(left)
+        seconds = floor(age), floor(left)  # int() of them takes twice as long
         given = [*entry.headers, *(self._notes.get(seconds) or self._note(seconds))]
         self.taken += 1
         context.storable, context.outcome = True, "hit"

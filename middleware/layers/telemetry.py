@@ -24,7 +24,7 @@ from tidegate.middleware.layers.fused import Answer, Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Span, Tracer, inside
 
-__all__ = ["TelemetryLayer", "Through", "Watch", "debug_fields"]
+__all__ = ["Quiet", "TelemetryLayer", "Through", "Watch", "debug_fields"]
 
 _HITS = ("hit", "stale")
 _CACHEABLE = ("GET", "HEAD")
@@ -86,8 +86,12 @@ class TelemetryLayer:
             return self.app(scope, receive, send)
         context = self._resolver.of(scope)
         decision = context.decision
-        if self._bare is not None and decision is not None and not decision.open and scope["method"] in _SAFE:
-            return Watch(self, self._bare, scope, context, receive, send, False, self.clock())
+        if decision is not None and not decision.open and self._bare is not None and self.cohorts is not None:
+            method = scope["method"]
+            if method in _SAFE:
+                policy = context.match.policy
+                storable = policy is not None and method in _CACHEABLE and policy.storable
+                return Quiet(self.cohorts, self.clock, self._bare, scope, decision.cohorts, storable, receive, send)
         opened, span = self.gate(context), None
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
@@ -295,3 +299,62 @@ class Watch:
             return  # nobody was answered: the client left, or the server is going down
         error = (self.failed or self.status >= 500) and self._is_error()
         self._layer.count(self._scope, self._context, self.status, self._started, self._opened, error)
+
+
+class Quiet(Watch):
+    """A safe request for which every layer is shut: nothing is to be done but to count it in its cohorts."""
+
+    __slots__ = ("_clock", "_cohorts", "_counters", "_storable")
+
+    def __init__(
+        self,
+        counters: CohortCounters,
+        clock: Callable[[], float],
+        app: ASGIApp,
+        scope: Scope,
+        cohorts: tuple[tuple[str, str, str], ...],
+        storable: bool,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._counters = counters
+        self._clock = clock
+        self.app = app
+        self._scope = scope
+        self._cohorts = cohorts
+        self._storable = storable
+        self._receive = receive
+        self._send = send
+        self.gone = self._trailers = self.counted = self.failed = False
+        self.status = 0
+        self._started = clock()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """As of any watch, without what the debug headers need."""
+        if self.counted:
+            return self._send(message)
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            self._trailers = message.get("trailers", False)
+            return self._watched(message)
+        if kind == "http.response.body":
+            is_last = not message.get("more_body", False) and not self._trailers
+        elif kind == "http.response.trailers":
+            is_last = not message.get("more_trailers", False)
+        else:
+            is_last = kind == "http.response.pathsend"
+        if not is_last:
+            return self._watched(message)
+        self.finish()
+        return self._send(message)
+
+    def finish(self) -> None:
+        """Count the request; for once."""
+        self.counted = True
+        error = False
+        if self.failed or self.status >= 500:
+            error = not self.gone
+        elif self.status == 0:
+            return  # as of any watch
+        self._counters.count(self._cohorts, self._clock() - self._started, error, self._storable, False)

@@ -140,7 +140,10 @@ class Tidegate:
             identify=identify,
             policies=Policies(_with_ttl(policy, ttl) for policy in (*policies, *self.settings.cache.policies)),
             credentials=credentials,
-            decide=_decider(self.gates, properties, flags.unit) if self.gates is not None else None,
+            decide=_decider(self.gates, properties, flags.unit)
+            if self.gates is not None and properties is not None
+            else None,
+            decide_for=self.gates.decide_for if self.gates is not None and properties is None else None,
             on_error=self._metrics.fail,
         )
         self._runtime = Runtime(
@@ -291,16 +294,7 @@ class Tidegate:
         return layer
 
 
-def _decider(
-    gates: Gates, properties: FlagProperties | None, unit: Unit
-) -> Callable[[Identity | None, Scope], Decision]:
-    decide_for = gates.decide_for
-
-    def by_names(identity: Identity | None, _scope: Scope) -> Decision:
-        return decide_for(identity.tenant, identity.user) if identity is not None else decide_for(None)
-
-    if properties is None:
-        return by_names
+def _decider(gates: Gates, properties: FlagProperties, unit: Unit) -> Callable[[Identity | None, Scope], Decision]:
     unit_field = UNIT_FIELDS[unit]
 
     def by_properties(identity: Identity | None, scope: Scope) -> Decision:

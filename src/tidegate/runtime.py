@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from tidegate.flags import FlagProvider, Gates, Stops
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
-from tidegate.middleware.layers.telemetry import Watch
+from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
 
@@ -131,8 +131,10 @@ class Mounted:
     @app.setter
     def app(self, app: ASGIApp) -> None:
         self._app = app
-        # See TelemetryLayer: what it does in a call is done here instead, and costs a coroutine less.
-        self._begin: Callable[[Scope, Receive, Send], Watch | Awaitable[None]] = getattr(app, "begin", app)
+        self._begin: Callable[[Scope, Receive, Send], Watch | Awaitable[None]] = app
+        if isinstance(app, TelemetryLayer):
+            # What it would do in a call is done here instead: that is a coroutine less for each request.
+            self._begin = app.begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -145,17 +147,17 @@ class Mounted:
             self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
         begun = self._begin(scope, receive, send)
-        if not isinstance(begun, Watch):
+        if isinstance(begun, Watch):
+            try:  # `begun.run()`
+                await begun.app(scope, begun.receive, begun.send)
+            except Exception:
+                begun.failed = True
+                raise
+            finally:
+                if not begun.counted:
+                    begun.finish()
+        else:
             await begun
-            return
-        try:  # `begun.run()`, without its coroutine
-            await begun.app(scope, begun.receive, begun.send)
-        except Exception:
-            begun.failed = True
-            raise
-        finally:
-            if not begun.counted:
-                begun.finish()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application's lifespan, and ours with it."""

@@ -235,6 +235,16 @@ def test_labels_and_open_sets_are_shared_between_decisions() -> None:
     assert all(mine is theirs for mine, theirs in zip(one.cohorts, other.cohorts, strict=True))
 
 
+def test_cohorts_that_are_equal_are_one_object_and_as_many_are_remembered_as_agreed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tidegate.flags.gate._COHORTS", 3)
+    gates = Gates(Provider(cache=30))
+    cohorts = [gates.decide_for(f"t{number // 2}", f"u{number % 2}").cohorts for number in range(200)]
+    assert all(cohorts[number] is cohorts[number + 1] for number in range(0, 200, 2))
+    assert len(set(cohorts)) > 3 >= len(gates._cohorts)
+
+
 def test_a_provider_that_raises_is_shut_reported_and_asked_again() -> None:
     provider, errors = Provider(cache=100), Errors()
     gates = Gates(provider, on_error=errors)

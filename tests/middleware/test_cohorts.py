@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from math import inf, nextafter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_every_series_starts_at_zero() -> None:
     samples = exposed(CohortCounters([CANARY, CONTROL]))
     assert samples["tidegate_cohort_requests_total", "control", ""] == 0
     assert samples["tidegate_cohort_duration_seconds_bucket", "canary", "+Inf"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, *COHORT_BUCKETS])
+def test_a_bucket_holds_what_took_as_long_as_its_bound_and_nothing_above(seconds: float) -> None:
+    counters = CohortCounters([CANARY])
+    counters.count((CANARY,), seconds=seconds, error=False, storable=False, hit=False)
+    counters.count((CANARY,), seconds=nextafter(seconds, inf), error=False, storable=False, hit=False)
+    found = [0 if seconds == 0.0 else COHORT_BUCKETS.index(seconds)]
+    found.append(found[0] + (seconds > 0.0))
+    expected = [float(found.count(bucket)) for bucket in range(len(COHORT_BUCKETS) + 1)]
+    assert list(counters.totals()[CANARY].buckets) == expected
 
 
 def test_a_request_counts_in_what_it_was_and_in_its_bucket_and_all_above() -> None:

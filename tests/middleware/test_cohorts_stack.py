@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,28 @@ def test_a_hit_is_what_the_cache_answered_and_neither_a_followers_answer_nor_sha
     assert (both.requests, both.storable, both.hits, calls) == (10, 7, 1, 4), (
         "a route in shadow mode is to store nothing"
     )
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("percent", [0, 100])
+def test_what_the_app_raises_never_answers_or_answers_in_part_counts_once(percent: int, method: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/raises":
+            raise RuntimeError
+        if scope["path"] == "/cancelled":
+            raise asyncio.CancelledError
+        if scope["path"] == "/breaks-off":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+            await send({"type": "http.response.body", "body": b"some", "more_body": True})
+
+    async def run() -> None:
+        for path in ("/raises", "/cancelled", "/says-nothing", "/breaks-off"):
+            with suppress(RuntimeError, asyncio.CancelledError):
+                await call(mounted, path, method=method, user=ANN)
+        await tide.aclose()
+
+    tide = Tidegate(provider=Percentages(percent), registry=CollectorRegistry())
+    mounted = tide(app)
+    asyncio.run(run())
+    (totals,) = per_cohort(tide).values()
+    assert (totals.requests, totals.errors) == (2, 1), "who is sent nothing, and no error, was not answered"

@@ -1,5 +1,6 @@
 """Who asks, out of headers and out of Starlette's user: whom it has seen before it names as if it had not."""
 
+from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 from tests.driver import User, scope_of
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.layers.asgi import starlette_user, trusted_headers
+from tidegate.middleware.layers.asgi import ContextResolver, starlette_user, trusted_headers
 
 VALUES = ("", "a", "b", " a\t", "a,b")
 
@@ -86,3 +87,38 @@ class Named:
 )
 def test_a_starlette_user_is_named_by_what_it_has(user: object, expected: Identity | None) -> None:
     assert starlette_user(scope_of("/", user=user)) == expected
+
+
+@dataclass(frozen=True)
+class Decided:
+    open: frozenset[str]
+    cohorts: tuple[tuple[str, str, str], ...] = ()
+    shadow: frozenset[str] = frozenset()
+
+
+def test_what_is_decided_by_names_is_decided_for_whoever_asks_and_is_shut_where_that_fails() -> None:
+    asked: list[tuple[str | None, str | None]] = []
+    failures: list[str] = []
+
+    def decide_for(tenant: str | None, user: str | None) -> Decided:
+        asked.append((tenant, user))
+        if tenant == "evil":
+            raise ValueError(tenant)
+        return Decided(frozenset({"cache"}) if user == "ann" else frozenset())
+
+    resolver = ContextResolver(
+        decide_for=decide_for, on_error=lambda component, error: failures.append(f"{component}: {error}")
+    )
+
+    def opened(user: User | None) -> frozenset[str]:
+        decision = resolver.of(scope_of("/", user=user)).decision
+        assert decision is not None
+        return decision.open
+
+    assert opened(User("acme", "ann")) == {"cache"}
+    assert opened(User("acme", "ben")) == opened(None) == opened(User("evil", "ann")) == frozenset()
+    assert asked == [("acme", "ann"), ("acme", "ben"), (None, None), ("evil", "ann")]
+    assert failures == ["flags: evil"]
+    supposed = resolver.as_if(scope_of("/"), Identity("acme", "ann")).decision
+    assert supposed is not None
+    assert supposed.open == {"cache"}

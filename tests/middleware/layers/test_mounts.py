@@ -67,6 +67,26 @@ def test_a_mount_that_cuts_its_prefix_leaves_the_key_to_what_was_sent(
     assert path_part(path, raw_path, root_path) == raw_path.partition(b"?")[0]
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "route"),
+    [
+        (scope_of("/api/a"), scope_of("/api/a", root_path="/api"), "/a"),
+        (scope_of("/a/"), scope_of("/a/", raw_path=b"/sub/a"), "/a"),
+        (scope_of(""), scope_of(""), "other"),
+    ],
+    ids=["below a prefix", "with a slash that a mount has put there", "no path at all"],
+)
+def test_a_path_that_was_seen_before_has_the_policy_of_where_it_stands_now(
+    first: dict[str, Any], then: dict[str, Any], route: str
+) -> None:
+    resolver = ContextResolver(policies=Policies([RoutePolicy(route=route) for route in ("/a", "/a/", "/api/a")]))
+    for scope in (first, then, dict(first)):
+        before = dict(scope)
+        context = resolver.of(scope)
+        assert context.match == resolver.policies.match(route_path(before))
+    assert resolver.of(then).match.route == route
+
+
 def test_without_a_raw_path_the_path_counts() -> None:
     assert path_part("/caf\N{LATIN SMALL LETTER E WITH ACUTE}", None, "") == b"/caf\xc3\xa9"
 

@@ -28,10 +28,14 @@ class Decided:
     shadow: frozenset[str] = frozenset()
 
 
-class Stand:
-    """Telemetry and cache on an origin; ann's gates are open, ben's are shut."""
+WAYS = pytest.mark.parametrize("past", [False, True], ids=["through the layers", "past them"])
+"""How ben's requests go, for whom every layer is shut."""
 
-    def __init__(self, origin: Any, *policies: RoutePolicy, **options: Any) -> None:
+
+class Stand:
+    """Telemetry and cache on an origin; ann's gates are open, ben's are shut. past: his requests go past the layers."""
+
+    def __init__(self, origin: Any, *policies: RoutePolicy, past: bool = False, **options: Any) -> None:
         self.registry = CollectorRegistry()
         self.cohorts = CohortCounters([CANARY, CONTROL])
         metrics = Metrics.of(self.registry)
@@ -45,6 +49,7 @@ class Stand:
             resolver=resolver,
             cohorts=self.cohorts,
             metrics=metrics,
+            bare=origin if past else None,
             **options,
         )
 
@@ -62,21 +67,26 @@ class Stand:
         return self.registry.get_sample_value(name, labels) or 0.0
 
 
-def test_both_cohorts_are_counted_alike_whatever_is_open() -> None:
-    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60))
+@WAYS
+def test_both_cohorts_are_counted_alike_whatever_is_open(past: bool) -> None:
+    stand = Stand(Origin(), RoutePolicy(route="/", ttl=60), RoutePolicy(route="/off", mode="off"), past=past)
 
     async def run() -> None:
         for user in (ANN, ANN, ANN, BEN, BEN):
             await call(stand.app, user=user)
-        await call(stand.app, user=BEN, method="POST")
+        for method in ("POST", "OPTIONS", "HEAD"):
+            await call(stand.app, user=BEN, method=method)
+        for path in ("/other", "/off"):
+            await call(stand.app, path, user=BEN)
 
     asyncio.run(run())
     assert stand.counted(CANARY) == {"requests": 3, "errors": 0, "storable": 3, "hits": 2}
-    assert stand.counted(CONTROL) == {"requests": 3, "errors": 0, "storable": 2, "hits": 0}
+    assert stand.counted(CONTROL) == {"requests": 7, "errors": 0, "storable": 3, "hits": 0}
 
 
+@WAYS
 @pytest.mark.parametrize("fault", ["500", "raises", "raises late"])
-def test_failures_are_errors_of_their_cohort(fault: str) -> None:
+def test_failures_are_errors_of_their_cohort(fault: str, past: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if fault == "raises":
             raise RuntimeError
@@ -86,7 +96,7 @@ def test_failures_are_errors_of_their_cohort(fault: str) -> None:
             raise RuntimeError
         await send({"type": "http.response.body"})
 
-    stand = Stand(app)
+    stand = Stand(app, past=past)
     if fault == "500":
         asyncio.run(call(stand.app, user=BEN))
     else:
@@ -102,8 +112,9 @@ def test_the_504_that_a_client_asks_for_is_no_error_of_the_canary() -> None:
     assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 1, "hits": 0}
 
 
-@pytest.mark.parametrize("leaves", ["while it sends", "while it is sent to"])
-def test_a_failure_after_the_client_left_is_no_error(leaves: str) -> None:
+@WAYS
+@pytest.mark.parametrize("leaves", ["while it sends", "while it is sent to", "before it is sent anything"])
+def test_a_failure_after_the_client_left_is_no_error(leaves: str, past: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if (await receive())["type"] == "http.disconnect":
             await send({"type": "http.response.start", "status": 500, "headers": []})
@@ -116,13 +127,36 @@ def test_a_failure_after_the_client_left_is_no_error(leaves: str) -> None:
         return {"type": "http.disconnect" if leaves == "while it sends" else "http.request"}
 
     async def send(message: dict[str, Any]) -> None:
+        if leaves == "before it is sent anything":
+            raise OSError("the client left")
         if message["type"] == "http.response.body" and leaves == "while it is sent to":
             raise OSError("the client left")
 
-    stand = Stand(app)
-    with pytest.raises((RuntimeError, OSError)):
-        asyncio.run(stand.app(scope_of(user=ANN), receive, send))
-    assert stand.counted(CANARY) == {"requests": 1, "errors": 0, "storable": 0, "hits": 0}
+    stand = Stand(app, past=past)
+    for user, label in ((ANN, CANARY), (BEN, CONTROL)):
+        with pytest.raises((RuntimeError, OSError)):
+            asyncio.run(stand.app(scope_of(user=user), receive, send))
+        assert stand.counted(label) == {"requests": 1, "errors": 0, "storable": 0, "hits": 0}
+
+
+@WAYS
+def test_a_request_that_nobody_answered_is_not_counted(past: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/ends":
+            raise asyncio.CancelledError
+
+    async def send(message: Any) -> None: ...
+
+    async def receive() -> Any: ...
+
+    async def run() -> None:
+        await stand.app(scope_of("/", user=BEN), receive, send)
+        with pytest.raises(asyncio.CancelledError):
+            await stand.app(scope_of("/ends", user=BEN), receive, send)
+
+    stand = Stand(app, past=past)
+    asyncio.run(run())
+    assert stand.counted(CONTROL)["requests"] == 0
 
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -143,12 +177,15 @@ PATH, OTHER = {"type": "http.response.pathsend", "path": "/"}, {"type": "http.re
         ([TRAILED, PATH], 1),
     ],
 )
-def test_a_request_is_counted_when_its_last_message_leaves_and_once(messages: list[dict[str, Any]], last: int) -> None:
+@WAYS
+def test_a_request_is_counted_when_its_last_message_leaves_and_once(
+    messages: list[dict[str, Any]], last: int, past: bool
+) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for message in messages:
             await send(message)
 
-    stand = Stand(app)
+    stand = Stand(app, past=past)
     seen: list[tuple[Any, float]] = []
 
     async def send(message: Any) -> None:
@@ -170,8 +207,9 @@ def test_a_request_that_cannot_hit_because_of_shadow_mode_does_not_count_as_stor
         assert stand.counted(CANARY)["storable"] == storable
 
 
-def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
-    stand = Stand(Origin())
+@WAYS
+def test_a_request_is_counted_before_its_last_byte_leaves(past: bool) -> None:
+    stand = Stand(Origin(), past=past)
 
     async def send(message: Any) -> None:
         expected = 1.0 if message["type"] == "http.response.body" else 0.0
@@ -183,13 +221,14 @@ def test_a_request_is_counted_before_its_last_byte_leaves() -> None:
     asyncio.run(stand.app(scope, receive, send))
 
 
-def test_a_background_task_neither_counts_again_nor_lengthens_the_request() -> None:
+@WAYS
+def test_a_background_task_neither_counts_again_nor_lengthens_the_request(past: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await Origin()(scope, receive, send)
         now[0] += 100.0
 
     now = [0.0]
-    stand = Stand(app, clock=lambda: now[0])
+    stand = Stand(app, past=past, clock=lambda: now[0])
     asyncio.run(call(stand.app, user=BEN))
     values = stand.cohorts.totals()[CONTROL]
     assert (values[0], values[4]) == (1.0, 0.0)
