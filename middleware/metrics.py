@@ -127,7 +127,7 @@ class Metrics:
         )
         self.hearing = Gauge(
             "tidegate_purges_heard_by",
-            "1 for what tells the memory in front of Redis of purges: tracking, or a stream where that is refused.",
+            "1 for what tells the memory in front of Redis of purges: tracking, or a stream or channel instead.",
             ["transport"],
             registry=registry,
             multiprocess_mode="livesum",

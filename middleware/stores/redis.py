@@ -9,7 +9,7 @@ Keys, all under `namespace`:
     <ns>:g:{<scope>}:*        the last purge of the whole scope; never expires
     <ns>:f:{<scope>}          the scope's floor: the highest stamp that was let go; never expires
     <ns>:i:{<scope>}          the scope's stamped tags by stamp, for trimming
-    <ns>:p                    the last purges, for who cannot follow the stamps; not in a cluster; never expires
+    <ns>:p                    the last purges, for who cannot follow the stamps; in a cluster a channel; never expires
     <ns>:w:{<scope>}          written after a purge, to wait for a replica to have it; expires
 
 Scopes and tags are named by keyed BLAKE2b: nothing of a tenant can be read in Redis. Records are sealed if the store
@@ -136,7 +136,8 @@ class RedisStore:
         assert servers is not None
         self._servers = servers
         self.stream = names.stream
-        purging.stream = names.stream if servers.dial is not None else b""  # in a cluster it lies in another slot
+        # In a cluster the stream would lie in another slot.
+        purging.stream, purging.channel = (names.stream, b"") if servers.dial is not None else (b"", names.stream)
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
         self._clock = time.time

@@ -22,16 +22,17 @@ STREAMED: Final = 2000
 """Purges that stand in the stream of those who cannot follow the stamps; older ones are let go."""
 
 EVERYTHING: Final = b"*"
-"""In the stream: a purge of so many tags that their names would be too long."""
+"""In the stream and on the channel: a purge of so many tags that their names would be too long."""
 
 _NAMED: Final = 16
-"""Tags of one purge that are named in the stream."""
+"""Tags of one purge that are named there."""
 
 PURGE: Final = """#!lua flags=allow-oom
 -- KEYS: position, index, whole scope, floor; for each target its first tag's stamp.
 -- ARGV: retention (us), most stamps, most combinations; for each target its first tag's name (empty: the whole scope),
 -- how ('', '~', '&...', '~&...'), and its stamp (empty: a new one; else this was made before, on another server).
--- Last, the stream to which the changed stamps are told (empty: none), its length, and the most that are named in it.
+-- Last, the stream to which the changed stamps are told (empty: none), its length, the most that are named, and the
+-- channel on which they are told (empty: none).
 local function text(number) return string.format('%.0f', number) end
 local function hard_of(value) return tonumber(string.match(value or '', '^%d+') or '0') end
 local time = redis.call('TIME')
@@ -110,12 +111,12 @@ for _, tag in ipairs(gone) do
   redis.call('DEL', prefix .. tag)
   redis.call('ZREM', KEYS[2], tag)
 end
-local stream = ARGV[3 * #KEYS - 8]
-if stream ~= '' then
-  local names = '*'
-  if #KEYS - 4 <= tonumber(ARGV[3 * #KEYS - 6]) then names = table.concat(KEYS, ' ', 5) end
-  redis.call('XADD', stream, 'MAXLEN', '~', ARGV[3 * #KEYS - 7], '*', 'n', names)
-end
+local stream, channel = ARGV[3 * #KEYS - 8], ARGV[3 * #KEYS - 5]
+local names = '*'
+if #KEYS - 4 <= tonumber(ARGV[3 * #KEYS - 6]) then names = table.concat(KEYS, ' ', 5) end
+if stream ~= '' then redis.call('XADD', stream, 'MAXLEN', '~', ARGV[3 * #KEYS - 7], '*', 'n', names) end
+-- Who may not publish follows the stamps (tracking_channel).
+if channel ~= '' then redis.pcall('PUBLISH', channel, names) end
 return {text(newest), folded, written}
 """
 
@@ -132,6 +133,8 @@ class Purging:
         self._names = names
         self.stream = b""
         """Where the changed stamps are told to who cannot follow them; empty: nowhere."""
+        self.channel = b""
+        """The same in a cluster, where no stream lies in every slot."""
         self._limits: tuple[Word, ...] = (int(retention * 1_000_000), max_stamps, MAX_TOGETHER)
 
     def words(self, scope: str, targets: Iterable[tuple[Target, int | None]]) -> tuple[Word, ...]:
@@ -144,7 +147,7 @@ class Purging:
             key, name, how = self._aimed(scope, whole, target)
             keys.append(key)
             arguments += [name, how, b"" if stamp is None else stamp]
-        return (len(keys), *keys, *self._limits, *arguments, self.stream, STREAMED, _NAMED)
+        return (len(keys), *keys, *self._limits, *arguments, self.stream, STREAMED, _NAMED, self.channel)
 
     def _aimed(self, scope: str, whole: bytes, target: Target) -> tuple[bytes, bytes, bytes]:
         tags, soft = (target.tags, target.soft) if isinstance(target, Aim) else ((target,), False)

@@ -6,7 +6,7 @@ name different masters the higher one is the newer.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Final, NamedTuple
 
@@ -62,7 +62,7 @@ def named_by(replies: Sequence[Any]) -> Named | None:
         return None
     if isinstance(told, Exception):
         raise told
-    fields: Mapping[bytes, bytes] = told if isinstance(told, dict) else dict(zip(told[::2], told[1::2], strict=True))
+    fields: Any = told if hasattr(told, "keys") else dict(zip(told[::2], told[1::2], strict=True))
     return Named(int(fields[b"config-epoch"]), named[0].decode(), int(named[1]))
 
 

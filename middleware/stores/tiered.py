@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Affects
@@ -24,8 +24,8 @@ from tidegate.middleware.stores.base import Entry, Lookup, Purge, Reconnects, Re
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
-from tidegate.middleware.stores.redis_link import Dial
 from tidegate.middleware.stores.tracking import Tracking
+from tidegate.middleware.stores.tracking_channel import Masters
 from tidegate.middleware.stores.tracking_cluster import ASKED, ClusterTracking
 from tidegate.middleware.stores.tracking_stream import Fallback, Streaming
 
@@ -210,8 +210,8 @@ def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
     def used(transport: str, is_used: bool) -> None:
         metrics.hearing.labels(transport).set(is_used)
 
-    follow = partial(Tracking, prefix=far.stamp_prefix, changed=pushes.changed, void=pushes.void)
     if far.dial is not None:
+        follow = partial(Tracking, prefix=far.stamp_prefix, changed=pushes.changed, void=pushes.void)
         stream = partial(Streaming, far.dial, prefix=far.stream, changed=pushes.changed, void=pushes.void)
         either = Fallback(partial(follow, far.dial), stream, failed=failed, used=used)
         far.elsewhere(either.renew)
@@ -222,8 +222,14 @@ def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
         failed(error)
         all_masters.look(str(error))  # whoever cannot be reached may have lost its slots
 
-    def follow_one(dial: Dial, *, check: Callable[[Sequence[Any]], None]) -> Tracking:
-        return follow(dial, asks=ASKED, check=check, failed=lost, begun=lambda: used("tracking", True))
-
-    all_masters = ClusterTracking(far.cluster, follow_one, pushes.void)
+    masters = Masters(
+        prefix=far.stamp_prefix,
+        channel=far.stream,
+        changed=pushes.changed,
+        void=pushes.void,
+        failed=lost,
+        asks=ASKED,
+        used=used,
+    )
+    all_masters = ClusterTracking(far.cluster, masters.follow, pushes.void)
     return all_masters

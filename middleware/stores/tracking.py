@@ -9,7 +9,7 @@ After a connection was made anew, `void` is called before `until` moves, because
 A change is told where its bytes are read, before any task of the same pass of the event loop runs.
 
 Not guaranteed: anything where the server refuses tracking: `refused` says so, and it is asked again every now and then.
-There `tracking_stream` does it.
+There `tracking_stream` does it, in a cluster `tracking_channel`.
 """
 
 import asyncio
@@ -140,10 +140,10 @@ class Tracking:
                 self._ears = ears
                 await ears.ask(b"HELLO", b"3")
                 try:
-                    await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
-                except RefusedError as error:
+                    await self._tune_in(ears)
+                except RefusedError:
                     self.refused = True
-                    raise RefusedError(f"the server refuses CLIENT TRACKING: {error}") from error
+                    raise
             self._begun()
             while True:
                 sent = time.monotonic()
@@ -163,6 +163,13 @@ class Tracking:
             self._ears = None
             if connection is not None:
                 await ears.hang_up(connection)
+
+    async def _tune_in(self, ears: Ears) -> None:
+        """Have the server tell of changes from now on."""
+        try:
+            await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
+        except RefusedError as error:
+            raise RefusedError(f"the server refuses CLIENT TRACKING: {error}") from error
 
     def _begun(self) -> None:
         """It hears from now on; what was before is unknown."""

@@ -11,7 +11,8 @@ from tidegate.middleware.stores.tiered import in_front_of
 
 SERVERS = {"valkey": "valkey", "redis 7": "redis_server"}
 MANY = {"sentinel": "sentinels", "cluster": "redis_cluster"}
-IN_FRONT = [f"memory in front of {kind}" for kind in (*SERVERS, *MANY, "valkey over a stream")]
+DEAF = ("valkey over a stream", "cluster on a channel")
+IN_FRONT = [f"memory in front of {kind}" for kind in (*SERVERS, *MANY, *DEAF)]
 STORES = ["memory", "valkey", "redis 7", "guarded memory", "guarded valkey", "guarded redis 7", *MANY, *IN_FRONT]
 
 
@@ -20,8 +21,9 @@ def open_store(request: pytest.FixtureRequest) -> Open:
     name: str = request.param
     kind = name.removeprefix("guarded ").removeprefix("memory in front of ")
     fixtures = SERVERS | MANY
-    server = request.getfixturevalue(fixtures[kind.removesuffix(" over a stream")]) if kind != "memory" else None
-    url = "" if server is None else deaf_url(server) if kind.endswith("stream") else server.url
+    asked = kind.removesuffix(" over a stream").removesuffix(" on a channel")
+    server = request.getfixturevalue(fixtures[asked]) if kind != "memory" else None
+    url = "" if server is None else deaf_url(server) if kind in DEAF else server.url
 
     def open_one(**limits: int) -> Store:
         metrics = new_metrics()

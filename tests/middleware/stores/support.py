@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis as Client
 
-from tests.services import RedisServer
+from tests.services import RedisCluster, RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, Entry, Record
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Peeks, Store
@@ -24,10 +24,11 @@ Both = Callable[[TieredStore, TieredStore, Any], Awaitable[None]]
 """What is done with the stores of two processes, and a client beside them."""
 
 
-def deaf_url(server: RedisServer) -> str:
-    """The address of a user who may do everything but follow keys."""
-    server.command_reply("ACL", "SETUSER", "deaf", "reset", "on", ">x", "~*", "&*", "+@all", "-client|tracking")
-    return f"redis://deaf:x@{server.host}:{server.port}/0"
+def deaf_url(server: RedisServer | RedisCluster, *less: str) -> str:
+    """The address of a user who may do everything but follow keys, and less than that."""
+    for one in server.servers if isinstance(server, RedisCluster) else [server]:
+        one.command_reply("ACL", "SETUSER", "deaf", "reset", "on", ">x", "~*", "&*", "+@all", "-client|tracking", *less)
+    return server.url.replace("://", "://deaf:x@")
 
 
 def new_metrics() -> Metrics:
