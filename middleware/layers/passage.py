@@ -199,7 +199,7 @@ class Passage:
         elif stage == _NEW:
             if kind == "http.response.start" and self._holds(message):
                 return _nothing()
-        elif stage == _DONE:
+        elif stage == _DONE and kind != "http.response.start":
             return self._send(message)
         return self._fall_back()(message)
 

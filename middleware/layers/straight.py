@@ -313,7 +313,7 @@ class Miss:
 
     def _keep(self, body: bytes) -> bool:
         plan, headers = self._plan, tuple(self._headers)
-        if plan is None:
+        if plan is None or self._scope.get("session") is not None:
             return False
         if self._head.length is None and self._status != 204:
             headers = (*headers, (b"content-length", b"%d" % len(body)))
