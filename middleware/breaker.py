@@ -82,6 +82,7 @@ class Breaker:
         self._probe = 0
         self._probes = 0
         self._probed = 0.0
+        self._hopes = False
         self._ticket = Ticket(0, 0)
         self.closed: Ticket | None = self._ticket
         """What `admit` answers while it is closed; None: it is not."""
@@ -126,9 +127,13 @@ class Breaker:
         return Ticket(self._ticket.generation, self._probe)
 
     def probe_now(self) -> None:
-        """There is reason to hope: the next call may be the probe, however long the breaker has been open."""
+        """There is reason to hope: the next call may be the probe, however long the breaker has been open. Of a probe
+        that is under way a failure says nothing then: after it the next call is one.
+        """
         if self._state == "open":
             self._opened = self._clock() - self._settings.open_for
+        elif self._state == "half-open":
+            self._hopes = bool(self._probe)
 
     def report(self, ticket: Ticket, *, failed: bool) -> None:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
@@ -152,7 +157,10 @@ class Breaker:
             elif self._in_a_row:
                 self._count_success()
         elif failed:
+            hopes = self._hopes
             self._count_failure()
+            if hopes:
+                self.probe_now()
         else:
             self._count_success()
 
@@ -184,6 +192,7 @@ class Breaker:
         self._ticket = Ticket(self._ticket.generation + 1, 0)
         self.closed = self._ticket if state == "closed" else None
         self._probe = 0
+        self._hopes = False
         self._window.clear()
         if state == "open":
             self._opened = self._clock()

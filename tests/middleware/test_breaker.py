@@ -236,10 +236,16 @@ def test_where_there_is_reason_to_hope_the_next_call_is_the_probe_and_only_that(
     assert breaker.admit() is None
     breaker.probe_now()
     probe = admitted(breaker)
+    breaker.report(probe, failed=True)
+    assert breaker.admit() is None
+    breaker.probe_now()
+    probe = admitted(breaker)
     breaker.probe_now()
     assert breaker.admit() is None, "one at a time"
     breaker.report(probe, failed=True)
-    assert breaker.admit() is None
+    assert breaker.state == "open"
+    end(breaker, True)  # the one before began when there was none
+    assert breaker.admit() is None, "this one did not"
     breaker.probe_now()
     end(breaker, False)
     breaker.probe_now()
