@@ -181,9 +181,10 @@ class GuardedStore:
             if left <= 0:
                 self._get.failed(TimeoutError(), self._budget)
                 return UNKNOWN
-        began = self._clock()
+        began, whole = self._clock(), left == self._budget
         try:
-            return await self._attempt(self._get, left, self._inner.get, (key, scopes), UNKNOWN)
+            # What another look-up has left may be too little for any store.
+            return await self._attempt(self._get, left, self._inner.get, (key, scopes), UNKNOWN, telling=whole)
         finally:
             who.waited += self._clock() - began
 
@@ -233,7 +234,7 @@ class GuardedStore:
     async def delete(self, key: bytes) -> None:
         """Forget a record, in the store and among the writes that wait."""
         self._writes.forget(key)
-        await self._attempt(self._delete, self._budget, self._inner.delete, (key,), None)
+        await self._attempt(self._delete, self._budget, self._inner.delete, (key,), None, telling=False)
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Purge now if the store answers within the budget; else keep the purge, refuse its tags, and go on trying:
@@ -268,8 +269,13 @@ class GuardedStore:
         call: Callable[..., Coroutine[Any, Any, T]],
         args: tuple[Any, ...],
         missed: T,
+        *,
+        telling: bool = True,
     ) -> T:
-        """The call's result, or `missed` if the breaker refuses it, it fails, or is not done within the budget."""
+        """The call's result, or `missed` if the breaker refuses it, it fails, or is not done within the budget.
+
+        telling: that it is late is a failure of the store, as the breaker counts them.
+        """
         ticket = self._breaker.admit()
         if ticket is None:
             self._rejected()
@@ -279,9 +285,8 @@ class GuardedStore:
         try:
             result = await self._deadlines.within(budget, call(*args))
         except Exception as error:  # noqa: BLE001 - P5; counted
-            if isinstance(error, TimeoutError) and budget < self._budget:
-                self._breaker.abandon(ticket)  # it had what another look-up had left: that says nothing
-                budget = self._budget
+            if isinstance(error, TimeoutError) and not telling:
+                self._breaker.abandon(ticket)
             else:
                 # Who refuses a write has answered: look-ups are none the worse for it.
                 self._breaker.report(ticket, failed=not isinstance(error, ReadsOnlyError))
@@ -299,7 +304,8 @@ class GuardedStore:
         def put() -> Coroutine[Any, Any, bool]:
             return self._inner.put(key, record, retain=retain)
 
-        await self._attempt(self._put, ATTEMPT, put, (), False)
+        # Many writes at once may be late, on a lane of their own, where look-ups are not; those speak for themselves.
+        await self._attempt(self._put, ATTEMPT, put, (), False, telling=False)
 
 
 class _Once:

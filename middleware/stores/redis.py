@@ -64,7 +64,8 @@ from tidegate.middleware.stores.seals import Seals
 __all__ = ["RedisStore"]
 
 LARGE: Final = 64 * 1024
-"""Bytes of a record above which it travels on a connection of its own kind, so that smaller ones overtake it."""
+"""Bytes of a record above which it is read over the lane of the large ones, so that smaller ones overtake it. Written
+are all over that lane, and in one order with what is deleted: there may be many at once."""
 
 RENEW_EVERY: Final = 5.0
 """Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
@@ -263,7 +264,7 @@ class RedisStore:
     async def _write(self, name: bytes, data: bytes | memoryview, milliseconds: int) -> None:
         call = self._servers.call
         if len(data) <= LARGE:
-            await call(name, b"SET", name, data, b"PX", milliseconds)
+            await call(name, b"SET", name, data, b"PX", milliseconds, large=True)
             return
         token = b"\0" + os.urandom(_TOKEN_BYTES - 1)
         body = self._names.body(name)
@@ -284,7 +285,7 @@ class RedisStore:
             StoreError: if Redis cannot be reached, or refuses.
         """
         name = self._names.record(key)
-        await self._run(self._servers.call(name, b"UNLINK", name, self._names.body(name)))
+        await self._run(self._servers.call(name, b"UNLINK", name, self._names.body(name), large=True))
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """One script per scope. If one of several fails the others may have been made; purging again is harmless.

@@ -43,6 +43,9 @@ MERGED: Final = 32
 
 _GOODBYE: Final = 0.25
 
+_DOUBT: Final = 0.25
+"""Seconds for a reply over a connection whose server has just taken another one anew."""
+
 LONGEST_PAUSE: Final = 0.5
 """Seconds between the beginnings of two attempts to connect: one within each probe interval of the store's breaker."""
 
@@ -198,6 +201,19 @@ class Link:
         """Give the connection up and make another: it leads to a server that is no longer the right one."""
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(why)
+
+    def doubt(self) -> None:
+        """Give the connection up unless a reply comes soon: another one to the same server was lost."""
+        loop = asyncio.get_running_loop()
+        if self._given_up is None or self._loop is not loop:
+            return
+        with suppress(StoreError):
+            self.call(b"PING").add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        loop.call_later(_DOUBT, self._unless_heard, self.connections, self._replies)
+
+    def _unless_heard(self, connection: int, replies: int) -> None:
+        if (connection, replies) == (self.connections, self._replies):
+            self.renew("no reply since another connection was lost")
 
     def call(self, *words: Word) -> asyncio.Future[Any]:
         """The reply to one command; a refusal is raised as the ResponseError that redis-py makes of it.

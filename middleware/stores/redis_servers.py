@@ -1,6 +1,7 @@
 """The servers behind an address, and what may be asked of them: look-ups and commands, on two lanes each.
 
-A lane is a connection of its own (`redis_link`): a reply of megabytes on the one holds up nothing on the other.
+A lane is a connection of its own (`redis_link`): megabytes on their way over the one, written or read, hold up nothing
+on the other.
 """
 
 import asyncio
@@ -129,7 +130,8 @@ class Lanes:
     """
 
     def __init__(self, dial: Dial, many: Many, *, replicated: bool = False) -> None:
-        self.small = Link(dial, max_waiting=many.most, crowded=many.crowded, connected=many.connected)
+        self._many = many
+        self.small = Link(dial, max_waiting=many.most, crowded=many.crowded, connected=self._connected)
         # A large reply may be long on its way, and only whole ones are seen.
         self.large = Link(dial, max_waiting=many.most, crowded=many.crowded, silence=5.0)
         self.replicas = Replicas(Link(dial), expected=replicated)
@@ -143,6 +145,10 @@ class Lanes:
     async def aclose(self) -> None:
         """Close them all; what waits fails."""
         await asyncio.gather(self.small.aclose(), self.large.aclose(), self.replicas.aclose())
+
+    def _connected(self) -> None:
+        self._many.connected()
+        self.large.doubt()  # what swallowed the one may have swallowed the other, which waits longer
 
     def renew(self, why: str) -> None:
         """Make them all anew."""

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.promises.faults.judging import NEIGHBOUR, PROBE, steps_until, warm
+from tests.middleware.stores.support import entry, new_metrics, write
+from tests.promises.faults.judging import NEIGHBOUR, PROBE, SLACK, steps_until, warm
 from tests.promises.faults.stage import Stage, World, timed
 from tests.services import Redis, Valkey
 from tests.services.swallowing import SwallowingProxy
+from tidegate.middleware.stores.guard import GuardedStore
+from tidegate.middleware.stores.redis import RedisStore
 
 
 class Varying(World):
@@ -74,7 +77,8 @@ def test_a_connection_that_hangs_does_not_hold_up_the_next(redis_server: Redis) 
     async def story() -> None:
         async with (
             SwallowingProxy(redis_server.port) as link,
-            Stage(f"redis://127.0.0.1:{link.port}", redis_server.url) as stage,
+            # Longer than usual: that one probe is late on a busy machine is not what is looked at.
+            Stage(f"redis://127.0.0.1:{link.port}", redis_server.url, budget=0.25) as stage,
         ):
             await warm(stage, "hanging connections: before")
             made = link.connections
@@ -94,8 +98,15 @@ def test_a_connection_that_hangs_does_not_hold_up_the_next(redis_server: Redis) 
                 return await stage.get(NEIGHBOUR)
 
             hit = await steps_until(hits, "a hit")
-            print(f"a hit after {hit:.2f} s, {link.connections} connections")
-            assert hit <= PROBE
+            new = stage.cold()
+
+            async def stored() -> bool:
+                return await stage.get(new)
+
+            kept = await steps_until(stored, "a new page is stored")
+            print(f"a hit after {hit:.2f} s, a new page after {kept:.2f} s more, {link.connections} connections")
+            assert hit <= PROBE + SLACK
+            assert kept <= PROBE + SLACK
             await warm(stage, "after")
             assert stage.mixed == []
 
@@ -134,5 +145,56 @@ def test_a_purge_is_made_at_a_server_that_is_far_away_and_does_not_know_the_scri
             await warm(stage, "after")
             assert stage.old == stage.mixed == []
             assert stage.asked_again >= 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("kilobytes", [32, 400], ids=["many small", "few large"])
+def test_what_is_stored_over_a_narrow_link_does_not_hold_up_what_is_looked_up(valkey: Valkey, kilobytes: int) -> None:
+    """Two megabytes on their way to a server that gets as many a second over one connection."""
+
+    async def story() -> None:
+        async with SwallowingProxy(valkey.port) as link:
+            store = GuardedStore(
+                RedisStore(f"redis://127.0.0.1:{link.port}", metrics=new_metrics()), metrics=new_metrics(), budget=60.0
+            )
+            await write(store, b"known", entry(b"small"))
+            await write(store, b"large", entry(bytes(kilobytes * 1024)))  # both ways are there
+            link.rate = 2 * 1024 * 1024
+            for number in range(2048 // kilobytes):
+                assert await store.put(b"%d" % number, entry(bytes(kilobytes * 1024)), retain=60)
+
+            async def written() -> bool:
+                return (await direct.get(b"%d" % (2048 // kilobytes - 1))).record is not None
+
+            direct = RedisStore(valkey.url, metrics=new_metrics())
+            overtaking = 0
+            while not await written():
+                assert (await store.get(b"known")).record is not None
+                overtaking += 1
+            print(f"{overtaking} look-ups meanwhile")
+            assert overtaking > 10
+            await store.aclose()
+            await direct.aclose()
+
+    asyncio.run(story())
+
+
+def test_what_is_deleted_while_it_is_on_its_way_over_a_narrow_link_does_not_come_after_that(valkey: Valkey) -> None:
+    async def story() -> None:
+        async with SwallowingProxy(valkey.port) as link:
+            store = RedisStore(f"redis://127.0.0.1:{link.port}", metrics=new_metrics())
+            for number, size in enumerate((32, 400)):
+                key = b"%d" % number
+                await write(store, key, entry(b"older"))
+                assert (await store.get(key)).record is not None, "both ways are there"
+                link.rate = 1024 * 1024
+                writing = asyncio.create_task(store.put(key, entry(bytes(size * 1024)), retain=60))
+                await asyncio.sleep(0)
+                await store.delete(key)
+                assert await writing
+                assert (await store.get(key)).record is None
+                link.rate = 0.0
+            await store.aclose()
 
     asyncio.run(story())

@@ -15,6 +15,7 @@ class SwallowingProxy:
     speaks again, or `hold` instead.
 
     delay: seconds by which the server's bytes come later.
+    rate: bytes a second that each connection takes to the server; 0: as many as come.
     connections, answers: how many were made, and how many pieces of what the server said were passed on.
     cuts: a reply that is a bulk string or an array is passed on by half, then the connection is reset; a greeting and
         an OK come whole.
@@ -28,6 +29,7 @@ class SwallowingProxy:
         self._links: set[asyncio.StreamWriter] = set()
         self.silent = False
         self.delay = 0.0
+        self.rate = 0.0
         self.cuts = False
         self.port = 0
         self.connections = 0
@@ -87,6 +89,8 @@ class SwallowingProxy:
                     await self._flowing.wait()
                     if not self._swallows(number):
                         sink.write(data)
+                    if self.rate:
+                        await asyncio.sleep(len(data) / self.rate)
         finally:
             self._links.discard(sink)
             sink.close()

@@ -101,6 +101,31 @@ def test_a_look_up_that_had_what_another_had_left_is_no_evidence_against_the_sto
     guarding(body, budget=0.05, settings=BreakerSettings(consecutive=1))
 
 
+def test_writes_that_are_late_do_not_end_look_ups() -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await write(guard, b"key", entry())
+
+        async def narrow() -> None:
+            if inner.calls[-1] in ("put", "delete"):
+                await hang()
+
+        inner.fault = narrow
+        await guard.delete(b"other")
+        for number in range(10):
+            assert await guard.put(b"%d" % number, entry(), retain=60)
+
+        async def late() -> bool:
+            return operations(metrics, "put", "timeout") == 10
+
+        await eventually(late, "the writes are given up", 20.0)
+        assert operations(metrics, "delete", "timeout") == 1
+        assert guard.breaker.state == "closed"
+        assert await found(guard, b"key") is not None
+        inner.fault = no_fault
+
+    guarding(body, settings=BreakerSettings(consecutive=1))
+
+
 def test_while_the_breaker_is_open_the_store_is_not_asked_and_a_call_costs_microseconds() -> None:
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
         inner.fault = refuse

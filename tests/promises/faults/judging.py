@@ -18,6 +18,7 @@ __all__ = [
     "BUDGET",
     "NEIGHBOUR",
     "PROBE",
+    "SLACK",
     "Herd",
     "during",
     "first_requests",
@@ -44,7 +45,10 @@ PURGED: Final = 1.0
 """Seconds after the end of a fault by which a purge is made."""
 
 STEP: Final = 0.01
+
 SLACK: Final = 0.35
+"""Seconds beside those, for what a busy machine does between."""
+
 WRITTEN: Final = "7"
 OUTSIDE: Final = "8"
 NEIGHBOUR: Final = "3"
