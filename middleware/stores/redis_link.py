@@ -203,16 +203,16 @@ class Link:
             self._given_up.set_result(why)
 
     def doubt(self) -> None:
-        """Give the connection up unless a reply comes soon: another one to the same server was lost."""
-        loop = asyncio.get_running_loop()
-        if self._given_up is None or self._loop is not loop:
+        """Give the connection up unless something comes soon: another one to the same server was lost."""
+        wire, loop = self._wire, asyncio.get_running_loop()
+        if wire is None or self._loop is not loop:
             return
         with suppress(StoreError):
             self.call(b"PING").add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        loop.call_later(_DOUBT, self._unless_heard, self.connections, self._replies)
+        loop.call_later(_DOUBT, self._unless_heard, wire, wire.heard)
 
-    def _unless_heard(self, connection: int, replies: int) -> None:
-        if (connection, replies) == (self.connections, self._replies):
+    def _unless_heard(self, wire: Wire, heard: int) -> None:
+        if wire is self._wire and wire.heard == heard:
             self.renew("no reply since another connection was lost")
 
     def call(self, *words: Word) -> asyncio.Future[Any]:
