@@ -7,9 +7,10 @@ cardinality is bounded by configuration. The cohort counters that a rollout is j
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -17,7 +18,7 @@ from prometheus_client.values import MutexValue
 
 from tidegate.middleware.routes import LATENCY_BUCKETS, route_metrics
 
-__all__ = ["LATENCY_BUCKETS", "Metrics", "counting"]
+__all__ = ["LATENCY_BUCKETS", "Metrics", "adding", "counting", "observing"]
 
 _log = logging.getLogger("tidegate")
 
@@ -176,3 +177,32 @@ def counting(child: Counter) -> Callable[[], None]:
         counted._value += 1.0
 
     return count
+
+
+def adding(child: Counter) -> Callable[[float], None]:
+    """As `counting`, of `child.inc` with an amount, which is never less than 0."""
+    value: Any = getattr(child, "_value", None)
+    if type(value) is not MutexValue:
+        return cast(Callable[[float], None], getattr(value, "inc", child.inc))
+    counted: Any = value
+
+    def add(amount: float) -> None:
+        counted._value += amount
+
+    return add
+
+
+def observing(child: Histogram) -> Callable[[float], None]:
+    """As `counting`, of `child.observe`."""
+    parts: Any = child
+    total, buckets = getattr(parts, "_sum", None), getattr(parts, "_buckets", [])
+    if type(total) is not MutexValue or {type(bucket) for bucket in buckets} != {MutexValue}:
+        return child.observe
+    counted: Any = total
+    bounds: list[float] = parts._upper_bounds
+
+    def observe(seconds: float) -> None:
+        counted._value += seconds
+        buckets[bisect_left(bounds, seconds)]._value += 1.0
+
+    return observe

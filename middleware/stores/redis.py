@@ -34,16 +34,15 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
-from tidegate.middleware.core.codec import CodecError, decode, encode
+from tidegate.middleware.core.codec import encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
-from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
@@ -52,13 +51,12 @@ from tidegate.middleware.stores.redis_connect import connect_to
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_looking import look_through
 from tidegate.middleware.stores.redis_names import Names
-from tidegate.middleware.stores.redis_needs import Needs
 from tidegate.middleware.stores.redis_policy import check_policy
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
+from tidegate.middleware.stores.redis_reading import TOKEN_BYTES, Reading
 from tidegate.middleware.stores.redis_recent import Recent
 from tidegate.middleware.stores.redis_refusals import FullError, told_of
 from tidegate.middleware.stores.redis_servers import Servers
-from tidegate.middleware.stores.redis_stamps import VOID, judge, stamp_of
 from tidegate.middleware.stores.seals import Seals
 
 __all__ = ["RedisStore"]
@@ -70,8 +68,6 @@ are all over that lane, and in one order with what is deleted: there may be many
 RENEW_EVERY: Final = 5.0
 """Seconds between two looks for another master, while the one that is there takes no writes: each costs the look-ups
 that are under way."""
-
-_TOKEN_BYTES: Final = 17
 
 T = TypeVar("T")
 
@@ -141,16 +137,14 @@ class RedisStore:
         purging.stream, purging.channel = (names.stream, b"") if servers.dial is not None else (b"", names.stream)
         self._max_retain = max_retain
         self._max_entry_bytes = max_entry_bytes
-        self._clock = time.time
         self._seals = seals
         self._metrics = made
         limits = made.limits
         self._limit_entry = limits.labels("redis-entry-bytes").inc
         self._limit_memory = limits.labels("redis-memory").inc
         self._limit_together = limits.labels("redis-purged-together").inc
-        self._read_bytes = self._metrics.store_bytes.labels("read").inc
         self._written_bytes = self._metrics.store_bytes.labels("written").inc
-        self._needs = Needs(names)
+        self._reading = Reading(names, servers, seals=seals, failure=self._failure, metrics=made)
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
         self._renewed = -RENEW_EVERY
@@ -179,61 +173,13 @@ class RedisStore:
             await asyncio.wait([check])
         await self._servers.aclose()
 
-    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
-        """Record, positions, and the stamps that an entry under this key needed last time, in one round trip; in a
-        second one its stamps if they are others now, after a large record's own.
+    def get(self, key: bytes, scopes: Sequence[str] = ()) -> Coroutine[Any, Any, Lookup]:
+        """The record if it stands, and positions: see `redis_reading`.
 
         Raises:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
-        name = self._names.record(key)
-        foreseen = self._needs.foreseen(name)
-        position = self._names.position
-        values = await self._read([name, *[position(scope) for scope in scopes], *foreseen])
-        found, first = values[0], 1 + len(scopes)
-        positions = {scope: stamp_of(value) for scope, value in zip(scopes, values[1:first], strict=True)}
-        if found is not None and len(found) == _TOKEN_BYTES and found[0] == 0:
-            found = await self._large(name, found)
-        if found is None:
-            return Lookup(None, positions)
-        self._read_bytes(len(found))
-        record = self._opened(key, found)
-        if type(record) is not Entry:
-            return Lookup(record, positions)
-        soft = await self._judged(name, record, foreseen, values[first:])
-        if soft == VOID:
-            return Lookup(None, positions)
-        if soft:
-            # The server's clock: where it is ahead of ours, the purge was not in the future all the same.
-            record = softened(record, min(soft / 1_000_000, self._clock()))
-        return Lookup(record, positions, soft > 0)
-
-    def _opened(self, key: bytes, data: bytes) -> Record | None:
-        if self._seals is not None:
-            return self._seals.opened(key, data)
-        try:
-            return decode(data)
-        except CodecError as error:
-            self._metrics.fail("redis-codec", error)
-            return None
-
-    async def _large(self, name: bytes, token: bytes) -> bytes | None:
-        """The large record that was written together with this token; None if another has taken its place."""
-        (found,) = await self._read([self._names.body(name)], large=True)
-        return found[len(token) :] if found is not None and found.startswith(token) else None
-
-    async def _judged(
-        self, name: bytes, entry: Entry, foreseen: tuple[bytes, ...], values: Sequence[bytes | None]
-    ) -> int:
-        """What the stamps say of it: see `judge`. values: those of the stamps that were foreseen."""
-        needed = self._needs.of(entry)
-        if needed is None:
-            return VOID
-        keys, limits = needed
-        if keys != foreseen:
-            self._needs.remember(name, keys)
-            values = await self._read(keys) if keys else ()
-        return judge(keys, values, limits) if any(values) else 0
+        return self._reading.get(key, scopes)
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.
@@ -250,7 +196,7 @@ class RedisStore:
             self._limit_entry()
             self._rejected += 1
             return False
-        if milliseconds <= 0 or (isinstance(record, Entry) and self._needs.of(record) is None):
+        if milliseconds <= 0 or (isinstance(record, Entry) and self._reading.needed(record) is None):
             return False
         try:
             await self._run(self._write(self._names.record(key), data, milliseconds))
@@ -266,7 +212,7 @@ class RedisStore:
         if len(data) <= LARGE:
             await call(name, b"SET", name, data, b"PX", milliseconds, large=True)
             return
-        token = b"\0" + os.urandom(_TOKEN_BYTES - 1)
+        token = b"\0" + os.urandom(TOKEN_BYTES - 1)
         body = self._names.body(name)
         # Both at once. If only one is made, or another writer's come between, the tokens differ: a miss.
         written = await asyncio.gather(
@@ -321,13 +267,9 @@ class RedisStore:
             self._servers.scan(self._names.records),
             tags,
             read=partial(self._servers.read, large=True),
-            opened=lambda name, data: self._opened(bytes.fromhex(name[start:].decode()), data),
-            stands=self._stands,
+            opened=lambda name, data: self._reading.opened(bytes.fromhex(name[start:].decode()), data),
+            stands=self._reading.stands,
         )
-
-    async def _stands(self, entry: Entry) -> bool:
-        needed = self._needs.of(entry)
-        return needed is not None and judge(needed[0], await self._read(needed[0]), needed[1]) != VOID
 
     @property
     def cluster(self) -> Cluster | None:
@@ -376,12 +318,6 @@ class RedisStore:
     async def _run(self, asked: Awaitable[T]) -> T:
         try:
             return await asked
-        except RedisError as error:
-            raise self._failure(error) from error
-
-    async def _read(self, keys: Sequence[bytes], *, large: bool = False) -> list[bytes | None]:
-        try:
-            return await self._servers.read(keys, large=large)
         except RedisError as error:
             raise self._failure(error) from error
 

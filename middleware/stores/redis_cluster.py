@@ -7,7 +7,7 @@ those who need not. A slot that is on its way is followed (ASK). Replicas are no
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ class Cluster:
         self._many = many
         self._greet = greet
         self.elsewhere: list[Callable[[str], object]] = []
+        self.ask: Callable[[bytes], Awaitable[Any]] | None = None
         self.topology_changed: Callable[[Topology | None], object] | None = None
         """Called with who has which slots whenever that was looked at; with None when it is known to be otherwise."""
         self._lanes: dict[Node, Lanes] = {}

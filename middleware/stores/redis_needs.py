@@ -3,15 +3,17 @@ together with the record the next time, so that a hit takes one round trip.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry
+from tidegate.middleware.stores.redis_link import pack
 from tidegate.middleware.stores.redis_names import Names
 
-__all__ = ["Needs"]
+__all__ = ["Needs", "Seen"]
 
-REMEMBERED: Final = 16_384
-"""Records, about 0.4 KiB each."""
+REMEMBERED: Final = 8_192
+"""Records, about 1 KiB each."""
 
 MOST: Final = 32
 """Stamps that are asked for on the mere chance that the record is there."""
@@ -19,16 +21,36 @@ MOST: Final = 32
 Keys = tuple[bytes, ...]
 
 
+class Seen:
+    """A record that was looked up: the keys of what is to be asked for, which are its own, those of the positions of
+    some scopes, and those of the stamps that it needed; and the question, as it is sent.
+    """
+
+    __slots__ = ("_positions", "_tags", "question", "scopes", "words")
+
+    def __init__(self, scopes: Sequence[str], entry: Entry, words: Keys) -> None:
+        self.scopes = scopes
+        self.words = words
+        self.question = pack((b"MGET", *words))
+        self._tags = entry.tags
+        self._positions = entry.positions
+
+    def suits(self, entry: Entry) -> bool:
+        """Whether this entry needs the same stamps."""
+        return entry.tags == self._tags and entry.positions == self._positions
+
+
 class Needs:
     """Those of one namespace."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._seen: OrderedDict[bytes, Keys] = OrderedDict()
+        self._seen: OrderedDict[bytes, Seen] = OrderedDict()
 
-    def foreseen(self, name: bytes) -> Keys:
-        """The stamps that the record of this name needed last."""
-        return self._seen.get(name, ())
+    def seen(self, name: bytes, scopes: Sequence[str]) -> Seen | None:
+        """What is known of the record of this name, where the positions of these scopes are asked for."""
+        seen = self._seen.get(name)
+        return seen if seen is not None and seen.scopes == scopes else None
 
     def of(self, entry: Entry) -> tuple[Keys, list[int]] | None:
         """The stamps that decide about an entry, and its position for each; None: of one of its tags it has none."""
@@ -44,9 +66,9 @@ class Needs:
             limits.append(held[scope])
         return tuple(keys), limits
 
-    def remember(self, name: bytes, keys: Keys) -> None:
-        """The record of this name needed these."""
+    def remember(self, name: bytes, scopes: Sequence[str], entry: Entry, keys: Keys) -> None:
+        """The record of this name is this entry, and needs these stamps."""
         if len(keys) <= MOST:
-            self._seen[name] = keys
+            self._seen[name] = Seen(scopes, entry, (name, *map(self._names.position, scopes), *keys))
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)

@@ -37,6 +37,9 @@ class Servers(Protocol):
     elsewhere: list[Callable[[str], object]]
     """Called with why, where another server has taken the place of the one that takes writes."""
 
+    ask: Callable[[bytes], Awaitable[Any]] | None
+    """The reply to a command as it is sent; None where it depends on the command who is to be asked."""
+
     def open(self) -> None:
         """Take calls, again after `aclose`."""
         ...
@@ -177,6 +180,7 @@ class OneServer:
         self._lanes = Lanes(self.dial, many, replicated=replicated)
         self.open, self.renew = self._lanes.open, self._lanes.renew
         self.reached = self._lanes.replicas.reached
+        self.ask: Callable[[bytes], Awaitable[Any]] | None = self._lanes.small.ask
 
     async def _greeted(self, connection: Any) -> str | None:
         server = await self._greet(connection)

@@ -57,6 +57,7 @@ class Deadlines:
             raise TimeoutError from None
         finally:
             waits.done = True
+            waits.awaited = None  # it stays in line: not with an answer of kilobytes
 
     def _let_go(self, line: "_Line") -> None:
         if self._lines.get(line.seconds) is line:

@@ -1,6 +1,7 @@
 """The connection that many callers share: what becomes of their calls when they, the server or the connection go."""
 
 import asyncio
+import math
 import random
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,12 +12,12 @@ import pytest
 from redis.asyncio import Redis as Client
 from redis.asyncio.connection import Connection
 
-from tests.middleware.stores.support import SCOPES, entry, eventually, new_metrics, write
+from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
 from tests.services import RedisServer
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import Entry
 from tidegate.middleware.stores.redis import RedisStore
-from tidegate.middleware.stores.redis_link import CrowdedError, Link, pack
+from tidegate.middleware.stores.redis_link import MERGED, CrowdedError, Link, pack
 from tidegate.middleware.stores.redis_servers import dial
 
 Start = Callable[..., RedisServer]
@@ -270,16 +271,24 @@ def with_store(server: RedisServer, body: Callable[[RedisStore, Any], Awaitable[
     asyncio.run(run())
 
 
-def test_look_ups_of_one_moment_are_one_command_to_the_server(server: RedisServer) -> None:
+def test_look_ups_of_one_moment_are_few_commands_and_of_what_was_looked_up_before_one_each(server: RedisServer) -> None:
     async def body(store: RedisStore, client: Any) -> None:
+        async def look() -> int:
+            await client.config_resetstat()
+            found = await asyncio.gather(*[store.get(b"%d" % number, SCOPES) for number in range(50)])
+            assert [int(one.record.body) for one in found if isinstance(one.record, Entry)] == list(range(50))
+            assert {frozenset((one.positions or {}).items()) for one in found} == {frozenset(at.items())}
+            stats = await client.info("commandstats")
+            assert "cmdstat_get" not in stats
+            return int(stats["cmdstat_mget"]["calls"])
+
+        await store.purge({ACME: ["another"]})
+        at = dict(await positions(store))
+        assert at[ACME] > 0
         for number in range(50):
             await write(store, b"%d" % number, entry(b"%d" % number))
-        await client.config_resetstat()
-        found = await asyncio.gather(*[store.get(b"%d" % number, SCOPES) for number in range(50)])
-        assert [int(one.record.body) for one in found if isinstance(one.record, Entry)] == list(range(50))
-        stats = await client.info("commandstats")
-        assert stats["cmdstat_mget"]["calls"] == 2, "records with positions, then stamps"
-        assert "cmdstat_get" not in stats
+        assert await look() == 2 * math.ceil(50 / MERGED), "records with positions, then stamps"
+        assert await look() == 50, "all of them at once"
 
     with_store(server, body)
 

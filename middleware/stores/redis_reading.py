@@ -1,0 +1,141 @@
+"""How records are read from Redis, and what their stamps say of them.
+
+A record that was looked up lately is asked for together with the positions of the scopes and the stamps that it needed
+then (`redis_needs`), in one command that was packed before: one round trip.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from tidegate.errors import StoreError
+from tidegate.middleware.core.codec import CodecError, decode
+from tidegate.middleware.core.records import Entry, Record
+from tidegate.middleware.core.softening import softened
+from tidegate.middleware.metrics import Metrics, adding
+from tidegate.middleware.stores.base import Lookup
+from tidegate.middleware.stores.redis_names import Names
+from tidegate.middleware.stores.redis_needs import Needs
+from tidegate.middleware.stores.redis_servers import Servers
+from tidegate.middleware.stores.redis_stamps import VOID, judge, stamp_of
+from tidegate.middleware.stores.seals import Seals
+
+__all__ = ["TOKEN_BYTES", "Reading"]
+
+TOKEN_BYTES: Final = 17
+"""Of what lies in the place of a large record: a zero, which no record begins with, and a random number."""
+
+Values = Sequence[bytes | None]
+
+
+class Reading:
+    """What a store reads.
+
+    failure: what it makes of a refusal by Redis.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        servers: Servers,
+        *,
+        seals: Seals | None,
+        failure: Callable[[RedisError], StoreError],
+        metrics: Metrics,
+    ) -> None:
+        self._names = names
+        self._servers = servers
+        self._seals = seals
+        self._failure = failure
+        self._metrics = metrics
+        self._read_bytes = adding(metrics.store_bytes.labels("read"))
+        self._needs = Needs(names)
+        self.needed = self._needs.of
+        """See `Needs.of`."""
+        self._clock = time.time
+
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+        """Record, positions, and the stamps that the record needed last time, in one round trip; in a second one its
+        stamps if they are others now, after a large record's own.
+
+        Raises:
+            StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
+        """
+        name, tail = self._names.record(key), len(scopes) + 1
+        seen = self._needs.seen(name, scopes)
+        try:
+            if seen is None:
+                values: Values = await self._servers.read([name, *map(self._names.position, scopes)])
+            else:
+                asked = self._servers.ask
+                values = await (asked(seen.question) if asked is not None else self._servers.read(seen.words))
+        except RedisError as error:
+            raise self._failure(error) from error
+        positions = {scope: stamp_of(value) for scope, value in zip(scopes, values[1:tail], strict=True)}
+        found = values[0]
+        if found is not None and len(found) == TOKEN_BYTES and found[0] == 0:
+            found = await self._large(name, found)
+        if found is None:
+            return Lookup(None, positions)
+        self._read_bytes(len(found))
+        record = self.opened(key, found)
+        if type(record) is not Entry:
+            return Lookup(record, positions)
+        if seen is not None and seen.suits(record):
+            stamps = values[tail:]
+            if not any(stamps):
+                return Lookup(record, positions)
+            return await self._judged(name, record, scopes, positions, stamps)
+        return await self._judged(name, record, scopes, positions, None)
+
+    def opened(self, key: bytes, data: bytes) -> Record | None:
+        """The record of a key that these bytes are; None, and counted, if they are none."""
+        if self._seals is not None:
+            return self._seals.opened(key, data)
+        try:
+            return decode(data)
+        except CodecError as error:
+            self._metrics.fail("redis-codec", error)
+            return None
+
+    async def _large(self, name: bytes, token: bytes) -> bytes | None:
+        """The large record that was written together with this token; None if another has taken its place."""
+        (found,) = await self.read([self._names.body(name)], large=True)
+        return found[len(token) :] if found is not None and found.startswith(token) else None
+
+    async def _judged(
+        self, name: bytes, entry: Entry, scopes: Sequence[str], positions: dict[str, int], stamps: Values | None
+    ) -> Lookup:
+        """What the stamps say of it: see `judge`. stamps: None: to be asked for."""
+        needed = self.needed(entry)
+        if needed is None:
+            return Lookup(None, positions)
+        keys, limits = needed
+        if stamps is None:
+            self._needs.remember(name, scopes, entry, keys)
+            stamps = await self.read(keys) if keys else ()
+        soft = judge(keys, stamps, limits) if any(stamps) else 0
+        if soft == VOID:
+            return Lookup(None, positions)
+        if soft:
+            # The server's clock: where it is ahead of ours, the purge was not in the future all the same.
+            entry = softened(entry, min(soft / 1_000_000, self._clock()))
+        return Lookup(entry, positions, soft > 0)
+
+    async def stands(self, entry: Entry) -> bool:
+        """Whether nothing has voided it."""
+        needed = self.needed(entry)
+        return needed is not None and judge(needed[0], await self.read(needed[0]), needed[1]) != VOID
+
+    async def read(self, keys: Sequence[bytes], *, large: bool = False) -> Values:
+        """The values under the keys.
+
+        Raises:
+            StoreError: if Redis cannot be reached, or refuses.
+        """
+        try:
+            return await self._servers.read(keys, large=large)
+        except RedisError as error:
+            raise self._failure(error) from error
