@@ -180,7 +180,7 @@ def counting(child: Counter) -> Callable[[], None]:
 
 
 def adding(child: Counter) -> Callable[[float], None]:
-    """As `counting`, of `child.inc` with an amount, which is never less than 0."""
+    """As `counting`, of `child.inc` with an amount."""
     value: Any = getattr(child, "_value", None)
     if type(value) is not MutexValue:
         return cast(Callable[[float], None], getattr(value, "inc", child.inc))

@@ -1,7 +1,7 @@
 """What is counted of one operation of one store."""
 
 from tidegate.errors import StoreError
-from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.metrics import Metrics, counting, observing
 
 __all__ = ["Meter"]
 
@@ -16,11 +16,11 @@ class Meter:
         self._metrics = metrics
         self._store = store
         self._operation = operation
-        self.ok = counter.labels(store, operation, "ok").inc
+        self.ok = counting(counter.labels(store, operation, "ok"))
         self._error = counter.labels(store, operation, "error").inc
         self._timeout = counter.labels(store, operation, "timeout").inc
         self.rejected = counter.labels(store, operation, "rejected").inc
-        self.observe = metrics.store_seconds.labels(store, operation).observe
+        self.observe = observing(metrics.store_seconds.labels(store, operation))
 
     def failed(self, error: Exception, seconds: float) -> None:
         """Count and log a failure. seconds: that the call had."""
