@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-import xxhash
+from xxhash import xxh3_128_hexdigest
 
 from tidegate.middleware.core.message import field_values, list_members, parse_date, single_value
 
@@ -23,7 +23,7 @@ def make_etag(body: bytes, *, weak: bool = False) -> bytes:
     It is no secret and proves nothing about who may see the body: a match is only ever looked for after the request's
     own identity has been settled.
     """
-    tag = b'"' + xxhash.xxh3_128_hexdigest(body).encode("ascii") + b'"'
+    tag = f'"{xxh3_128_hexdigest(body)}"'.encode()  # to join bytes takes a third longer
     return b"W/" + tag if weak else tag
 
 

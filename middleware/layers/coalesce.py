@@ -179,7 +179,7 @@ class CoalesceLayer:
         else:
             begun = begin(self._run(scope, leader))
             if begun is None:
-                self.never_waited(hash(key), leader.start, context, began)
+                self.never_waited(key, leader.start, context, began)
                 return
             run = begun
         await self.fly(key, request, context, leader, run)
@@ -220,34 +220,36 @@ class CoalesceLayer:
         if not run.cancelled():
             run.exception()  # it ended in the same moment; whoever would have heard of it is cancelled
 
-    def alone(self, key: Key, hashed: int) -> bool | None:
-        """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others."""
-        if hashed in self._lonely.until and self._lonely.holds(hashed, self.clock()):
-            return True
-        if (self._flights and key in self._flights) or (
-            hashed in self._busy.until and self._busy.holds(hashed, self.clock())
-        ):
-            return None
-        return False
+    def alone(self, key: Key, hashed: int | None) -> bool | None:
+        """Whether a request that comes now runs alone, or for itself first; None: it may have to do with others.
 
-    def never_waited(self, hashed: int, start: Message | None, context: RequestContext, began: float) -> None:
-        """A run is over that nobody could join. Note what the next one like it is to know.
-
-        hashed: its key. start: of its answer.
+        hashed: the hash of its key, where that is known.
         """
+        lonely, busy = self._lonely, self._busy
+        if lonely.until or busy.until:
+            if hashed is None:
+                hashed = hash(key)
+            if hashed in lonely.until and lonely.holds(hashed, self.clock()):
+                return True
+            if hashed in busy.until and busy.holds(hashed, self.clock()):
+                return None
+        return None if self._flights and key in self._flights else False
+
+    def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
+        """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
         now = self.clock()
         if now - began >= self._max_busy:
-            self._busy.add(hashed, now)
+            self._busy.add(hash(key), now)
         if start is not None:
-            self.is_refused(hashed, start["status"], start["headers"], context)
+            self.is_refused(key, start["status"], start["headers"], context)
 
-    def is_refused(self, hashed: int, status: int, headers: Pairs, context: RequestContext) -> bool:
-        """Whether an answer is not for sharing; if so, the next run like it is to know. hashed: its key."""
+    def is_refused(self, key: Key, status: int, headers: Pairs, context: RequestContext) -> bool:
+        """Whether an answer is not for sharing; if so, the next run like it is to know."""
         if context.storable:
             return False  # what the cache has found storable need not be looked at: it does not come here again
         refused = judge_answer(status, headers, same_user=same_user(context)).refused
         if refused is not None and refused not in _PASSING:
-            self._lonely.add(hashed, self.clock())
+            self._lonely.add(hash(key), self.clock())
         return refused is not None
 
     def enter(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> bool:

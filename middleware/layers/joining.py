@@ -66,13 +66,13 @@ class PlainKeys:
         self._remember = remember
         self._known: OrderedDict[Named, _Known] = OrderedDict()
 
-    def of(self, scope: Scope, context: RequestContext, named: Named) -> tuple[Key, int]:
-        """The key of a request, and its hash. named: as `Names.of` names its response."""
+    def of(self, scope: Scope, context: RequestContext, named: Named) -> tuple[Key, int | None]:
+        """The key of a request, and its hash where that is known. named: as `Names.of` names its response."""
         decision, narrowed = context.decision, context.coalesce_key
         opened = decision.open if decision is not None else None
         if narrowed is not None:
             key: Key = (opened is None or "breaker" in opened, opened is None or "etag" in opened, (narrowed, "GET"))
-            return key, hash(key)
+            return key, None
         client: tuple[str, int] | None = scope.get("client")
         address, identity, headers = client[0] if client is not None else "", context.identity, scope["headers"]
         # What else a key has, one name has for all requests: to compare these costs a third of what to hash it all.

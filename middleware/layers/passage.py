@@ -109,7 +109,7 @@ class Passage:
             else:
                 self._over()
 
-    def lead(self, key: Key, hashed: int) -> Awaitable[None]:
+    def lead(self, key: Key) -> Awaitable[None]:
         """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
         have nothing left to wait for.
         """
@@ -122,19 +122,19 @@ class Passage:
             self._failed(error)
             raise
         if run is not None:
-            return self._wait(key, hashed, run)
+            return self._wait(key, run)
         start = None if context.storable else self._leaders_start()
-        coalesce.never_waited(hashed, start, context, began)
+        coalesce.never_waited(key, start, context, began)
         if self._stage is _DONE:
             context.explainer = None
         else:
             self._over()
         return _nothing()
 
-    async def _wait(self, key: Key, hashed: int, run: "asyncio.Task[None]") -> None:
+    async def _wait(self, key: Key, run: "asyncio.Task[None]") -> None:
         """The run waits for the first time, and others may join it: see it to its end."""
         coalesce, request = self._way.coalesce, self._scope["headers"]
-        self._waiting = waiting = Waiting(coalesce, key, hashed, self._context, request, run, self._fall_back)
+        self._waiting = waiting = Waiting(coalesce, key, self._context, request, run, self._fall_back)
         if self._leader is not None:
             waiting.take_off(self._leader)
         elif self._stage != _NEW:

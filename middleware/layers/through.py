@@ -99,4 +99,4 @@ class Throughway(Way):
             self._count_alone()
             return passage.alone()
         self._count_leader()
-        return passage.lead(key, hashed)
+        return passage.lead(key)

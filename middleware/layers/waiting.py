@@ -24,21 +24,20 @@ class Waiting:
     request: the header fields of the request that it began for.
     """
 
-    __slots__ = ("_called", "_coalesce", "_context", "_fall_back", "_hashed", "_key", "_leader", "_open", "_request",
+    __slots__ = ("_called", "_coalesce", "_context", "_fall_back", "_key", "_leader", "_open", "_request",
                  "_run", "flight")  # fmt: skip
 
     def __init__(
         self,
         coalesce: CoalesceLayer,
         key: Key,
-        hashed: int,
         context: RequestContext,
         request: Pairs,
         run: "asyncio.Task[None]",
         fall_back: Callable[[], object],
     ) -> None:
         self._coalesce = coalesce
-        self._key, self._hashed = key, hashed
+        self._key = key
         self._context = context
         self._request = request
         self._run = run
@@ -85,7 +84,7 @@ class Waiting:
 
     def judge(self, status: int, headers: Pairs) -> None:
         """Its answer is to begin: if that is not for sharing, let nobody join."""
-        if self._coalesce.is_refused(self._hashed, status, headers, self._context):
+        if self._coalesce.is_refused(self._key, status, headers, self._context):
             self.close()
 
     def call(self) -> None:

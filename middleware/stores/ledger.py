@@ -16,6 +16,9 @@ __all__ = ["MAX_TOGETHER", "Ledger"]
 MAX_TOGETHER: Final = 16
 """Combinations remembered of one first tag; beyond, the oldest becomes a purge of that tag alone."""
 
+_STOOD: Final = 4096
+"""Sets of scopes whose positions are remembered, about 0.3 KiB each."""
+
 _NEVER: Final = 0
 """Stamp of a tag that was never purged. Positions are never below it, the first stamp is above it."""
 
@@ -84,6 +87,8 @@ class Ledger:
         self._max_scopes = max_scopes
         self._floor = _NEVER
         self._scopes: OrderedDict[str, _Scope] = OrderedDict()
+        self._stood: dict[tuple[str, ...], dict[str, int]] = {}
+        """Positions that were asked for since the last purge was done."""
 
     def __len__(self) -> int:
         return len(self._scopes)
@@ -114,6 +119,7 @@ class Ledger:
         while len(self._scopes) > self._max_scopes:
             self._floor = max(self._floor, self._scopes.popitem(last=False)[1].last)
             self.forgotten += 1
+        self._stood = {}  # who is finding some out in another thread, of this purge half, keeps them in the old one
 
     def _aim(self, scope: _Scope, aim: Aim, stamp: int, now: float) -> None:
         self.aimed = True
@@ -126,12 +132,18 @@ class Ledger:
         self.together += more.add(aim, stamp, now)
         scope.stamps.move_to_end(first)
 
-    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
         """Where each scope stands: its last stamp, or the floor of all where that is higher."""
-        found: dict[str, int] = {}
-        for name in scopes:
-            scope = self._scopes.get(name)
-            found[name] = self._floor if scope is None else max(scope.last, self._floor)
+        stood, asked = self._stood, tuple(scopes)
+        found = stood.get(asked)
+        if found is None:
+            found = {}
+            for name in asked:
+                scope = self._scopes.get(name)
+                found[name] = self._floor if scope is None else max(scope.last, self._floor)
+            if len(stood) >= _STOOD:
+                stood.clear()
+            stood[asked] = found
         return found
 
     def allows(self, entry: Entry, since: int = 0) -> bool:
