@@ -37,6 +37,13 @@ def test_headers_name_everybody_alike_the_first_time_and_later() -> None:
     assert len({identify(headers_of(*sent)) for sent in asked}) > 20
 
 
+def test_one_header_that_is_to_name_two_names_the_last() -> None:
+    assert trusted_headers(tenant="x-who", user="X-Who")(headers_of(("x-who", "a"))) is None
+    identify = trusted_headers(tenant="x-tenant", user="x-who", grants="x-who")
+    assert identify(headers_of(("x-tenant", "a"), ("x-who", "b"))) == Identity("a", None, "b")
+    assert identify(headers_of(("x-tenant", "a"), ("x-who", "b"), ("x-who", "b"))) is None
+
+
 def test_headers_of_a_server_that_gives_pairs_as_lists_name_the_same() -> None:
     identify = trusted_headers(tenant="x-tenant")
     scope = scope_of("/", headers=[])
