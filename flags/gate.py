@@ -17,9 +17,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from tidegate.errors import Problems
 from tidegate.flags.evaluate import FlagContext, band_of, normalized
@@ -43,10 +43,11 @@ _TRUSTED: Final = 15
 _LONGEST_REMEMBERED: Final = 1024
 """Characters of a context, all its names and values together, whose decision is remembered."""
 
-_COHORTS: Final = 4096
-"""Sets of labels that are remembered, so that equal ones are one."""
+_EQUALS: Final = 4096
+"""Decisions and sets of labels that are remembered, so that equal ones are one object."""
 
 _Labels = tuple[str, str, str]
+_T = TypeVar("_T", bound=Hashable)
 
 
 ReachChanged = Callable[[Mapping[str, Reach], Mapping[str, Reach]], None]
@@ -135,7 +136,7 @@ class Gates:
         )
         self._labels = {labels: labels for labels in self.label_combinations()}
         self._open_sets: dict[frozenset[str], frozenset[str]] = {}
-        self._cohorts: dict[tuple[_Labels, ...], tuple[_Labels, ...]] = {}
+        self._equals: dict[object, object] = {}
         self._remembered: OrderedDict[object, Decision] = OrderedDict()
         self._reaches: dict[str, Reach] = dict.fromkeys(self._layers, "nobody")
         self._subscribers: tuple[ReachChanged, ...] = ()
@@ -278,7 +279,7 @@ class Gates:
 
     def _enforce(self, reaches: dict[str, Reach]) -> None:
         self._reaches = reaches  # before the memory: what is remembered in the new one is decided by these
-        self._remembered = OrderedDict()
+        self._remembered, self._equals = OrderedDict(), {}
 
     def _tell(self, before: Mapping[str, Reach], after: Mapping[str, Reach]) -> None:
         was: dict[str, Reach] = {layer: before[flag] for layer, flag in self.flags.items()}
@@ -320,7 +321,7 @@ class Gates:
                 if variant == SHADOW:
                     shadowed.append(flag)
             cohorts.append(self._labels[flag, self._band(flag, unit), CANARY if is_open else CONTROL])
-        return Decision(
+        decision = Decision(
             open=self._layers_of(opened),
             shadow=self._layers_of(shadowed),
             cohorts=self._one(tuple(cohorts)),
@@ -328,6 +329,7 @@ class Gates:
             unit=unit,
             reasons=self._why,
         )
+        return self._one((unit, decision))[1]
 
     def _plainly(self, flag: str, context: FlagContext) -> str | None:
         return "" if self._provider.is_enabled(flag, context) else None
@@ -336,14 +338,11 @@ class Gates:
         layers = frozenset[str]().union(*(self._layers[flag] for flag in flags))
         return self._open_sets.setdefault(layers, layers)
 
-    def _one(self, cohorts: tuple[_Labels, ...]) -> tuple[_Labels, ...]:
-        """One object for all that are equal: whoever counts by them finds its place by which object it is."""
-        known = self._cohorts.get(cohorts)
-        if known is None:
-            if len(self._cohorts) >= _COHORTS:
-                self._cohorts.clear()
-            known = self._cohorts[cohorts] = cohorts
-        return known
+    def _one(self, value: _T) -> _T:
+        """One object for all that are equal: thousands of users share what is decided for their tenant."""
+        if value not in self._equals and len(self._equals) >= _EQUALS:
+            self._equals.clear()
+        return cast(_T, self._equals.setdefault(value, value))
 
     def _shut(self, unit: str | None) -> Decision:
         if unit is None:

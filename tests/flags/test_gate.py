@@ -227,22 +227,23 @@ def test_the_memory_is_bounded_and_lets_the_oldest_go() -> None:
         assert len(gates._remembered) == 3
 
 
-def test_labels_and_open_sets_are_shared_between_decisions() -> None:
+def test_what_is_decided_alike_for_users_of_one_tenant_is_one_decision_and_equal_cohorts_are_one_object() -> None:
     gates = Gates(Provider(cache=100))
-    one, other = gates.decide_for("acme", "ann"), gates.decide_for("acme", "bob")
-    assert one is not other
-    assert one.open is other.open
-    assert all(mine is theirs for mine, theirs in zip(one.cohorts, other.cohorts, strict=True))
+    decisions = [gates.decide_for(f"t{number}", user) for number in range(300) for user in ("ann", "bob")]
+    assert all(decisions[at] is decisions[at + 1] for at in range(0, 600, 2))
+    assert [decision.unit for decision in decisions[::2]] == [f"t{number}" for number in range(300)]
+    cohorts = [decision.cohorts for decision in decisions]
+    assert len({id(each) for each in cohorts}) == len(set(cohorts)) < 300
+    assert len({id(decision.open) for decision in decisions}) == 1
+    assert all(gates._labels[label] is label for each in cohorts for label in each)
 
 
-def test_cohorts_that_are_equal_are_one_object_and_as_many_are_remembered_as_agreed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("tidegate.flags.gate._COHORTS", 3)
+def test_as_many_decisions_are_remembered_as_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.flags.gate._EQUALS", 4)
     gates = Gates(Provider(cache=30))
-    cohorts = [gates.decide_for(f"t{number // 2}", f"u{number % 2}").cohorts for number in range(200)]
-    assert all(cohorts[number] is cohorts[number + 1] for number in range(0, 200, 2))
-    assert len(set(cohorts)) > 3 >= len(gates._cohorts)
+    decisions = [gates.decide_for(f"t{number // 2}", f"u{number % 2}") for number in range(200)]
+    assert all(decisions[at] is decisions[at + 1] for at in range(0, 200, 2))
+    assert len(gates._equals) <= 4
 
 
 def test_a_provider_that_raises_is_shut_reported_and_asked_again() -> None:
