@@ -18,9 +18,7 @@ from array import array
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record
-
-__all__ = ["Fair", "Owner", "owner_of"]
+__all__ = ["Fair", "Owner"]
 
 _SPARED: Final = 64
 """Records in use that are passed over for one that is not. Where all are in use it matters little which one goes, and
@@ -48,16 +46,6 @@ class Owner:
         self.ticket = -1
 
 
-def owner_of(record: Record) -> str:
-    """The scope of a record's own tags: the tenant it is stored for, or the public."""
-    if not isinstance(record, Entry):
-        return record.scope
-    for scope, _ in record.positions:
-        if scope != PUBLIC_SCOPE:
-            return scope
-    return PUBLIC_SCOPE
-
-
 class Fair:
     """Whose the rows of a store with these limits are, and in which order each owner's would go.
 
@@ -70,7 +58,6 @@ class Fair:
         self.used = bytearray()
         self._before, self._after = array("I"), array("I")
         """Of each row, its neighbours in the ring of its owner's rows."""
-        self._of: list[Owner | None] = []
         self._owners: dict[str, Owner] = {}
         self._filed: list[tuple[int, int, Owner]] = []
         """A heap of (-bound, ticket, owner). One with another ticket than its owner's is out of date."""
@@ -85,15 +72,13 @@ class Fair:
 
     def add(self, row: int, name: str, size: int) -> None:
         """An owner has a record more, in this row: the next new one or one that was removed. It is the last to go."""
-        if row == len(self._of):
-            self._of.append(None)
+        if row == len(self.used):
             self.used.append(0)
             self._before.append(row)
             self._after.append(row)
         owner = self._owners.get(name)
         if owner is None:
             owner = self._owners[name] = Owner(name)
-        self._of[row] = owner
         self.used[row] = 0
         before, after = self._before, self._after
         if owner.count:
@@ -109,12 +94,9 @@ class Fair:
             takes = self._takes(owner)
             self._file(owner, takes + (takes >> _SLACK))
 
-    def remove(self, row: int, size: int) -> None:
-        """An owner has a record less; without any it is forgotten."""
-        owner = self._of[row]
-        if owner is None:
-            return
-        self._of[row] = None
+    def remove(self, row: int, name: str, size: int) -> None:
+        """An owner has this record of its own less; without any it is forgotten."""
+        owner = self._owners[name]
         owner.count -= 1
         owner.bytes -= size
         if not owner.count:

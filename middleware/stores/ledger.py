@@ -7,11 +7,11 @@ Both limits err towards a miss: where a stamp is let go, a floor rises to it, an
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from tidegate.middleware.stores.base import WHOLE_SCOPE, Aim, Entry, Target
 
-__all__ = ["MAX_TOGETHER", "Ledger"]
+__all__ = ["MAX_TOGETHER", "Judge", "Ledger"]
 
 MAX_TOGETHER: Final = 16
 """Combinations remembered of one first tag; beyond, the oldest becomes a purge of that tag alone."""
@@ -21,6 +21,34 @@ _STOOD: Final = 4096
 
 _NEVER: Final = 0
 """Stamp of a tag that was never purged. Positions are never below it, the first stamp is above it."""
+
+
+class Judge(Protocol):
+    """Which entries are void. `stamp` rises whenever that may have changed."""
+
+    stamp: int
+    forgotten: int
+    together: int
+    aimed: bool
+    """Whether `softened` need be asked at all."""
+
+    def __len__(self) -> int: ...
+
+    def allows(self, entry: Entry, since: int = 0) -> bool:
+        """Whether an entry that was valid when `stamp` was `since` still is."""
+        ...
+
+    def softened(self, entry: Entry) -> float | None:
+        """When a soft purge made an entry stale that is allowed, in wall-clock seconds; None: there was none."""
+        ...
+
+    def purge(self, tags: Mapping[str, Sequence[Target]], now: float) -> None:
+        """Void the entries with these tags, by scope, or what an Aim says."""
+        ...
+
+    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
+        """Where each scope stands."""
+        ...
 
 
 class _More:

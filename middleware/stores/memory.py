@@ -7,18 +7,19 @@ within the process only: several workers each have their own store, and a purge 
 import asyncio
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Final, Protocol
+from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.softening import softened
-from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.metrics import Metrics, counting
 from tidegate.middleware.stores.affected import Affected, Tally
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
-from tidegate.middleware.stores.fair import Fair, owner_of
-from tidegate.middleware.stores.interning import Interning
-from tidegate.middleware.stores.ledger import Ledger
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target, Variants
+from tidegate.middleware.stores.fair import Fair
+from tidegate.middleware.stores.ledger import Judge, Ledger
+from tidegate.middleware.stores.pressing import Form, Forms, released, size_of
 
 __all__ = ["MemoryStore", "size_of"]
 
@@ -30,55 +31,11 @@ _LOOKED_THROUGH: Final = 500
 _LOOKED_AT: Final = 4
 """Rows in which, for each record that must go, one is looked for that nobody can be served any more."""
 
-# What CPython 3.11 takes beyond the bytes themselves. A record: its row and its place in the dictionary 145, the Entry
-# and its numbers 185, the objects of key and body 66, tuples. A pair: 80 in its tuple, and its two parts' objects.
-# Parts that entries share are counted for each: the estimate is rather too high. A test holds it to tracemalloc.
-_RECORD: Final = 450
-_PAIR: Final = 140
+_WARM: Final = 4096
+"""Entries that are held as such, besides: who is asked for again is not put together anew each time."""
 
-
-def size_of(key: bytes, record: Record) -> int:
-    """Bytes of memory that a record under this key takes, estimated from its parts."""
-    size = _RECORD + len(key)
-    if not isinstance(record, Entry):
-        return size + sum(len(name) + _PAIR for name in (*record.names, *record.keys))
-    pairs = len(record.headers) + len(record.vary) + len(record.tags) + len(record.positions)
-    size += len(record.body) + _PAIR * pairs
-    for name, value in record.headers:
-        size += len(name) + len(value)
-    for scope, tag in record.tags:
-        size += len(scope) + len(tag)
-    for field, wanted in record.vary:
-        size += len(field) + len(wanted or b"")
-    return size
-
-
-class Judge(Protocol):
-    """Which entries are void. `stamp` rises whenever that may have changed."""
-
-    stamp: int
-    forgotten: int
-    together: int
-    aimed: bool
-    """Whether `softened` need be asked at all."""
-
-    def __len__(self) -> int: ...
-
-    def allows(self, entry: Entry, since: int = 0) -> bool:
-        """Whether an entry that was valid when `stamp` was `since` still is."""
-        ...
-
-    def softened(self, entry: Entry) -> float | None:
-        """When a soft purge made an entry stale that is allowed, in wall-clock seconds; None: there was none."""
-        ...
-
-    def purge(self, tags: Mapping[str, Sequence[Target]], now: float) -> None:
-        """Void the entries with these tags, by scope, or what an Aim says."""
-        ...
-
-    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
-        """Where each scope stands."""
-        ...
+_ROW: Final = 260
+"""Bytes of an entry's columns, its place in the dictionary (160), and the objects of key, body and own part (100)."""
 
 
 class MemoryStore:
@@ -91,7 +48,8 @@ class MemoryStore:
     One store may be used from several threads, each with an event loop of its own: a lock, which nobody holds for
     longer than one step takes, keeps its counts right.
 
-    max_bytes: memory for records, as `size_of` estimates it.
+    max_bytes: memory for records, as it is estimated. What entries have in common may take a sixteenth of that besides,
+        and entries that were asked for lately up to 4096 times half a KiB.
     max_entries: records.
     max_entry_bytes: a larger record is refused; default an eighth of `max_bytes`, so that one record cannot push out
         everybody else's.
@@ -131,7 +89,7 @@ class MemoryStore:
         self._max_entry_bytes = max_entry_bytes
         self._clock = clock
         self._lock = Lock()
-        self._interning = Interning()
+        self._max_warm = max(1, min(_WARM, max_bytes // 16384))
         self._ledger = judge if judge is not None else Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
         self._evictions = 0
         self._rejected = 0
@@ -139,8 +97,8 @@ class MemoryStore:
         """How often a row was given to a record."""
         self._empty()
         limits = (metrics or Metrics.of()).limits
-        self._limit_evicted = limits.labels("memory-evicted")
-        self._limit_tenant = limits.labels("memory-tenant-share")
+        self._count_evicted = counting(limits.labels("memory-evicted"))
+        self._count_tenant = counting(limits.labels("memory-tenant-share"))
         self._limit_entry = limits.labels("memory-entry-bytes")
         self._limit_stamps = limits.labels("memory-stamps")
         self._limit_together = limits.labels("memory-purged-together")
@@ -152,9 +110,15 @@ class MemoryStore:
         self._rows: dict[bytes, int] = {}
         self._free: list[int] = []
         self._keys: list[bytes] = []
-        self._records: list[Record | None] = []
-        """None where a row is free."""
-        self._sizes, self._expires = array("Q"), array("d")
+        self._records: list[Form | Record | None] = []
+        """Of entries mostly the form alone; None where a row is free."""
+        self._owns: list[bytes] = []
+        self._bodies: list[bytes] = []
+        self._born, self._expires = array("d"), array("d")
+        self._sizes = array("I" if self._max_entry_bytes < 1 << 32 else "Q")
+        self._forms = Forms(most=self._max_bytes // 16)
+        self._warm: OrderedDict[int, Form] = OrderedDict()
+        """The rows that hold an Entry, the first one first, and its form."""
         self._valid_at = array("Q")
         """The ledger's last stamp when the record was last found valid."""
         self._fair = Fair(max_bytes=self._max_bytes, max_entries=self._max_entries)
@@ -171,7 +135,6 @@ class MemoryStore:
         """Let go of all records. The ledger stays: a record put later must still lose to an earlier purge."""
         with self._lock:
             self._empty()
-            self._interning.clear()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """The record, if it is there, alive and newer than every purge of its tags, and the scopes' positions."""
@@ -190,18 +153,21 @@ class MemoryStore:
         try:
             record = self._records[row]
             if (
-                self._valid_at[row] == self._ledger.stamp
+                type(record) is not Form
+                and self._valid_at[row] == self._ledger.stamp
                 and self._expires[row] > self._clock()
                 and self._written == written
             ):
                 self._used[row] = 1
-                return record
+                return record  # type: ignore[return-value]  # no Form
         except IndexError:  # another thread has emptied the store
             return None
         return self._looked_at(key)
 
     def _looked_at(self, key: bytes) -> Record | None:
-        """As `peek`, where there is something to do: a purge since the record was last looked at, or its end."""
+        """As `peek`, where there is something to do: an entry that is pressed, a purge since the record was last looked
+        at, or its end.
+        """
         with self._lock:
             row = self._rows.get(key)
             if row is None:
@@ -210,7 +176,15 @@ class MemoryStore:
                 self._drop(row)
                 return None
             self._used[row] = 1
-            return self._records[row]
+            form = self._records[row]
+            if type(form) is not Form:
+                return form  # type: ignore[return-value]  # no Form
+            entry = self._records[row] = released(form, self._owns[row], self._bodies[row], self._born[row])
+            if len(self._warm) >= self._max_warm:
+                cold, of = self._warm.popitem(last=False)
+                self._records[cold] = of
+            self._warm[row] = form
+            return entry
 
     def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
         """Where these scopes stand in the ledger."""
@@ -222,17 +196,12 @@ class MemoryStore:
 
     def keep(self, key: bytes, record: Record, *, retain: float, since: int | None = None) -> bool:
         """As `put`. since: the judge's stamp when the record was found valid; None: now."""
-        size = size_of(key, record)
         lock = self._lock
         lock.acquire()  # `with` takes twice as long
         try:
             ledger = self._ledger
             if since is None:
                 since = ledger.stamp
-            if size > self._max_entry_bytes:
-                self._rejected += 1
-                self._limit_entry.inc()
-                return False
             if retain <= 0:
                 return False
             if isinstance(record, Entry):
@@ -240,36 +209,57 @@ class MemoryStore:
                     return False
                 if ledger.aimed and (at := ledger.softened(record)) is not None:
                     record = softened(record, at)
-                self._interning.share(record)
-            rows = self._rows
-            known = rows.get(key)
-            if known is not None:
-                self._drop(known)
             now = self._clock()
-            self._write(key, record, size, now + retain, since)
-            while self._bytes > self._max_bytes or len(rows) > self._max_entries:
+            if not self._write(key, record, now + retain, since):
+                self._rejected += 1
+                self._limit_entry.inc()
+                return False
+            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
                 self._make_room(now)
             return True
         finally:
             lock.release()
 
-    def _write(self, key: bytes, record: Record, size: int, expires: float, since: int) -> None:
-        """Put a record into a free row."""
+    def _write(self, key: bytes, record: Record, expires: float, since: int) -> bool:
+        """Put a record into a free row, instead of the one that is there; False if it is too large."""
+        held: Form | Record = record
+        if isinstance(record, Entry):
+            body, born = record.body, record.born
+            if len(body) > self._max_entry_bytes:
+                return False
+            held, own = self._forms.press(record)
+            size = _ROW + len(key) + len(own) + len(body)
+            if not held.shared:
+                size += held.weight
+            owner = held.owner
+        else:
+            body, own, born, owner, size = b"", b"", 0.0, record.scope, size_of(key, record)
+        if size > self._max_entry_bytes:
+            if type(held) is Form:
+                self._forms.let_go(held)
+            return False
+        known = self._rows.get(key)
+        if known is not None:
+            self._drop(known)
         self._written += 1
         if self._free:
             row = self._free.pop()
-            self._keys[row], self._records[row] = key, record
-            self._sizes[row], self._expires[row], self._valid_at[row] = size, expires, since
+            self._keys[row], self._records[row], self._owns[row], self._bodies[row] = key, held, own, body
+            self._born[row], self._sizes[row], self._expires[row], self._valid_at[row] = born, size, expires, since
         else:
             row = len(self._keys)
             self._keys.append(key)
-            self._records.append(record)
+            self._records.append(held)
+            self._owns.append(own)
+            self._bodies.append(body)
+            self._born.append(born)
             self._sizes.append(size)
             self._expires.append(expires)
             self._valid_at.append(since)
         self._rows[key] = row
         self._bytes += size
-        self._fair.add(row, owner_of(record), size)
+        self._fair.add(row, owner, size)
+        return True
 
     def _make_room(self, now: float) -> None:
         """Let go of one record: one that nobody can be served where one is met, else the largest owner's."""
@@ -277,9 +267,9 @@ class MemoryStore:
         if row is None:
             row = self._fair.victim()
             self._evictions += 1
-            self._limit_evicted.inc()
+            self._count_evicted()
             if len(self._fair) > 1:
-                self._limit_tenant.inc()
+                self._count_tenant()
         self._drop(row)
 
     def _met_useless(self, now: float) -> int | None:
@@ -301,16 +291,35 @@ class MemoryStore:
 
     def _is_valid(self, row: int) -> bool:
         """Whether the record is newer than every purge of its tags; looked up once after each purge."""
-        record, stamp = self._records[row], self._ledger.stamp
+        stamp, ledger = self._ledger.stamp, self._ledger
         if self._valid_at[row] != stamp:
+            record = self._record(row)
             if isinstance(record, Entry):
-                if not self._ledger.allows(record, self._valid_at[row]):
+                if not ledger.allows(record, self._valid_at[row]):
                     return False
-                if self._ledger.aimed and (at := self._ledger.softened(record)) is not None:
-                    self._written += 1
-                    self._records[row] = softened(record, at)
+                if ledger.aimed and (at := ledger.softened(record)) is not None:
+                    self._soften(row, softened(record, at))
             self._valid_at[row] = stamp
         return True
+
+    def _record(self, row: int) -> Record | None:
+        """The record of a row, whatever it is held as; None: there is none."""
+        record = self._records[row]
+        if type(record) is Form:
+            return released(record, self._owns[row], self._bodies[row], self._born[row])
+        return record  # type: ignore[return-value]  # no Form
+
+    def _form(self, row: int) -> Form | None:
+        """Of an entry, whatever it is held as; None: there is none."""
+        record = self._warm.pop(row, None) or self._records[row]
+        return record if type(record) is Form else None
+
+    def _soften(self, row: int, entry: Entry) -> None:
+        """Put an entry in the place of the one of which it was made. That both take about the same is near enough."""
+        if (form := self._form(row)) is not None:
+            self._forms.let_go(form)
+        self._written += 1
+        self._records[row], self._owns[row] = self._forms.press(entry)
 
     async def delete(self, key: bytes) -> None:
         """Forget a record."""
@@ -347,7 +356,7 @@ class MemoryStore:
                     if row is None or self._expires[row] <= now:
                         continue
                     tally.looked_at += 1
-                    record = self._records[row]
+                    record = self._record(row)
                     concerned = isinstance(record, Entry) and tally.concerns(record)
                     if isinstance(record, Entry) and concerned and self._ledger.allows(record, self._valid_at[row]):
                         tally.count(record)
@@ -370,12 +379,16 @@ class MemoryStore:
             )
 
     def _drop(self, row: int) -> None:
-        size = self._sizes[row]
+        size, form, record = self._sizes[row], self._form(row), self._records[row]
         del self._rows[self._keys[row]]
-        self._keys[row], self._records[row] = b"", None
+        self._keys[row], self._records[row], self._owns[row], self._bodies[row] = b"", None, b"", b""
         self._free.append(row)
         self._bytes -= size
-        self._fair.remove(row, size)
+        if form is not None:
+            self._forms.let_go(form)
+            self._fair.remove(row, form.owner, size)
+        elif isinstance(record, Variants):
+            self._fair.remove(row, record.scope, size)
 
 
 def _check(**limits: int) -> None:

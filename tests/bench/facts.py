@@ -87,6 +87,8 @@ def _purge(part: float) -> float:
         store, record = new_store(entries), entry_of(0, b"x")
         for number in range(entries):
             store.keep(key_of(number), record, retain=3600)
+            if number % 1000 == 0:
+                await asyncio.sleep(0)
         scope, tag = record.tags[1]
         longest = 0.0
         for number in range(20):
