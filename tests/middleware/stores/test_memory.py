@@ -246,7 +246,9 @@ def test_several_threads_leave_the_counts_right_and_never_get_anothers_record() 
 
     async def body(seed: int) -> None:
         chance = random.Random(seed)
-        for _ in range(3000):
+        for number in range(3000):
+            if number % 100 == 0:
+                await asyncio.sleep(0)
             key = b"%d" % chance.randrange(30)
             match chance.randrange(8):
                 case 0 | 1 | 2:
