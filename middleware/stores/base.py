@@ -10,9 +10,9 @@ Guarantees asked of every store:
 Not guaranteed: that a record which was put can be got (stores evict).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import (
@@ -33,6 +33,7 @@ __all__ = [
     "PUBLIC_SCOPE",
     "WHOLE_SCOPE",
     "Aim",
+    "Asks",
     "Bounds",
     "Entry",
     "Headers",
@@ -61,8 +62,7 @@ class ReadsOnlyError(StoreError):
     """The store is there and takes no writes at present: no reason to stop reading."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """What a store found: the record or None, and the positions of the scopes asked for.
 
     `positions` is None when the store could not tell: then nothing may be stored for this request. `softened`: a soft
@@ -187,8 +187,34 @@ class Waiting(Protocol):
 class Bounds(Protocol):
     """A store that bounds how long one request waits for it altogether."""
 
-    async def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+    def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Awaitable[Lookup]:
         """As `get`, within what is left of the time that `who` may wait; adds to it what this took."""
+        ...
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """A remote store that answers most look-ups after one question to its server."""
+
+    def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Any] | None:
+        """Ask for what `get` would: a future, which nobody else waits for, and what to give to `told` with its result.
+        None: it takes more than that.
+
+        Raises:
+            StoreError: if it cannot be asked.
+        """
+        ...
+
+    def told(self, key: bytes, scopes: Sequence[str], about: Any, reply: Any) -> Lookup | None:
+        """What `get` would return; None: more is to be asked, `get` does.
+
+        Raises:
+            StoreError: as `get`.
+        """
+        ...
+
+    def refusal(self, error: Exception) -> Exception:
+        """What `get` would raise, where the future has failed with this."""
         ...
 
 

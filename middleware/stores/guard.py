@@ -20,6 +20,7 @@ from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Affects
 from tidegate.middleware.stores.base import (
+    Asks,
     Entry,
     Keeps,
     Lookup,
@@ -36,6 +37,7 @@ from tidegate.middleware.stores.base import (
 from tidegate.middleware.stores.meters import Meter
 from tidegate.middleware.stores.pending import concerns
 from tidegate.middleware.stores.purges import Purges
+from tidegate.middleware.stores.quick import UNKNOWN, Quick
 from tidegate.middleware.stores.stepping import Deadlines
 from tidegate.middleware.stores.writes import Writes
 
@@ -43,9 +45,6 @@ __all__ = ["STORE_BREAKER", "GuardedStore"]
 
 STORE_BREAKER: Final = BreakerSettings(consecutive=5, failure_rate=0.5, window=5.0, minimum=20, open_for=1.0)
 """A probe costs one request its budget at most, so it may come every second."""
-
-UNKNOWN: Final = Lookup(None, None)
-"""The answer of a store that could not tell."""
 
 ATTEMPT: Final = 0.5
 """Seconds that one background write may take: nobody waits for it, but a hung one holds up the rest."""
@@ -105,6 +104,17 @@ class GuardedStore:
             clock=clock,
         )
         self._pending = self._purges.pending
+        self._quick = None
+        if isinstance(inner, Asks):
+            self._quick = Quick(
+                inner,
+                breaker=self._breaker,
+                meter=self._get,
+                deadlines=self._deadlines,
+                budget=budget,
+                longer=self._look_up,
+                clock=clock,
+            )
         self._writes = Writes(
             self._write,
             max_writes=max_writes,
@@ -153,14 +163,22 @@ class GuardedStore:
         """What the store inside says within the budget; else a miss without positions."""
         return await self.get_for(_Once(), key, scopes)
 
-    async def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
+    def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Coroutine[Any, Any, Lookup]:
         """As `get`; all look-ups of one request share the budget."""
+        begun = self._quick.begin(who, key, scopes) if self._quick is not None and not self._pending.count else None
+        return self._get_for(who, key, scopes, begun)
+
+    async def _get_for(
+        self, who: Waiting, key: bytes, scopes: Sequence[str], begun: Coroutine[Any, Any, Lookup] | None
+    ) -> Lookup:
         if self._inner.local:
             try:
                 found = await self._inner.get(key, scopes)
             except Exception as error:  # noqa: BLE001 - P5; counted
                 self._metrics.fail(self._name, error)
                 return UNKNOWN
+        elif begun is not None:
+            found = await begun
         elif not self._pending.count:
             found = await self._look_up(who, key, scopes)
         else:

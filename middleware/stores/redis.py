@@ -181,6 +181,26 @@ class RedisStore:
         """
         return self._reading.get(key, scopes)
 
+    def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Any] | None:
+        """See `Asks`, as the two that follow.
+
+        Raises:
+            StoreError: if Redis cannot be reached.
+        """
+        return self._reading.ask(key, scopes)
+
+    def told(self, key: bytes, scopes: Sequence[str], about: Any, reply: Any) -> Lookup | None:
+        """What a look-up would return.
+
+        Raises:
+            StoreError: if Redis holds something that is no stamp.
+        """
+        return self._reading.told(key, scopes, about, reply)
+
+    def refusal(self, error: Exception) -> Exception:
+        """What a look-up would raise."""
+        return self._reading.refusal(error)
+
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.
 

@@ -6,14 +6,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+from tidegate.middleware.core.codec import Alike
 from tidegate.middleware.core.records import WHOLE_SCOPE, Entry
 from tidegate.middleware.stores.redis_link import pack
 from tidegate.middleware.stores.redis_names import Names
 
 __all__ = ["Needs", "Seen"]
 
-REMEMBERED: Final = 8_192
-"""Records, about 1 KiB each."""
+REMEMBERED: Final = 4_096
+"""Records, about 2 KiB each."""
 
 MOST: Final = 32
 """Stamps that are asked for on the mere chance that the record is there."""
@@ -24,14 +25,18 @@ Keys = tuple[bytes, ...]
 class Seen:
     """A record that was looked up: the keys of what is to be asked for, which are its own, those of the positions of
     some scopes, and those of the stamps that it needed; and the question, as it is sent.
+
+    decode: decodes it. large: it lies elsewhere.
     """
 
-    __slots__ = ("_positions", "_tags", "question", "scopes", "words")
+    __slots__ = ("_positions", "_tags", "decode", "large", "question", "scopes", "words")
 
     def __init__(self, scopes: Sequence[str], entry: Entry, words: Keys) -> None:
         self.scopes = scopes
         self.words = words
         self.question = pack((b"MGET", *words))
+        self.decode = Alike().decode
+        self.large = False
         self._tags = entry.tags
         self._positions = entry.positions
 

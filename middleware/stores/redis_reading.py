@@ -5,8 +5,8 @@ then (`redis_needs`), in one command that was packed before: one round trip.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 from redis.exceptions import RedisError
 
@@ -17,7 +17,7 @@ from tidegate.middleware.core.softening import softened
 from tidegate.middleware.metrics import Metrics, adding
 from tidegate.middleware.stores.base import Lookup
 from tidegate.middleware.stores.redis_names import Names
-from tidegate.middleware.stores.redis_needs import Needs
+from tidegate.middleware.stores.redis_needs import Needs, Seen
 from tidegate.middleware.stores.redis_servers import Servers
 from tidegate.middleware.stores.redis_stamps import VOID, judge, stamp_of
 from tidegate.middleware.stores.seals import Seals
@@ -56,6 +56,42 @@ class Reading:
         """See `Needs.of`."""
         self._clock = time.time
 
+    def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Seen] | None:
+        """See `Asks`: of what was looked up before and was not large, where one server has it all."""
+        asks = self._servers.ask
+        seen = self._needs.seen(self._names.record(key), scopes) if asks is not None else None
+        if asks is None or seen is None or seen.large:
+            return None
+        return asks(seen.question), seen
+
+    def told(self, key: bytes, scopes: Sequence[str], seen: Seen, values: Values) -> Lookup | None:
+        """See `Asks`."""
+        found, tail = values[0], len(scopes) + 1
+        nothing = values.count(None) == len(values) - 1 and found is not None  # no scope was ever purged
+        positions = dict.fromkeys(scopes, 0) if nothing else _positions(scopes, values[1:tail])
+        if found is None:
+            return Lookup(None, positions)
+        if len(found) == TOKEN_BYTES and found[0] == 0:
+            seen.large = True
+            return None
+        self._read_bytes(len(found))
+        record = self.opened(key, found, seen.decode)
+        if type(record) is not Entry:
+            return Lookup(record, positions)
+        if not seen.suits(record):
+            needed = self.needed(record)
+            if needed is not None:
+                self._needs.remember(self._names.record(key), scopes, record, needed[0])
+            return None
+        if nothing:
+            return Lookup(record, positions)
+        stamps = values[tail:]
+        return self._verdict(record, positions, stamps) if any(stamps) else Lookup(record, positions)
+
+    def refusal(self, error: Exception) -> Exception:
+        """See `Asks`."""
+        return self._failure(error) if isinstance(error, RedisError) else error
+
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """Record, positions, and the stamps that the record needed last time, in one round trip; in a second one its
         stamps if they are others now, after a large record's own.
@@ -65,17 +101,13 @@ class Reading:
         """
         name, tail = self._names.record(key), len(scopes) + 1
         seen = self._needs.seen(name, scopes)
-        try:
-            if seen is None:
-                values: Values = await self._servers.read([name, *map(self._names.position, scopes)])
-            else:
-                asked = self._servers.ask
-                values = await (asked(seen.question) if asked is not None else self._servers.read(seen.words))
-        except RedisError as error:
-            raise self._failure(error) from error
-        positions = {scope: stamp_of(value) for scope, value in zip(scopes, values[1:tail], strict=True)}
+        values = await self.read(seen.words if seen is not None else [name, *map(self._names.position, scopes)])
+        positions = _positions(scopes, values[1:tail])
         found = values[0]
-        if found is not None and len(found) == TOKEN_BYTES and found[0] == 0:
+        large = found is not None and len(found) == TOKEN_BYTES and found[0] == 0
+        if seen is not None:
+            seen.large = large
+        if found is not None and large:
             found = await self._large(name, found)
         if found is None:
             return Lookup(None, positions)
@@ -84,18 +116,19 @@ class Reading:
         if type(record) is not Entry:
             return Lookup(record, positions)
         if seen is not None and seen.suits(record):
-            stamps = values[tail:]
-            if not any(stamps):
-                return Lookup(record, positions)
-            return await self._judged(name, record, scopes, positions, stamps)
-        return await self._judged(name, record, scopes, positions, None)
+            return self._verdict(record, positions, values[tail:])
+        needed = self.needed(record)
+        if needed is None:
+            return Lookup(None, positions)
+        self._needs.remember(name, scopes, record, needed[0])
+        return self._verdict(record, positions, await self.read(needed[0]) if needed[0] else ())
 
-    def opened(self, key: bytes, data: bytes) -> Record | None:
-        """The record of a key that these bytes are; None, and counted, if they are none."""
+    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record] = decode) -> Record | None:
+        """The record of a key that these bytes are; None, and counted, if they are none. decoded: as `codec.decode`."""
         if self._seals is not None:
-            return self._seals.opened(key, data)
+            return self._seals.opened(key, data, decoded)
         try:
-            return decode(data)
+            return decoded(data)
         except CodecError as error:
             self._metrics.fail("redis-codec", error)
             return None
@@ -105,18 +138,13 @@ class Reading:
         (found,) = await self.read([self._names.body(name)], large=True)
         return found[len(token) :] if found is not None and found.startswith(token) else None
 
-    async def _judged(
-        self, name: bytes, entry: Entry, scopes: Sequence[str], positions: dict[str, int], stamps: Values | None
-    ) -> Lookup:
-        """What the stamps say of it: see `judge`. stamps: None: to be asked for."""
+    def _verdict(self, entry: Entry, positions: dict[str, int], stamps: Values) -> Lookup:
+        """What its stamps say of it: see `judge`."""
+        if not any(stamps):
+            return Lookup(entry, positions)
         needed = self.needed(entry)
-        if needed is None:
-            return Lookup(None, positions)
-        keys, limits = needed
-        if stamps is None:
-            self._needs.remember(name, scopes, entry, keys)
-            stamps = await self.read(keys) if keys else ()
-        soft = judge(keys, stamps, limits) if any(stamps) else 0
+        assert needed is not None  # else nobody could have asked for the stamps
+        soft = judge(needed[0], stamps, needed[1])
         if soft == VOID:
             return Lookup(None, positions)
         if soft:
@@ -139,3 +167,7 @@ class Reading:
             return await self._servers.read(keys, large=large)
         except RedisError as error:
             raise self._failure(error) from error
+
+
+def _positions(scopes: Sequence[str], values: Values) -> dict[str, int]:
+    return {scope: stamp_of(value) for scope, value in zip(scopes, values, strict=True)}

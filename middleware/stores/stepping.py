@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "Waits"]
 
 T = TypeVar("T")
 
@@ -40,13 +40,9 @@ class Deadlines:
         except StopIteration as done:
             result: T = done.value
             return result
-        loop = asyncio.get_running_loop()
-        line = self._lines.get(seconds)
-        if line is None or line.loop is not loop:
-            line = self._lines[seconds] = _Line(loop, seconds, self._let_go)
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
-        waits = line.begin(awaited)
+        waits = self._line(seconds).begin(Waits(awaited))
         try:
             return await _rest(call, waits)
         except asyncio.CancelledError:
@@ -56,24 +52,42 @@ class Deadlines:
                 raise
             raise TimeoutError from None
         finally:
-            waits.done = True
-            waits.awaited = None  # it stays in line: not with an answer of kilobytes
+            waits.over_with()
+
+    def begin(self, seconds: float, answer: "asyncio.Future[Any]") -> "Waits":
+        """Let a future fail with TimeoutError after this many seconds, unless it is said to be `over_with`.
+
+        For one that only its caller waits for: who cancels that one cancels it.
+        """
+        return self._line(seconds).begin(_Answer(answer))
+
+    def _line(self, seconds: float) -> "_Line":
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(seconds)
+        if line is None or line.loop is not loop:
+            line = self._lines[seconds] = _Line(loop, seconds, self._let_go)
+        return line
 
     def _let_go(self, line: "_Line") -> None:
         if self._lines.get(line.seconds) is line:
             del self._lines[line.seconds]
 
 
-class _Waits:
+class Waits:
     """One call: what it waits for, whether it is done, and whether its time is over."""
 
     __slots__ = ("awaited", "done", "due_at", "over")
 
-    def __init__(self, awaited: Any, due_at: float) -> None:
+    def __init__(self, awaited: Any) -> None:
         self.awaited = awaited
-        self.due_at = due_at
+        self.due_at = 0.0
         self.done = False
         self.over = False
+
+    def over_with(self) -> None:
+        """It waits no more. It stays in line for a while: not with an answer of kilobytes."""
+        self.done = True
+        self.awaited = None
 
     def end(self) -> None:
         """Its time is over."""
@@ -81,6 +95,18 @@ class _Waits:
             self.over = True
             if self.awaited is not None:
                 self.awaited.cancel()
+
+
+class _Answer(Waits):
+    """Of a future."""
+
+    __slots__ = ()
+
+    def end(self) -> None:
+        """Its time is over: whoever waits for it hears so."""
+        if not self.done and not self.awaited.done():
+            self.over = True
+            self.awaited.set_exception(TimeoutError())
 
 
 class _Line:
@@ -93,12 +119,12 @@ class _Line:
         self.loop = loop
         self.seconds = seconds
         self._empty = empty
-        self._waiting: deque[_Waits] = deque()
+        self._waiting: deque[Waits] = deque()
         self._armed = False
 
-    def begin(self, awaited: Any) -> _Waits:
+    def begin(self, waits: Waits) -> Waits:
         """A call waits from now on."""
-        waits = _Waits(awaited, self.loop.time() + self.seconds)
+        waits.due_at = self.loop.time() + self.seconds
         self._waiting.append(waits)
         if not self._armed:
             self._armed = True
@@ -118,7 +144,7 @@ class _Line:
         else:
             self._empty(self)
 
-    def _pass(self, waits: _Waits, left: int) -> None:
+    def _pass(self, waits: Waits, left: int) -> None:
         if left:
             self.loop.call_soon(self._pass, waits, left - 1)
         else:
@@ -126,7 +152,7 @@ class _Line:
 
 
 @coroutine
-def _rest(call: Coroutine[Any, Any, T], waits: _Waits) -> Generator[Any, Any, T]:
+def _rest(call: Coroutine[Any, Any, T], waits: Waits) -> Generator[Any, Any, T]:
     """Go on with a coroutine that has been taken to its first suspension: `yield from`, entered in the middle."""
     while True:
         try:
