@@ -1,5 +1,5 @@
-"""The short way of a look-up in a remote store: one question that was asked before, one answer, and no more to wait for.
-Most hits of a warm store go this way.
+"""The short way of a look-up in a remote store: one question that was asked before, and its answer. Most hits of a warm
+store go this way.
 
 What it does is what `GuardedStore` does with every look-up: circuit, deadline, counts. It does so in one coroutine, and
 leaves to the long way whatever is not as usual: an open circuit, a request that has waited already, a store that cannot

@@ -34,7 +34,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -173,13 +173,13 @@ class RedisStore:
             await asyncio.wait([check])
         await self._servers.aclose()
 
-    def get(self, key: bytes, scopes: Sequence[str] = ()) -> Coroutine[Any, Any, Lookup]:
+    async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
         """The record if it stands, and positions: see `redis_reading`.
 
         Raises:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
-        return self._reading.get(key, scopes)
+        return await self._reading.get(key, scopes)
 
     def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Any] | None:
         """See `Asks`, as the two that follow.

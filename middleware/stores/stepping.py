@@ -79,7 +79,7 @@ class Waits:
     __slots__ = ("awaited", "done", "due_at", "over")
 
     def __init__(self, awaited: Any) -> None:
-        self.awaited = awaited
+        self.awaited: Any = awaited
         self.due_at = 0.0
         self.done = False
         self.over = False
@@ -104,9 +104,10 @@ class _Answer(Waits):
 
     def end(self) -> None:
         """Its time is over: whoever waits for it hears so."""
-        if not self.done and not self.awaited.done():
+        answer: asyncio.Future[Any] | None = self.awaited
+        if answer is not None and not answer.done():
             self.over = True
-            self.awaited.set_exception(TimeoutError())
+            answer.set_exception(TimeoutError())
 
 
 class _Line:

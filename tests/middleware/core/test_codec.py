@@ -1,6 +1,8 @@
 """Law: decode(encode(record)) == record; and decode of anything else is CodecError, never another exception."""
 
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -11,7 +13,7 @@ from msgpack import fallback
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core import codec
-from tidegate.middleware.core.codec import CodecError, decode, encode
+from tidegate.middleware.core.codec import Alike, CodecError, decode, encode
 from tidegate.middleware.core.records import Entry, Record, Variants
 
 pairs = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=6).map(tuple)
@@ -57,6 +59,30 @@ def decodes_or_is_refused(data: bytes) -> None:
 @given(records)
 def test_every_record_survives_the_round_trip(record: Record) -> None:
     assert decode(encode(record)) == record
+
+
+def outcome(decoded: Callable[[bytes], Record], data: bytes) -> Record | None:
+    try:
+        return decoded(data)
+    except CodecError:
+        return None
+
+
+@given(entries, st.lists(st.binary(max_size=3) | st.none() | entries, max_size=6), st.data())
+def test_what_is_alike_decodes_as_everything_else(
+    entry: Entry, then: list[bytes | Entry | None], data: st.DataObject
+) -> None:
+    alike = Alike()
+    assert alike.decode(encode(entry)) == entry
+    for each in then:
+        if each is None:  # the same, damaged
+            changed = bytearray(encode(entry))
+            changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(0, 255))
+            encoded = bytes(changed)
+        else:
+            entry = each if isinstance(each, Entry) else replace(entry, body=each)
+            encoded = encode(entry)
+        assert outcome(alike.decode, encoded) == outcome(decode, encoded)
 
 
 @given(st.binary(max_size=300))

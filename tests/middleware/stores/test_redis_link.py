@@ -271,7 +271,9 @@ def with_store(server: RedisServer, body: Callable[[RedisStore, Any], Awaitable[
     asyncio.run(run())
 
 
-def test_look_ups_of_one_moment_are_few_commands_and_half_as_many_of_what_was_looked_up_before(server: RedisServer) -> None:
+def test_look_ups_of_one_moment_are_few_commands_and_half_as_many_of_what_was_looked_up_before(
+    server: RedisServer,
+) -> None:
     async def body(store: RedisStore, client: Any) -> None:
         async def look() -> int:
             await client.config_resetstat()

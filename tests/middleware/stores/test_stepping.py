@@ -1,6 +1,7 @@
 """Deadlines of calls: who is late, who was only held up, and who was cancelled by somebody else."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -116,5 +117,33 @@ def test_times_that_nobody_waits_for_any_more_are_forgotten() -> None:
             return not deadlines._lines
 
         await eventually(forgotten, "none is left", 20.0)
+
+    run(main())
+
+
+def test_a_future_that_is_late_fails_and_one_that_is_over_with_is_left_alone() -> None:
+    async def main() -> None:
+        deadlines, loop = Deadlines(), asyncio.get_running_loop()
+        late, answered, given_up = (loop.create_future() for _ in range(3))
+        deadlines.begin(SHORT, answered)
+        answered.set_result("in time")
+        deadlines.begin(SHORT, given_up).over_with()
+        deadlines.begin(SHORT, late)
+        with pytest.raises(TimeoutError):
+            await late
+        assert answered.result() == "in time"
+        assert not given_up.done()
+
+    run(main())
+
+
+def test_the_deadline_of_a_future_does_not_count_the_time_for_which_the_loop_was_held_up() -> None:
+    async def main() -> None:
+        deadlines, loop = Deadlines(), asyncio.get_running_loop()
+        answer = loop.create_future()
+        deadlines.begin(SHORT, answer)
+        time.sleep(3 * SHORT)  # noqa: ASYNC251 - some other code of the application, that blocks
+        loop.call_soon(answer.set_result, "it had come meanwhile")
+        assert await answer == "it had come meanwhile"
 
     run(main())
