@@ -54,8 +54,12 @@ def with_store(url: str, *, filling: bool = False) -> dict[bytes, str]:
         (["client:2", "list", "--tenant", "acme", "--all-of"], ["hit", "none", "hit"]),
         (["list"], ["hit", "hit", "hit"]),
         (["list", "--tenant", "acme", "--dry-run"], ["hit", "hit", "hit"]),
+        (["--everything", "--tenant", "acme"], ["none", "none", "none"]),
+        (["--everything"], ["none", "none", "none"]),
+        (["--everything", "--tenant", "other"], ["hit", "hit", "hit"]),
+        (["--everything", "--tenant", "acme", "--soft"], ["stale", "stale", "stale"]),
     ],
-    ids=["tag", "any", "soft", "all of", "nobody's", "dry run"],
+    ids=["tag", "any", "soft", "all of", "nobody's", "dry run", "everything", "of everybody", "another's", "all soft"],
 )
 def test_it_purges_what_it_says(
     valkey: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], left: list[str]
@@ -83,6 +87,11 @@ def test_for_programs_it_speaks_json(
     assert (seen["dry_run"], seen["entries"], seen["exact"], seen["looked_at"]) == (True, 2, True, 3)
     assert told() == {"state": "done", "durable": None}
     assert told("--dry-run")["entries"] == 0
+    words = ["--everything", *words[1:]]
+    left = told("--dry-run")
+    assert (left["entries"], left["exact"], [one["tags"] for one in left["sample"]]) == (1, True, [[[ACME, "other"]]])
+    assert told()["state"] == "done"
+    assert told("--dry-run")["entries"] == 0
 
 
 @pytest.mark.parametrize(
@@ -92,8 +101,11 @@ def test_for_programs_it_speaks_json(
         (["", "--url"], "TAG"),
         (["list", "--tenant", "", "--url"], "--tenant"),
         ([*map(str, range(17)), "--all-of", "--url"], "--all-of"),
+        (["--url"], "TAG"),
+        (["list", "--everything", "--url"], "--everything"),
+        (["--everything", "--all-of", "--url"], "--everything"),
     ],
-    ids=["no store", "empty tag", "empty tenant", "too many"],
+    ids=["no store", "empty tag", "empty tenant", "too many", "no tag", "a tag of all", "all of all"],
 )
 def test_what_cannot_be_purged_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], problem: str

@@ -224,6 +224,10 @@ def test_all_of_a_tenant_is_purged_at_once_and_all_of_everybody(valkey: Valkey) 
             return await hits() == asked
 
         await eventually(all_hit, "all is stored", 20.0)
+        told = [await tide.purge_all(tenant, dry_run=True) for tenant in (ANN.tenant, None, "nobody")]
+        assert [each.entries for each in told] == [2, 5, 0], "what is public is one for both"
+        assert {len(each.sample) == each.entries and each.exact for each in told} == {True}
+        assert await hits() == asked, "nothing was changed"
         assert (await tide.purge_all(ANN.tenant)).state == "done"
         assert await hits() == [asked[1], asked[3], asked[4], asked[5]]
         await eventually(all_hit, "all is stored", 20.0)

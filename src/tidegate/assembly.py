@@ -5,10 +5,10 @@ app = tide(app)
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal, cast, overload
+from typing import Any, Final, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -17,9 +17,7 @@ from tidegate.errors import Problems
 from tidegate.flags import UNIT_FIELDS, FlagContext, FlagProvider, Gates
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.identity import Credentials, Identity
-from tidegate.middleware.core.keys import scope_of
 from tidegate.middleware.core.policy import Policies, RoutePolicy, Share
-from tidegate.middleware.core.records import aimed
 from tidegate.middleware.exposition import MetricsApp, ShadowApp
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -41,17 +39,17 @@ from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.stacking import lead_through
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.affected import Affected
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Purge, Store
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, WHOLE_SCOPE, Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.tracing import opentelemetry_tracer
 from tidegate.openings import Openings
 from tidegate.ordering import warn_of_order
+from tidegate.purging import Purging
 from tidegate.runtime import LOOK_EVERY, Mounted, Runtime
 from tidegate.settings import Settings
 from tidegate.vocabulary import LAYERS, Layer, Unit
 
-__all__ = ["Tidegate", "TidegateMiddleware", "scope_of_tenant"]
+__all__ = ["Tidegate", "TidegateMiddleware"]
 
 _log = logging.getLogger("tidegate")
 
@@ -59,7 +57,7 @@ FlagProperties = Callable[[Scope], Mapping[str, str]]
 """Further context fields for flag constraints (region, plan, sessionId), from the scope."""
 
 
-class Tidegate:
+class Tidegate(Purging):
     """The five layers, their flags and their store, ready to mount on one application.
 
     settings: from `Settings.load()`; default: memory store, no flags, every layer open.
@@ -184,50 +182,6 @@ class Tidegate:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    @overload
-    async def purge(
-        self,
-        *tags: str,
-        all_of: Sequence[str] = (),
-        tenant: str | None = None,
-        soft: bool = False,
-        dry_run: Literal[False] = False,
-    ) -> Purge: ...
-
-    @overload
-    async def purge(
-        self,
-        *tags: str,
-        all_of: Sequence[str] = (),
-        tenant: str | None = None,
-        soft: bool = False,
-        dry_run: Literal[True],
-    ) -> Affected: ...
-
-    async def purge(
-        self,
-        *tags: str,
-        all_of: Sequence[str] = (),
-        tenant: str | None = None,
-        soft: bool = False,
-        dry_run: bool = False,
-    ) -> Purge | Affected:
-        """Purge what carries any of these tags of a tenant, or public ones; for code that changes data outside an HTTP
-        request.
-
-        all_of: what carries all of these, up to 16. soft: what is purged becomes stale, to be served while the app is
-            asked for a new response; else it is void. dry_run: change nothing; return what it would take.
-
-        Raises:
-            ValueError: if no tag is named.
-        """
-        targets = {scope_of_tenant(tenant): aimed(tags, all_of=all_of, soft=soft)}
-        return await (self.store.affected(targets) if dry_run else self.store.purge(targets))
-
-    async def purge_all(self, tenant: str | None = None, *, soft: bool = False) -> Purge:
-        """Purge all that is stored for a tenant and its users; without a tenant, all that is stored for anybody."""
-        return await self.store.purge({scope_of_tenant(tenant): aimed((WHOLE_SCOPE,), soft=soft)})
-
     def shadow_report(self) -> dict[str, Any]:
         """What shadow mode has seen in this process, as JSON has it; `shadow_app` answers it over HTTP.
 
@@ -306,11 +260,6 @@ def _decider(gates: Gates, properties: FlagProperties, unit: Unit) -> Callable[[
         return gates.decide(FlagContext(unit=known.get(unit_field), properties=known))
 
     return by_properties
-
-
-def scope_of_tenant(tenant: str | None) -> str:
-    """Where the tags of a tenant are; without one, those that belong to nobody."""
-    return PUBLIC_SCOPE if tenant is None else scope_of(Identity(tenant), "tenant")
 
 
 def _gate(layer: Layer) -> Gate:

@@ -1,4 +1,4 @@
-"""`tidegate cache purge`: purge tags in the store that all processes share, or say what that would take."""
+"""`tidegate cache purge`: purge tags, or everything, in the store that processes share, or say what that would take."""
 
 import argparse
 import asyncio
@@ -20,7 +20,8 @@ def register(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add `tidegate cache purge`."""
     summary = "purge what carries a tag, in the store that all processes share"
     purge = commands.add_parser("purge", parents=[common], help=summary, description=summary)
-    purge.add_argument("tags", metavar="TAG", nargs="+", help="as policy or handler gave it to responses")
+    purge.add_argument("tags", metavar="TAG", nargs="*", help="as policy or handler gave it to responses")
+    purge.add_argument("--everything", action="store_true", help="all of the tenant and its users, or of everybody")
     purge.add_argument("--tenant", metavar="TENANT", help="whose tags (default: those that belong to nobody)")
     purge.add_argument("--soft", action="store_true", help="make it stale, to be served while the app is asked")
     purge.add_argument("--all-of", action="store_true", help="only what carries all of the tags")
@@ -30,8 +31,8 @@ def register(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    from tidegate.assembly import scope_of_tenant
-    from tidegate.middleware.core.records import aimed
+    from tidegate.middleware.core.records import WHOLE_SCOPE, aimed
+    from tidegate.purging import scope_of_tenant
 
     settings = settings_of(arguments, only=("store",))
     if settings.store.url is None or not settings.store.enabled:
@@ -47,8 +48,12 @@ def _purge(arguments: argparse.Namespace) -> int:
         problems.add("TAG", "", "is empty", "name a tag")
     if arguments.tenant == "":
         problems.add("--tenant", "", "is empty", "name a tenant, or leave it out")
+    if arguments.everything and (arguments.tags or arguments.all_of):
+        problems.add("--everything", True, "leaves nothing to name", "name tags, or purge everything")
+    if not arguments.everything and not arguments.tags:
+        problems.add("TAG", "", "is missing", "name a tag, or give --everything")
     problems.raise_if_any()
-    tags: list[str] = arguments.tags
+    tags: list[str] = [WHOLE_SCOPE] if arguments.everything else arguments.tags
     try:
         together, each = (tags, []) if arguments.all_of else ([], tags)
         targets = {scope_of_tenant(arguments.tenant): aimed(each, all_of=together, soft=arguments.soft)}
