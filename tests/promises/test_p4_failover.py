@@ -13,6 +13,7 @@ from tests.middleware.stores.support import ACME, entry, eventually, positions, 
 from tests.services import SentinelTrio, wait_until
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores import sentinel_watch
 from tidegate.middleware.stores.base import Aim
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.redis import RedisStore
@@ -83,6 +84,22 @@ def with_two(trio: SentinelTrio, body: Callable[[Process, Process], Awaitable[No
     asyncio.run(run())
 
 
+async def fill(one: Process, other: Process) -> None:
+    """All that is to be purged, and a bystander, are stored, and both processes serve them."""
+    at = await positions(one.store)
+    for key in (*PURGED, b"bystander"):
+        await write(one.store, key, tagged(key, at))
+        for process in (one, other):
+            assert await process.served(key) == tagged(key, at)
+
+
+async def assert_purged(process: Process) -> None:
+    """It serves nothing of what was purged, or as stale what was purged softly."""
+    for key in PURGED:
+        found = await process.served(key)
+        assert found is None or (key == b"soft" and found.lifetime < 0), key
+
+
 def cut_off(trio: SentinelTrio) -> None:
     """The replica hears of nothing more; it has all that there was."""
     wait_until(lambda: _offset(trio.replica) == _offset(trio.master), 20, "the replica has everything")
@@ -97,11 +114,7 @@ def _offset(server: Any) -> str:
 
 def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(trio: SentinelTrio) -> None:
     async def body(one: Process, other: Process) -> None:
-        at = await positions(one.store)
-        for key in (*PURGED, b"bystander"):
-            await write(one.store, key, tagged(key, at))
-            for process in (one, other):
-                assert await process.served(key) == tagged(key, at)
+        await fill(one, other)
         kept = await one.store.purge({PUBLIC_SCOPE: ["elsewhere"]})
         assert (kept.state, kept.durable) == ("done", True)
         assert one.purges("durable") == 1
@@ -120,12 +133,7 @@ def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(tr
         async def served_again() -> bool:
             """Until memory is used again; meanwhile nothing that was purged is ever served."""
             for process in (one, other) if one.purges("reissued") else (one,):
-                for key in PURGED:
-                    found = await process.served(key)
-                    if key == b"soft" and found is not None:
-                        assert found.lifetime < 0, "stale"
-                        continue
-                    assert found is None, key
+                await assert_purged(process)
                 if await process.served(b"bystander") is not None:
                     seen.append(b"bystander")
             in_memory = [await process.hears() and process.store.peek(b"bystander") for process in (one, other)]
@@ -138,15 +146,21 @@ def test_purges_that_a_failover_lost_are_made_again_before_anything_is_served(tr
     with_two(trio, body)
 
 
-def test_a_master_that_lives_on_is_left_when_the_sentinels_name_another(trio: SentinelTrio) -> None:
-    """Whoever stayed with it would purge into the void, and not hear of the purges of who has left."""
+@pytest.mark.parametrize("heard", ["told", "asked"])
+def test_a_master_that_lives_on_is_left_when_the_sentinels_name_another(
+    trio: SentinelTrio, monkeypatch: pytest.MonkeyPatch, heard: str
+) -> None:
+    """Whoever stayed with it would purge into the void, and not hear of the purges of who has left.
+
+    That the Sentinels tell it, and that they are asked every second, is enough each.
+    """
+    if heard == "told":
+        monkeypatch.setattr(sentinel_watch, "LOOK_EVERY", 600.0)
+    else:
+        monkeypatch.setattr(sentinel_watch.Watch, "_told", lambda self, push: None)
 
     async def body(one: Process, other: Process) -> None:
-        at = await positions(one.store)
-        for key in (*PURGED, b"bystander"):
-            await write(one.store, key, tagged(key, at))
-            for process in (one, other):
-                assert await process.served(key) == tagged(key, at)
+        await fill(one, other)
         await asyncio.to_thread(cut_off, trio)
         for scope, target in PURGED.values():
             assert (await one.store.purge({scope: [target]})).state == "done"
@@ -156,15 +170,11 @@ def test_a_master_that_lives_on_is_left_when_the_sentinels_name_another(trio: Se
 
         async def made_again() -> bool:
             """Meanwhile the process that purged serves nothing of it, from whichever master."""
-            for key in PURGED:
-                found = await one.served(key)
-                assert found is None or (key == b"soft" and found.lifetime < 0), key
+            await assert_purged(one)
             return one.purges("reissued") == len(PURGED)
 
         await eventually(made_again, "what the new master lacked is purged there again", 60.0)
-        for key in PURGED:
-            found = await other.served(key)
-            assert found is None or (key == b"soft" and found.lifetime < 0), key
+        await assert_purged(other)
 
         newcomer = Process(trio.url)
         try:
