@@ -1,10 +1,9 @@
 """One process of a run: `python -m tests.promises.chaos.process reader|writer FOLDER NUMBER URL PORTS SEED`.
 
-PORTS: of the servers that may be the one behind the URL, with commas between, the likeliest first.
+PORTS: of the servers that may be the one behind the URL, with commas between.
 """
 
 import asyncio
-import itertools
 import logging
 import os
 import random
@@ -118,24 +117,37 @@ class Reader:
         await _until(lambda: self._store.stats().extra["near_live"] == 1.0)
 
     async def _prove(self) -> None:
-        """Know up to when all that the server had to tell is here: it sends in order of time, and the loop reads what
-        has come before it runs what waits for this answer. Over a stream it tells when it is asked the next time: that
+        """Know up to when all that the servers had to tell is here: they send in order of time, and the loop reads what
+        has come before it runs what waits for this answer. Over a stream one tells when it is asked the next time: that
         has happened, and was answered, after some more questions."""
-        for port in itertools.cycle(self._ports):  # one that is not there any more refuses
-            with suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    while True:
-                        sent = time.monotonic()
-                        for _ in range(TRIPS):
-                            writer.write(b"PING\r\n")
-                            await reader.readuntil(b"\r\n")
-                            await asyncio.sleep(0)  # what was read in the same pass is worked off
-                        self._proved = sent
-                        await asyncio.sleep(0.005)
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.02)
+        links: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        try:
+            while True:
+                for port in self._ports:
+                    if port not in links:
+                        with suppress(OSError):  # it has died
+                            links[port] = await asyncio.open_connection("127.0.0.1", port)
+                sent = time.monotonic()
+                for port in [port for port in links if not await _answers(*links[port])]:
+                    links.pop(port)[1].close()
+                    sent = self._proved  # what else it had sent is unknown
+                if links:
+                    self._proved = sent
+                await asyncio.sleep(0.01)
+        finally:
+            for _, writer in links.values():
+                writer.close()
+
+
+async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    try:
+        for _ in range(TRIPS):
+            writer.write(b"PING\r\n")
+            await reader.readuntil(b"\r\n")
+            await asyncio.sleep(0)  # what was read in the same pass is worked off
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+    return True
 
 
 class Writer:

@@ -34,10 +34,6 @@ SILENT_FOR: Final = 1.8
 """Seconds of a silence: so many more than one that there is something to see."""
 
 
-LEARNED: Final = 1.0
-"""Seconds after all Sentinels name another master, in which every process learns of it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How much must have happened. patience: seconds after which a run ends although it has not."""
@@ -58,13 +54,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """What happened, and the verdict on it. pending: purges that returned pending."""
+    """What happened, and the verdict on it.
+
+    pending: purges that returned pending. left: seconds after all Sentinels named another master, in which all left the
+    old one.
+    """
 
     purges: int
     pending: int
     kills: int
     silences: int
     reissued: int
+    left: list[float]
     verdict: Verdict
 
     def table(self) -> str:
@@ -73,7 +74,8 @@ class Played:
             f"{self.purges} purges done, {self.pending} pending; {self.kills} connections that hear of purges killed"
         )
         lost = f"; {self.reissued} purged tags lost by a failover and purged again" * bool(self.verdict.failovers)
-        return f"{happened}; {self.silences} silences of a link{lost}\n{self.verdict.table()}"
+        left = "".join(f"; a master that lived on was left after {seconds:.2f} s" for seconds in self.left)
+        return f"{happened}; {self.silences} silences of a link{lost}{left}\n{self.verdict.table()}"
 
 
 class _Run:
@@ -88,6 +90,7 @@ class _Run:
         self.kills = 0
         self.silences: list[Silence] = []
         self.failovers: list[Failover] = []
+        self.left: list[float] = []
         self.plan = plan
         self._board = board
         self._server = server
@@ -142,11 +145,23 @@ class _Run:
             await asyncio.to_thread(self._server.keep_two_masters)
         await asyncio.to_thread(self._server.fail_over, forced=self.plan.forced)
         self._masters = _masters(self._server)[0 if self.plan.forced else 1 :]
-        if self.plan.forced:
-            await asyncio.sleep(LEARNED)
         promoted = time.monotonic()
+        if self.plan.forced:
+            await self._leave(_masters(self._server)[0])
+            self.left.append(time.monotonic() - promoted)
+            promoted = time.monotonic()
         await self._some_purges(self._board.total(Count.PURGES) + 100)
         self.failovers.append(Failover(began, promoted))
+
+    async def _leave(self, master: RedisServer) -> None:
+        """Until nobody has a connection to it any more but who breaks and proves things here, and the Sentinels."""
+        ends = time.monotonic() + self.plan.patience
+        while True:
+            links = await self._clients[master].client_list()
+            if not [link for link in links if not link["name"] and link["cmd"] not in ("ping", "client|list")]:
+                return
+            assert time.monotonic() < ends, f"they stay with the old master: {links}"
+            await asyncio.sleep(0.01)
 
     async def _some_purges(self, number: float) -> None:
         await _until(lambda: self._board.total(Count.PURGES) >= number, self.plan.patience, "purges are done")
@@ -206,7 +221,7 @@ async def play(
                     await _play(run, board, all_, told)
                 finally:
                     await run.aclose()
-            calls, purges = read_notes(folder)
+            calls, purges = await asyncio.to_thread(read_notes, folder)
             truth = {entity: board.version(entity) for entity in range(ENTITIES)}
             return Played(
                 purges=board.total(Count.PURGES),
@@ -214,7 +229,8 @@ async def play(
                 kills=run.kills,
                 silences=len(run.silences),
                 reissued=board.total(Count.REISSUED),
-                verdict=judge(calls, purges, run.silences, truth, run.failovers),
+                left=run.left,
+                verdict=await asyncio.to_thread(judge, calls, purges, run.silences, truth, run.failovers),
             )
         finally:
             board.close()
