@@ -262,7 +262,7 @@ class Passage:
         self._breaker.report(self._ticket, failed=False)
         self._stage = _DONE
         way.taken += 1
-        way.telemetry.count(scope, context, 200, self._started, True, False)
+        way.telemetry.count_plain(scope, context, plan.countable, self._started)
         await self._send(message)
         if plan.kept is not None and not way.misses.keep(
             plan.plan, 200, self._stored, body, self._missed[2], context, self._asked, plan.dated

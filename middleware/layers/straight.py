@@ -86,10 +86,10 @@ class Labelled:
     """A plan for plain responses of one head that get an ETag of ours, whose fields are put together already.
 
     before, after: the lines for the client before its Content-Length, and between that and its ETag; rest: what follows
-    that. dated: see `Head`.
+    that. dated: see `Head`. countable: it counts as storable, by policy or by what it says.
     """
 
-    __slots__ = ("after", "before", "dated", "kept", "plan", "policy", "rest", "room", "storable")
+    __slots__ = ("after", "before", "countable", "dated", "kept", "plan", "policy", "rest", "room", "storable")
 
     def __init__(self, head: Head, plan: Plan) -> None:
         replaced = any(name == b"cache-control" for name, _ in plan.ours)
@@ -98,6 +98,7 @@ class Labelled:
         self.after = tuple([pair for pair in head.after if not (replaced and pair[0] == b"cache-control")])
         self.rest = (*plan.ours, plan.note)
         self.dated = head.dated
+        self.countable = plan.storable or (plan.policy is not None and plan.policy.storable)
         self.room = plan.room if plan.kept is not None else inf
 
 

@@ -169,6 +169,17 @@ class TelemetryLayer:
             known = method if method in _METHODS else "other"
             self._count((route, known, (status or 500) // 100, outcome, context.reason), seconds)
 
+    def count_plain(self, scope: Scope, context: RequestContext, storable: bool, started: float) -> None:
+        """As `count` counts a GET that is not in shadow, of which the cache had nothing, and that the app answered with
+        200, where the layer is open. storable: as `is_storable` says.
+        """
+        seconds = self.clock() - started
+        decision, match = context.decision, context.match
+        if decision is not None and self.cohorts is not None:
+            self.cohorts.count(decision.cohorts, seconds, False, storable, False)
+        route = match.route if match.policy is not None else route_label(scope, context)
+        self._count((route, "GET", 2, "miss", None), seconds)
+
 
 def is_storable(scope: Scope, context: RequestContext) -> bool:
     """Whether policy or the response makes a request's response storable."""
