@@ -310,8 +310,7 @@ class ContextResolver:
 
     def of(self, scope: Scope) -> RequestContext:
         """The context of an HTTP scope; made and kept under `scope["tidegate"]` if this is the first layer."""
-        found = scope.get("tidegate")
-        if found is not None:
+        if "tidegate" in scope and (found := scope["tidegate"]) is not None:
             return cast(RequestContext, found)
         fields = scope["headers"]
         if type(fields) is not list and not isinstance(fields, tuple):  # the first says it in a third of the time

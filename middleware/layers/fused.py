@@ -154,7 +154,11 @@ class FusedHits:
         if entry.own_etag and decision is not None and "etag" not in decision.open:
             return None
         seconds = floor(age), floor(left)  # int() of them takes twice as long
-        given = [*entry.headers, *(self._notes.get(seconds) or self._note(seconds))]
+        try:
+            notes = self._notes[seconds]
+        except KeyError:
+            notes = self._note(seconds)
+        given = [*entry.headers, *notes]
         self.taken += 1
         context.storable, context.outcome = True, "hit"
         status, body = entry.status, entry.body

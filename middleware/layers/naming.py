@@ -144,11 +144,17 @@ class Names:
             tenant, grants = identity.tenant, identity.grants
             if share == "user":
                 user = identity.user
-        get = scope.get
-        sent = (
-            share, tenant, user, grants, get("scheme", "http"), host,
-            scope["path"], get("raw_path"), get("root_path"), get("query_string", b""),
-        )  # fmt: skip
+        try:
+            sent = (
+                share, tenant, user, grants, scope["scheme"], host,
+                scope["path"], scope["raw_path"], scope["root_path"], scope["query_string"],
+            )  # fmt: skip
+        except KeyError:  # a server may leave some of them out; most do not, and to ask for each takes twice as long
+            get = scope.get
+            sent = (
+                share, tenant, user, grants, get("scheme", "http"), host,
+                scope["path"], get("raw_path"), get("root_path"), get("query_string", b""),
+            )  # fmt: skip
         named = self._seen.get(sent)
         if named is None or named.policy is not match.policy:
             named = self._make(sent, scope, match.policy, share, identity)

@@ -72,6 +72,26 @@ def test_what_was_asked_before_changes_no_name(asked: list[dict[str, object]], r
         assert (told(known[0]), known[1]) == (told(made[0]), made[1])
 
 
+OPTIONAL = {"scheme": "http", "raw_path": None, "root_path": "", "query_string": b""}
+"""What ASGI lets a server leave out of a scope, with what that means."""
+
+
+@given(st.sampled_from(["/a", "/b"]), st.sets(st.sampled_from(sorted(OPTIONAL)), min_size=1), IDENTITIES)
+def test_what_a_server_leaves_out_of_a_scope_is_named_as_what_that_means(
+    path: str, left_out: set[str], identity: Identity
+) -> None:
+    names = Names(namespace=b"v1", naming_key=b"")
+    whole = scope_of(path, scheme="https", query="x=1", raw_path=b"/%61", root_path="/c") | {
+        name: OPTIONAL[name] for name in left_out
+    }
+    less = {name: value for name, value in whole.items() if name not in left_out}
+    found = [
+        told(names.of(scope, b"one.test", Match(None, "other", {}), "user", identity))
+        for scope in (whole, less, whole, less)
+    ]
+    assert all(each == found[0] for each in found)
+
+
 ASKED = dict.fromkeys(FIELDS) | {"path": "/b", "raw": b"/b", "query": "", "scheme": "http", "hosts": []}
 ASKED |= {"share": "public", "values": ()}
 
