@@ -210,7 +210,7 @@ FAULTS: Final = (
     ),
     Fault(
         name="dies mid-reply",
-        says="Connection closed by server",
+        says="the server closed the connection",
         counted=REFUSED,
         server=Redis,
         begin=_link("cuts", True),
