@@ -229,7 +229,8 @@ class CoalesceLayer:
         if lonely.until or busy.until:
             if hashed is None:
                 hashed = hash(key)
-            if hashed in lonely.until and lonely.holds(hashed, self.clock()):
+            until = lonely.until.get(hashed)
+            if until is not None and until > self.clock():
                 return True
             if hashed in busy.until and busy.holds(hashed, self.clock()):
                 return None
