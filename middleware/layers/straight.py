@@ -27,7 +27,6 @@ from tidegate.middleware.layers.filling import (
     MAX_HEADER_BYTES,
     MAX_TAGS,
     CacheConfig,
-    looked_up,
     of_use_past,
     refusal_note,
     tags_of,
@@ -36,7 +35,7 @@ from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import Keeps, new_entry
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
 
 __all__ = ["Labelled", "Miss", "Misses", "Plan"]
 
@@ -112,6 +111,7 @@ class Misses:
         self.config = config
         self.clock = config.clock
         self.taken = 0
+        self._in_part = config.in_part
         self._keep = store.keep
         self._positions = store.positions
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -121,11 +121,12 @@ class Misses:
         policy = context.match.policy
         if policy is not None and policy.extensions != "pass" and scope.get("extensions"):
             return None
-        if named.primary in self.config.in_part:
+        if self._in_part and named.primary in self._in_part:
             return None  # what is stored in part may be completed
         if scope.get("session") is not None or scope.get("http_version") not in FRAMED:
             return None  # the general way sees whether a session is read, and whether a body comes
-        positions = self._positions(looked_up(named.scope))
+        own = named.scope
+        positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))  # `looked_up`
         if positions is None:
             return None
         context.positions, context.outcome = positions, "miss"
