@@ -112,7 +112,8 @@ class GuardedStore:
                 meter=self._get,
                 deadlines=self._deadlines,
                 budget=budget,
-                longer=self._look_up,
+                concerned=self._concerned,
+                longer=self._get_for,
                 clock=clock,
             )
         self._writes = Writes(
@@ -165,20 +166,19 @@ class GuardedStore:
 
     def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Coroutine[Any, Any, Lookup]:
         """As `get`; all look-ups of one request share the budget."""
-        begun = self._quick.begin(who, key, scopes) if self._quick is not None and not self._pending.count else None
-        return self._get_for(who, key, scopes, begun)
+        if self._quick is not None and not self._pending.count:
+            begun = self._quick.begin(who, key, scopes)
+            if begun is not None:
+                return begun
+        return self._get_for(who, key, scopes)
 
-    async def _get_for(
-        self, who: Waiting, key: bytes, scopes: Sequence[str], begun: Coroutine[Any, Any, Lookup] | None
-    ) -> Lookup:
+    async def _get_for(self, who: Waiting, key: bytes, scopes: Sequence[str]) -> Lookup:
         if self._inner.local:
             try:
                 found = await self._inner.get(key, scopes)
             except Exception as error:  # noqa: BLE001 - P5; counted
                 self._metrics.fail(self._name, error)
                 return UNKNOWN
-        elif begun is not None:
-            found = await begun
         elif not self._pending.count:
             found = await self._look_up(who, key, scopes)
         else:
@@ -190,6 +190,9 @@ class GuardedStore:
         if self._pending and isinstance(found.record, Entry) and self._pending.concern(found.record):
             return Lookup(None, found.positions)
         return found
+
+    def _concerned(self, entry: Entry) -> bool:
+        return bool(self._pending.count) and self._pending.concern(entry)
 
     async def _look_up(self, who: Waiting, key: bytes, scopes: Sequence[str]) -> Lookup:
         """Ask the store inside, for as long as `who` may still wait."""

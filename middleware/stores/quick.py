@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, Ticket
-from tidegate.middleware.stores.base import Asks, Lookup, ReadsOnlyError, Waiting
+from tidegate.middleware.stores.base import Asks, Entry, Lookup, ReadsOnlyError, Waiting
 from tidegate.middleware.stores.meters import Meter
 from tidegate.middleware.stores.stepping import Deadlines
 
@@ -25,6 +25,7 @@ class Quick:
     """The short way to one store.
 
     budget: seconds that an answer may take.
+    concerned: whether a purge that the store has not accepted yet concerns an entry.
     longer: goes the long way.
     """
 
@@ -36,6 +37,7 @@ class Quick:
         meter: Meter,
         deadlines: Deadlines,
         budget: float,
+        concerned: Callable[[Entry], bool],
         longer: Callable[[Waiting, bytes, Sequence[str]], Coroutine[Any, Any, Lookup]],
         clock: Callable[[], float],
     ) -> None:
@@ -43,9 +45,10 @@ class Quick:
         self._told = store.told
         self._refusal = store.refusal
         self._breaker = breaker
-        self._meter = meter
-        self._deadlines = deadlines
+        self._meter, self._ok, self._observe = meter, meter.ok, meter.observe
+        self._expire = deadlines.begin
         self._budget = budget
+        self._concerned = concerned
         self._longer = longer
         self._clock = clock
 
@@ -64,7 +67,7 @@ class Quick:
         self, who: Waiting, key: bytes, scopes: Sequence[str], ticket: Ticket, future: Any, about: Any
     ) -> Lookup:
         began = self._clock()
-        waits = self._deadlines.begin(self._budget, future)
+        waits = self._expire(self._budget, future)
         try:
             found = self._told(key, scopes, about, await future)
         except Exception as error:  # noqa: BLE001 - P5; counted
@@ -81,6 +84,11 @@ class Quick:
         took = self._clock() - began
         who.waited += took
         self._breaker.report(ticket, failed=False)
-        self._meter.ok()
-        self._meter.observe(took)
-        return found if found is not None else await self._longer(who, key, scopes)
+        self._ok()
+        self._observe(took)
+        if found is None:
+            return await self._longer(who, key, scopes)
+        record = found.record
+        if type(record) is Entry and self._concerned(record):
+            return Lookup(None, found.positions)
+        return found

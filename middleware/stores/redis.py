@@ -144,7 +144,8 @@ class RedisStore:
         self._limit_memory = limits.labels("redis-memory").inc
         self._limit_together = limits.labels("redis-purged-together").inc
         self._written_bytes = self._metrics.store_bytes.labels("written").inc
-        self._reading = Reading(names, servers, seals=seals, failure=self._failure, metrics=made)
+        self._reading = reading = Reading(names, servers, seals=seals, failure=self._failure, metrics=made)
+        self.ask, self.told, self.refusal = reading.ask, reading.told, reading.refusal  # see `Asks`
         self._rejected = 0
         self._check: asyncio.Task[None] | None = None
         self._renewed = -RENEW_EVERY
@@ -180,26 +181,6 @@ class RedisStore:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
         return await self._reading.get(key, scopes)
-
-    def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Any] | None:
-        """See `Asks`, as the two that follow.
-
-        Raises:
-            StoreError: if Redis cannot be reached.
-        """
-        return self._reading.ask(key, scopes)
-
-    def told(self, key: bytes, scopes: Sequence[str], about: Any, reply: Any) -> Lookup | None:
-        """What a look-up would return.
-
-        Raises:
-            StoreError: if Redis holds something that is no stamp.
-        """
-        return self._reading.told(key, scopes, about, reply)
-
-    def refusal(self, error: Exception) -> Exception:
-        """What a look-up would raise."""
-        return self._reading.refusal(error)
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Keep a record for `retain` seconds, at most `max_retain`.

@@ -26,10 +26,11 @@ class Seen:
     """A record that was looked up: the keys of what is to be asked for, which are its own, those of the positions of
     some scopes, and those of the stamps that it needed; and the question, as it is sent.
 
-    decode: decodes it. large: it lies elsewhere.
+    tags, positions: those of the entry: another with the same needs the same stamps. decode: decodes it. large: it lies
+        elsewhere.
     """
 
-    __slots__ = ("_positions", "_tags", "decode", "large", "question", "scopes", "words")
+    __slots__ = ("decode", "large", "positions", "question", "scopes", "tags", "words")
 
     def __init__(self, scopes: Sequence[str], entry: Entry, words: Keys) -> None:
         self.scopes = scopes
@@ -37,12 +38,8 @@ class Seen:
         self.question = pack((b"MGET", *words))
         self.decode = Alike().decode
         self.large = False
-        self._tags = entry.tags
-        self._positions = entry.positions
-
-    def suits(self, entry: Entry) -> bool:
-        """Whether this entry needs the same stamps."""
-        return entry.tags == self._tags and entry.positions == self._positions
+        self.tags = entry.tags
+        self.positions = entry.positions
 
 
 class Needs:
@@ -52,9 +49,9 @@ class Needs:
         self._names = names
         self._seen: OrderedDict[bytes, Seen] = OrderedDict()
 
-    def seen(self, name: bytes, scopes: Sequence[str]) -> Seen | None:
-        """What is known of the record of this name, where the positions of these scopes are asked for."""
-        seen = self._seen.get(name)
+    def seen(self, key: bytes, scopes: Sequence[str]) -> Seen | None:
+        """What is known of the record of a key, where the positions of these scopes are asked for."""
+        seen = self._seen.get(key)
         return seen if seen is not None and seen.scopes == scopes else None
 
     def of(self, entry: Entry) -> tuple[Keys, list[int]] | None:
@@ -71,9 +68,9 @@ class Needs:
             limits.append(held[scope])
         return tuple(keys), limits
 
-    def remember(self, name: bytes, scopes: Sequence[str], entry: Entry, keys: Keys) -> None:
-        """The record of this name is this entry, and needs these stamps."""
+    def remember(self, key: bytes, scopes: Sequence[str], entry: Entry, keys: Keys) -> None:
+        """The record of a key is this entry, and needs these stamps."""
         if len(keys) <= MOST:
-            self._seen[name] = Seen(scopes, entry, (name, *map(self._names.position, scopes), *keys))
+            self._seen[key] = Seen(scopes, entry, (self._names.record(key), *map(self._names.position, scopes), *keys))
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)

@@ -59,7 +59,7 @@ class Reading:
     def ask(self, key: bytes, scopes: Sequence[str]) -> tuple[Awaitable[Any], Seen] | None:
         """See `Asks`: of what was looked up before and was not large, where one server has it all."""
         asks = self._servers.ask
-        seen = self._needs.seen(self._names.record(key), scopes) if asks is not None else None
+        seen = self._needs.seen(key, scopes) if asks is not None else None
         if asks is None or seen is None or seen.large:
             return None
         return asks(seen.question), seen
@@ -78,10 +78,10 @@ class Reading:
         record = self.opened(key, found, seen.decode)
         if type(record) is not Entry:
             return Lookup(record, positions)
-        if not seen.suits(record):
+        if record.tags != seen.tags or record.positions != seen.positions:
             needed = self.needed(record)
             if needed is not None:
-                self._needs.remember(self._names.record(key), scopes, record, needed[0])
+                self._needs.remember(key, scopes, record, needed[0])
             return None
         if nothing:
             return Lookup(record, positions)
@@ -100,7 +100,7 @@ class Reading:
             StoreError: if Redis cannot be reached, refuses, or holds something that is no stamp.
         """
         name, tail = self._names.record(key), len(scopes) + 1
-        seen = self._needs.seen(name, scopes)
+        seen = self._needs.seen(key, scopes)
         values = await self.read(seen.words if seen is not None else [name, *map(self._names.position, scopes)])
         positions = _positions(scopes, values[1:tail])
         found = values[0]
@@ -115,12 +115,12 @@ class Reading:
         record = self.opened(key, found)
         if type(record) is not Entry:
             return Lookup(record, positions)
-        if seen is not None and seen.suits(record):
+        if seen is not None and record.tags == seen.tags and record.positions == seen.positions:
             return self._verdict(record, positions, values[tail:])
         needed = self.needed(record)
         if needed is None:
             return Lookup(None, positions)
-        self._needs.remember(name, scopes, record, needed[0])
+        self._needs.remember(key, scopes, record, needed[0])
         return self._verdict(record, positions, await self.read(needed[0]) if needed[0] else ())
 
     def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record] = decode) -> Record | None:

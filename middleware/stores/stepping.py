@@ -42,7 +42,8 @@ class Deadlines:
             return result
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
-        waits = self._line(seconds).begin(Waits(awaited))
+        line = self._line(seconds)
+        waits = line.begin(Waits(awaited, line.loop.time() + seconds))
         try:
             return await _rest(call, waits)
         except asyncio.CancelledError:
@@ -59,7 +60,10 @@ class Deadlines:
 
         For one that only its caller waits for: who cancels that one cancels it.
         """
-        return self._line(seconds).begin(_Answer(answer))
+        line = self._lines.get(seconds)
+        if line is None or line.loop is not asyncio.get_running_loop():
+            line = self._line(seconds)
+        return line.begin(_Answer(answer, line.loop.time() + seconds))
 
     def _line(self, seconds: float) -> "_Line":
         loop = asyncio.get_running_loop()
@@ -78,9 +82,9 @@ class Waits:
 
     __slots__ = ("awaited", "done", "due_at", "over")
 
-    def __init__(self, awaited: Any) -> None:
+    def __init__(self, awaited: Any, due_at: float) -> None:
         self.awaited: Any = awaited
-        self.due_at = 0.0
+        self.due_at = due_at
         self.done = False
         self.over = False
 
@@ -125,7 +129,6 @@ class _Line:
 
     def begin(self, waits: Waits) -> Waits:
         """A call waits from now on."""
-        waits.due_at = self.loop.time() + self.seconds
         self._waiting.append(waits)
         if not self._armed:
             self._armed = True

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,17 @@ UNKNOWN = Lookup(None, None)
 class Told(RedisStore):
     """A store that counts what it told in the short way."""
 
-    short = 0
+    def __init__(self, url: str, *, metrics: Metrics) -> None:
+        super().__init__(url, metrics=metrics)
+        self.short = 0
+        told = self.told
 
-    def told(self, key: bytes, scopes: Any, about: Any, reply: Any) -> Lookup | None:
-        found = super().told(key, scopes, about, reply)
-        self.short += found is not None
-        return found
+        def counted(key: bytes, scopes: Sequence[str], about: Any, reply: Any) -> Lookup | None:
+            found = told(key, scopes, about, reply)
+            self.short += found is not None
+            return found
+
+        self.told = counted
 
 
 def guarding(url: str, body: Callable[[GuardedStore, Told, Metrics], Awaitable[None]], *, budget: float = 2.0) -> None:
