@@ -88,10 +88,15 @@ class CacheConfig:
         bounds = self._bounds
         return bounds.get_for(context, key, scopes) if bounds is not None else self.store.get(key, scopes)
 
-    async def ask(self, named: Named, context: RequestContext) -> Lookup | None:
+    def ask(self, named: Named, context: RequestContext) -> Awaitable[Lookup | None]:
         """What the store says of the primary key; None, and counted, if it cannot answer."""
+        if self._bounds is not None:
+            return self._bounds.get_for(context, named.primary, looked_up(named.scope))
+        return self._asked(named)
+
+    async def _asked(self, named: Named) -> Lookup | None:
         try:
-            return await self.get(context, named.primary, looked_up(named.scope))
+            return await self.store.get(named.primary, looked_up(named.scope))
         except StoreError as error:
             self.metrics.fail("store", error)
             return None

@@ -188,7 +188,8 @@ class Bounds(Protocol):
     """A store that bounds how long one request waits for it altogether."""
 
     def get_for(self, who: Waiting, key: bytes, scopes: Sequence[str] = ()) -> Awaitable[Lookup]:
-        """As `get`, within what is left of the time that `who` may wait; adds to it what this took."""
+        """As `get`, within what is left of the time that `who` may wait; adds to it what this took. What fails is told
+        as a miss without positions."""
         ...
 
 

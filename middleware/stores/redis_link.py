@@ -19,24 +19,17 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final
 
-import hiredis
 from redis.exceptions import RedisError
 
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.overlapping import first_of
+from tidegate.middleware.stores.redis_calls import Asked, Call, Reads, Word, pack
 from tidegate.middleware.stores.redis_wire import Wire
 
 __all__ = ["CrowdedError", "Dial", "Link", "Word", "hang_up", "pack"]
 
-Word = bytes | memoryview | str | int
-"""One word of a command."""
-
 Dial = Callable[[], Awaitable[Any]]
 """Makes a connected `redis.asyncio.Connection`. Cancelled when it takes too long."""
-
-_hiredis: Any = hiredis  # its annotations say that a command has one word
-pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
-"""A command as it is sent."""
 
 MERGED: Final = 32
 """Look-ups in one MGET: with more, the first waits for the last's bytes."""
@@ -52,89 +45,6 @@ LONGEST_PAUSE: Final = 0.5
 
 class CrowdedError(StoreError):
     """So many calls wait for Redis that one more is refused."""
-
-
-class _Call:
-    """One command of one caller."""
-
-    __slots__ = ("_future", "_words")
-    callers = 1
-
-    def __init__(self, words: tuple[Word, ...], future: asyncio.Future[Any]) -> None:
-        self._words = words
-        self._future = future
-
-    def packed(self) -> bytes:
-        return pack(self._words)
-
-    @property
-    def awaited(self) -> bool:
-        return not self._future.done()
-
-    def resolve(self, reply: Any) -> None:
-        if self._future.done():
-            return
-        if isinstance(reply, Exception):
-            self._future.set_exception(reply)
-        else:
-            self._future.set_result(reply)
-
-    def fail(self, told: str) -> None:
-        if not self._future.done():
-            self._future.set_exception(StoreError(told))
-
-
-class _Asked(_Call):
-    """One that was packed before."""
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, packed: bytes, future: asyncio.Future[Any]) -> None:
-        self._packed = packed
-        self._future = future
-
-    def packed(self) -> bytes:
-        return self._packed
-
-
-class _Reads:
-    """The keys that several callers want, each once."""
-
-    __slots__ = ("keys", "waiting")
-
-    def __init__(self) -> None:
-        self.keys: dict[bytes, int] = {}
-        self.waiting: list[tuple[asyncio.Future[list[Any]], list[int]]] = []
-
-    @property
-    def callers(self) -> int:
-        return len(self.waiting)
-
-    def packed(self) -> bytes:
-        return pack((b"MGET", *self.keys))
-
-    @property
-    def awaited(self) -> bool:
-        return any(not future.done() for future, _ in self.waiting)
-
-    def add(self, keys: Sequence[bytes], future: asyncio.Future[list[Any]]) -> None:
-        known = self.keys
-        self.waiting.append((future, [known.setdefault(key, len(known)) for key in keys]))
-
-    def resolve(self, reply: Any) -> None:
-        failed = isinstance(reply, Exception)
-        for future, places in self.waiting:
-            if future.done():
-                continue
-            if failed:
-                future.set_exception(reply)
-            else:
-                future.set_result([reply[place] for place in places])
-
-    def fail(self, told: str) -> None:
-        for future, _ in self.waiting:
-            if not future.done():
-                future.set_exception(StoreError(told))
 
 
 class Link:
@@ -172,9 +82,9 @@ class Link:
         self._refusal: str | None = None
         self._closed = False
         self._waiting = 0
-        self._out: list[_Call | _Reads] = []
-        self._reads: dict[int, _Reads] = {}
-        self._sent: deque[_Call | _Reads] = deque()
+        self._out: list[Call | Reads] = []
+        self._reads: dict[int, Reads] = {}
+        self._sent: deque[Call | Reads] = deque()
         self._wire: Wire | None = None
         self._leaving = False
         self._given_up: asyncio.Future[str] | None = None
@@ -222,13 +132,13 @@ class Link:
             StoreError: if there is no connection, here or when the reply is awaited.
         """
         future = self._admit().create_future()
-        self._out.append(_Call(words, future))
+        self._out.append(Call(words, future))
         return future
 
     def ask(self, packed: bytes) -> asyncio.Future[Any]:
         """As `call`, with a command that `pack` has made: for those that are asked often."""
         future = self._admit().create_future()
-        self._out.append(_Asked(packed, future))
+        self._out.append(Asked(packed, future))
         return future
 
     def read(self, keys: Sequence[bytes], slot: int = 0) -> asyncio.Future[list[bytes | None]]:
@@ -240,7 +150,7 @@ class Link:
         future: asyncio.Future[list[bytes | None]] = self._admit().create_future()
         reads = self._reads.get(slot)
         if reads is None or reads.callers >= MERGED:
-            reads = self._reads[slot] = _Reads()
+            reads = self._reads[slot] = Reads()
             self._out.append(reads)
         reads.add(keys, future)
         return future
@@ -341,7 +251,10 @@ class Link:
         leaving, self._out, self._reads = self._out, [], {}
         packed: list[bytes] = []
         for each in leaving:
-            if each.awaited:
+            if type(each) is Asked and not each.future.done():
+                packed.append(each.command)
+                self._sent.append(each)
+            elif each.awaited:
                 packed.append(each.packed())
                 self._sent.append(each)
             else:
@@ -353,6 +266,11 @@ class Link:
         if not self._sent:
             raise StoreError("the server sent a reply that nobody asked for")
         answered = self._sent.popleft()
+        if type(answered) is Asked and type(reply) is list:
+            self._waiting -= 1
+            if not answered.future.done():
+                answered.future.set_result(reply)
+            return
         self._waiting -= answered.callers
         answered.resolve(reply)
 
@@ -362,7 +280,7 @@ class Link:
         self._fail(self._out, error)
         self._reads = {}
 
-    def _fail(self, those: "deque[_Call | _Reads] | list[_Call | _Reads]", error: BaseException) -> None:
+    def _fail(self, those: "deque[Call | Reads] | list[Call | Reads]", error: BaseException) -> None:
         told = _told(error)
         for each in those:
             self._waiting -= each.callers
