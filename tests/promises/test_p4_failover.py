@@ -198,3 +198,33 @@ def test_a_master_that_lives_on_is_left_when_the_sentinels_name_another(
         assert b"role:master" in await asyncio.to_thread(trio.master.command_reply, "INFO", "replication")
 
     with_two(trio, body)
+
+
+def test_a_master_that_wants_a_replica_takes_no_purge_that_its_successor_would_lack(trio: SentinelTrio) -> None:
+    async def body(one: Process, other: Process) -> None:
+        await fill(one, other)
+        trio.master.command_reply("CONFIG", "SET", "min-replicas-to-write", "1")
+        await asyncio.to_thread(cut_off, trio)
+        await asyncio.to_thread(wait_until, lambda: _replicas(trio.master) == 0, 30, "the replica has left it")
+        assert (await one.store.purge({ACME: ["client:1"]})).state == "pending"
+        assert await one.served(b"tag") is None, "not by the process that wanted it away"
+        await asyncio.to_thread(trio.keep_two_masters)
+        await asyncio.to_thread(trio.fail_over, forced=True)
+        (stamp,) = one.far.purged_names({ACME: ["client:1"]})
+
+        async def made() -> bool:
+            try:
+                told = await asyncio.to_thread(trio.replica.command_reply, "EXISTS", stamp.decode())
+            except OSError:  # Sentinels cut everybody's connections to whom they promote
+                return False
+            return told == b"1" and await other.served(b"tag") is None
+
+        await eventually(made, "it is made on the new master, and holds in the other process too", 60.0)
+        assert one.purges("reissued") == 0
+
+    with_two(trio, body)
+
+
+def _replicas(master: Any) -> int:
+    told = master.command_reply("INFO", "replication").decode()
+    return int(told.partition("connected_slaves:")[2].split()[0])
