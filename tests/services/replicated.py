@@ -220,6 +220,19 @@ class RedisCluster(_Servers):
         named = ",".join(f"{one.host}:{one.options['tls-port']}" for one in self.masters)
         return f"rediss+cluster://{named}"
 
+    def lose_a_master(self) -> None:
+        """The second of them dies; returns when its replica has taken over.
+
+        Raises:
+            ServiceError: if it has not in time.
+        """
+        self.masters[1].kill()
+        wait_until(
+            lambda: b"role:master" in self.replicas[1].command_reply("INFO", "replication"),
+            UP_SECONDS,
+            "the replica has taken over",
+        )
+
     def flush(self) -> None:
         """Delete every key."""
         for one in self.servers:

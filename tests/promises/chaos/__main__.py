@@ -1,5 +1,5 @@
 """`make chaos`: the chaos of the suite, longer, with progress and figures: on one server, the same over a stream, then
-with a failover from a master that dies, and from one that lives on.
+with a failover from a master that dies, from one that lives on, and in a cluster, by tracking and on a channel.
 """
 
 import argparse
@@ -7,8 +7,8 @@ import asyncio
 import random
 from dataclasses import replace
 
-from tests.promises.chaos.stage import Plan, play
-from tests.services import Redis, RedisServer, SentinelTrio, Valkey
+from tests.promises.chaos.stage import Kind, Plan, play
+from tests.services import Redis, RedisCluster, RedisServer, SentinelTrio, Valkey
 
 
 def main() -> None:
@@ -35,11 +35,16 @@ def main() -> None:
         with SentinelTrio() as trio:
             named = "Sentinels over redis, whose master lives on" if forced else "Sentinels over redis"
             once(trio, named, replace(plan, silences=0, failover=True, forced=forced), given.seed)
+    for deaf in (False, True):
+        with RedisCluster() as cluster:
+            named = "a cluster, on a channel," if deaf else "a cluster"
+            once(cluster, named, replace(plan, silences=0, failover=True, stream=deaf), given.seed)
 
 
-def once(server: RedisServer | SentinelTrio, name: str, plan: Plan, seed: int) -> None:
+def once(server: Kind, name: str, plan: Plan, seed: int) -> None:
     """One play."""
-    version = (server.master if isinstance(server, SentinelTrio) else server).version()
+    one = server if isinstance(server, RedisServer) else server.servers[0]
+    version = one.version()
     print(f"{name} {version}, seed {seed}, {plan}", flush=True)
     played = asyncio.run(play(server, plan, seed, lambda line: print(line, flush=True)))
     print(played.table())

@@ -20,10 +20,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.middleware.stores.support import deaf_url
 from tests.promises.chaos.board import ENTITIES, Board, Count, Phase, read_notes
 from tests.promises.chaos.verdict import Failover, Silence, Verdict, judge
-from tests.services import RedisServer, SentinelTrio
+from tests.services import RedisCluster, RedisServer, SentinelTrio
 from tests.services.swallowing import SwallowingProxy
 
-__all__ = ["Plan", "Played", "play"]
+__all__ = ["Kind", "Plan", "Played", "play"]
+
+Kind = RedisServer | SentinelTrio | RedisCluster
 
 _Client: Any = Client  # its annotations leave much open
 
@@ -42,11 +44,11 @@ class Plan:
     kills: int = 100
     silences: int = 3
     failover: bool = False
-    """Under Sentinels."""
+    """Of a master under Sentinels, which loses purges, or of one of a cluster's."""
     forced: bool = False
-    """The master lives on beside the other."""
+    """Under Sentinels: the master lives on beside the other."""
     stream: bool = False
-    """The server refuses CLIENT TRACKING, and purges are heard over a stream."""
+    """The server refuses CLIENT TRACKING, and purges are heard over a stream; in a cluster on a channel."""
     from_memory: int = 5000
     from_redis: int = 500
     patience: float = 80.0
@@ -83,7 +85,7 @@ class _Run:
         self,
         plan: Plan,
         board: Board,
-        server: RedisServer | SentinelTrio,
+        server: Kind,
         proxy: SwallowingProxy,
         chance: random.Random,
     ) -> None:
@@ -95,7 +97,7 @@ class _Run:
         self._board = board
         self._server = server
         self._clients = {one: _client(one) for one in _masters(server)}
-        self._masters = _masters(server)[:1]
+        self._masters = list(server.masters) if isinstance(server, RedisCluster) else _masters(server)[:1]
         self.proxy = proxy
         self._chance = chance
 
@@ -131,14 +133,24 @@ class _Run:
 
     def _hears(self, link: dict[str, str]) -> bool:
         """Whether somebody hears of purges over this connection."""
-        return link["cmd"] in ("xread", "xrange") if self.plan.stream else "t" in link["flags"]
+        if not self.plan.stream:
+            return "t" in link["flags"]
+        return "P" in link["flags"] if isinstance(self._server, RedisCluster) else link["cmd"] in ("xread", "xrange")
 
     async def fail_over(self) -> None:
         """Halfway: the replica hears of nothing more for some purges, then the master dies, or lives on as one; and the
-        replica is made master."""
-        assert isinstance(self._server, SentinelTrio)
+        replica is made master. One of a cluster's masters just dies."""
         await self._some_purges(self.plan.purges / 2)
         began = time.monotonic()
+        if isinstance(self._server, RedisCluster):
+            lost, heir = self._server.masters[1], self._server.replicas[1]
+            await asyncio.to_thread(self._server.lose_a_master)
+            self._masters = [heir if one is lost else one for one in self._masters]
+            promoted = time.monotonic()
+            await self._some_purges(self._board.total(Count.PURGES) + 100)
+            self.failovers.append(Failover(began, promoted))
+            return
+        assert isinstance(self._server, SentinelTrio)
         await asyncio.to_thread(self._server.cut_off)
         await self._some_purges(self._board.total(Count.PURGES) + 30)
         if self.plan.forced:
@@ -195,17 +207,15 @@ class _Run:
             )
 
 
-async def play(
-    server: RedisServer | SentinelTrio, plan: Plan, seed: int, told: Callable[[str], None] | None = None
-) -> Played:
+async def play(server: Kind, plan: Plan, seed: int, told: Callable[[str], None] | None = None) -> Played:
     """Run until all of the plan has happened, then until all is at rest; and judge.
 
-    server: Sentinels, whose master is broken where the plan says so, or one server, to which links go silent.
+    server: one, to which links go silent; or Sentinels or a cluster, of which a master is broken if the plan says so.
     told: hears how far it is, every two seconds.
     """
     url = server.url
     if plan.stream:
-        assert isinstance(server, RedisServer)
+        assert not isinstance(server, SentinelTrio)
         url = deaf_url(server)
     with tempfile.TemporaryDirectory(prefix="tidegate-chaos-") as name:
         folder = Path(name)
@@ -273,14 +283,14 @@ async def _play(
 
 @asynccontextmanager
 async def _processes(
-    folder: Path, server: RedisServer | SentinelTrio, url: str, through: int, seed: int
+    folder: Path, server: Kind, url: str, through: int, seed: int
 ) -> AsyncGenerator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number in (*READERS, *WRITING):
             role = "reader" if number in READERS else "writer"
             at, ports = url, ",".join(str(one.port) for one in _masters(server))
-            if number == BEHIND_PROXY and not isinstance(server, SentinelTrio):
+            if number == BEHIND_PROXY and isinstance(server, RedisServer):
                 at, ports = url.replace(f":{server.port}/", f":{through}/"), str(through)
             started.append(_start(role, str(folder), str(number), at, ports, str(seed)))
         yield started
@@ -290,8 +300,10 @@ async def _processes(
             process.wait()
 
 
-def _masters(server: RedisServer | SentinelTrio) -> list[RedisServer]:
+def _masters(server: Kind) -> list[RedisServer]:
     """Who is master, and who may become it."""
+    if isinstance(server, RedisCluster):
+        return [*server.masters, *server.replicas]
     return [server.master, server.replica] if isinstance(server, SentinelTrio) else [server]
 
 
