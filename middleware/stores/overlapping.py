@@ -38,17 +38,22 @@ async def first_of(
         while True:
             under_way.add(loop.create_task(_timed(attempt, within)))
             next_at = loop.time() + every * random.uniform(0.8, 1.0)
-            while under_way and (left := next_at - loop.time()) > 0:
+            while True:
+                left = max(0.0, next_at - loop.time())
                 done, _ = await asyncio.wait(under_way, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                won = next((task for task in done if task.exception() is None), None)
+                for task in done - {won}:
                     error = task.exception()
-                    if error is None:
+                    if error is not None:
                         under_way.discard(task)
-                        return task.result()
-                    under_way.discard(task)
-                    if not under_way or not isinstance(error, Exception):
-                        raise error
-                    failed(error)
+                        if not under_way or not isinstance(error, Exception):
+                            raise error
+                        failed(error)
+                if won is not None:
+                    under_way.discard(won)
+                    return won.result()
+                if loop.time() >= next_at:
+                    break
     finally:
         await _end(under_way, spare)
 
