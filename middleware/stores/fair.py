@@ -112,12 +112,13 @@ class Fair:
         """The row that is to go: of the owner that takes the most, one not used since it was last looked at."""
         owner = self._largest()
         row, used, after = owner.hand, self.used, self._after
-        for _ in range(_SPARED):
-            if not used[row]:
-                break
-            used[row] = 0
-            row = after[row]
-        owner.hand = row
+        if used[row]:
+            for _ in range(_SPARED):
+                used[row] = 0
+                row = after[row]
+                if not used[row]:
+                    break
+            owner.hand = row
         return row
 
     def _takes(self, owner: Owner) -> int:
@@ -128,28 +129,27 @@ class Fair:
         """The owner that takes the most. Nobody takes more than his bound: who is filed with what he takes exactly, and
         before all others, is the one.
         """
+        filed, max_bytes, max_entries = self._filed, self._max_bytes, self._max_entries
         while True:
-            bound, ticket, owner = self._filed[0]
+            bound, ticket, owner = filed[0]
             if ticket != owner.ticket:
-                heappop(self._filed)
+                heappop(filed)
                 continue
-            takes = self._takes(owner)
+            takes, other = owner.bytes * max_entries, owner.count * max_bytes  # as `_takes`, which a call would double
+            if other > takes:
+                takes = other
             if takes == -bound:
                 return owner
-            self._bind(owner, takes)
-            heapreplace(self._filed, (-takes, ticket, owner))
+            owner.bound, owner.most_bytes, owner.most_count = takes, takes // max_entries, takes // max_bytes
+            heapreplace(filed, (-takes, ticket, owner))
 
     def _file(self, owner: Owner, bound: int) -> None:
         self._ticket += 1
         owner.ticket = self._ticket
-        self._bind(owner, bound)
+        owner.bound, owner.most_bytes, owner.most_count = bound, bound // self._max_entries, bound // self._max_bytes
         if len(self._filed) > 2 * len(self._owners) + 64:
             # One owner's growth leaves entries behind that are out of date: half are, and go at once.
             self._filed = [(-each.bound, each.ticket, each) for each in self._owners.values()]
             heapify(self._filed)
         else:
             heappush(self._filed, (-bound, self._ticket, owner))
-
-    def _bind(self, owner: Owner, bound: int) -> None:
-        owner.bound = bound
-        owner.most_bytes, owner.most_count = bound // self._max_entries, bound // self._max_bytes

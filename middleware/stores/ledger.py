@@ -176,26 +176,37 @@ class Ledger:
 
     def allows(self, entry: Entry, since: int = 0) -> bool:
         """Whether an entry is newer than every purge that voids it. since: tells no more than its positions."""
-        positions, scopes, floor = dict(entry.positions), self._scopes, self._floor
-        purged = False
-        for name, position in positions.items():
+        scopes, floor, held = self._scopes, self._floor, entry.positions
+        for name, position in held:
             if position < floor:
                 return False
             scope = scopes.get(name)
             if scope is not None and position < scope.last:
-                if position < scope.floor:
-                    return False
-                purged = True
-        for name, tag in entry.tags:
-            if positions.get(name, -1) < _NEVER:
+                return self._allows_tags(entry)
+        # Nothing was purged since the positions were read, which of most entries that are looked at they were just now.
+        for name, _ in entry.tags:
+            for known, _ in held:
+                if known == name:
+                    break
+            else:
                 return False
-            if purged:  # since the positions were read, which of most entries that are looked at they were just now
-                scope = scopes.get(name)
-                stamp = _NEVER if scope is None else scope.stamps.get(tag, _NEVER)
-                if isinstance(stamp, _More):
-                    stamp = stamp.above(positions[name], name, entry)
-                if positions[name] < stamp:
-                    return False
+        return True
+
+    def _allows_tags(self, entry: Entry) -> bool:
+        """As `allows`, where something of its scopes was purged since the positions were read."""
+        positions = dict(entry.positions)
+        for name, position in positions.items():
+            scope = self._scopes.get(name)
+            if position < self._floor or (scope is not None and position < scope.floor):
+                return False
+        for name, tag in entry.tags:
+            position = positions.get(name, -1)
+            scope = self._scopes.get(name)
+            stamp = _NEVER if scope is None else scope.stamps.get(tag, _NEVER)
+            if isinstance(stamp, _More):
+                stamp = stamp.above(position, name, entry)
+            if position < stamp or position < _NEVER:
+                return False
         return True
 
     def softened(self, entry: Entry) -> float | None:

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from threading import Lock
 from typing import Final
 
@@ -23,13 +24,14 @@ from tidegate.middleware.stores.pressing import Form, Forms, released, size_of
 
 __all__ = ["MemoryStore", "size_of"]
 
-MIB: Final = 1024 * 1024
-
 _LOOKED_THROUGH: Final = 500
 """Records that `affected` looks at before others have their turn."""
 
-_LOOKED_AT: Final = 4
-"""Rows in which, for each record that must go, one is looked for that nobody can be served any more."""
+_SWEPT: Final = 32
+"""Rows that are looked through at once for what nobody can be served any more."""
+
+_PAUSE: Final = 8
+"""Records that must go from one such look that found nothing to the next."""
 
 _WARM: Final = 4096
 """Entries that are held as such, besides: who is asked for again is not put together anew each time."""
@@ -66,7 +68,7 @@ class MemoryStore:
     def __init__(
         self,
         *,
-        max_bytes: int = 64 * MIB,
+        max_bytes: int = 64 * 1024 * 1024,
         max_entries: int = 100_000,
         max_entry_bytes: int | None = None,
         max_stamps: int = 10_000,
@@ -125,8 +127,8 @@ class MemoryStore:
         self._used = self._fair.used
         self._bytes = 0
         self._written += 1
-        self._swept = 0
-        """Where to look next for what nobody can be served any more."""
+        self._swept = self._pause = 0
+        """Where to look next for what nobody can be served any more, and after how many records that must go."""
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -244,50 +246,50 @@ class MemoryStore:
         self._written += 1
         if self._free:
             row = self._free.pop()
-            self._keys[row], self._records[row], self._owns[row], self._bodies[row] = key, held, own, body
-            self._born[row], self._sizes[row], self._expires[row], self._valid_at[row] = born, size, expires, since
         else:
             row = len(self._keys)
-            self._keys.append(key)
-            self._records.append(held)
-            self._owns.append(own)
-            self._bodies.append(body)
-            self._born.append(born)
-            self._sizes.append(size)
-            self._expires.append(expires)
-            self._valid_at.append(since)
+            for column in (self._keys, self._records, self._owns, self._bodies):
+                column.append(b"")  # type: ignore[arg-type]
+            for numbers in (self._born, self._sizes, self._expires, self._valid_at):
+                numbers.append(0)
+        self._keys[row], self._records[row], self._owns[row], self._bodies[row] = key, held, own, body
+        self._born[row], self._sizes[row], self._expires[row], self._valid_at[row] = born, size, expires, since
         self._rows[key] = row
         self._bytes += size
         self._fair.add(row, owner, size)
         return True
 
     def _make_room(self, now: float) -> None:
-        """Let go of one record: one that nobody can be served where one is met, else the largest owner's."""
-        row = self._met_useless(now)
-        if row is None:
-            row = self._fair.victim()
-            self._evictions += 1
-            self._count_evicted()
-            if len(self._fair) > 1:
-                self._count_tenant()
-        self._drop(row)
+        """Let go of one record of the largest owner, or of some that nobody can be served where they are met."""
+        if self._pause:
+            self._pause -= 1
+        elif self._sweep(now):
+            return
+        self._drop(self._fair.victim())
+        self._evictions += 1
+        self._count_evicted()
+        if len(self._fair) > 1:
+            self._count_tenant()
 
-    def _met_useless(self, now: float) -> int | None:
-        """A row with what expired or was purged, among the next few. Whoever asks for nothing any more drops nothing by
-        asking, and others are not to make room for that.
+    def _sweep(self, now: float) -> bool:
+        """Let go of what expired or was purged, among the next few rows; returns whether there was any.
+
+        Whoever asks for nothing any more drops nothing by asking, and others are not to make room for that.
         """
         records, expires, valid_at, stamp = self._records, self._expires, self._valid_at, self._ledger.stamp
-        rows, row = len(records), self._swept
-        for _ in range(_LOOKED_AT):
-            row = row + 1 if row + 1 < rows else 0
-            over = expires[row] <= now or (valid_at[row] != stamp and not self._is_valid(row))
-            if over and records[row] is not None:
-                break
-        else:
-            self._swept = row
-            return None
-        self._swept = row
-        return row
+        start = self._swept
+        ends = expires[start : start + _SWEPT]
+        stop = start + len(ends)
+        self._swept, before = stop if stop < len(records) else 0, len(self._rows)
+        if min(ends) <= now or valid_at[start:stop].count(stamp) < len(ends):
+            for row in range(start, stop):
+                if records[row] is None:
+                    expires[row], valid_at[row] = inf, stamp  # not to be met again for nothing
+                elif expires[row] <= now or (valid_at[row] != stamp and not self._is_valid(row)):
+                    self._drop(row)
+        found = len(self._rows) < before
+        self._pause = 0 if found else _PAUSE
+        return found
 
     def _is_valid(self, row: int) -> bool:
         """Whether the record is newer than every purge of its tags; looked up once after each purge."""
@@ -309,14 +311,9 @@ class MemoryStore:
             return released(record, self._owns[row], self._bodies[row], self._born[row])
         return record  # type: ignore[return-value]  # no Form
 
-    def _form(self, row: int) -> Form | None:
-        """Of an entry, whatever it is held as; None: there is none."""
-        record = self._warm.pop(row, None) or self._records[row]
-        return record if type(record) is Form else None
-
     def _soften(self, row: int, entry: Entry) -> None:
         """Put an entry in the place of the one of which it was made. That both take about the same is near enough."""
-        if (form := self._form(row)) is not None:
+        if type(form := self._warm.pop(row, None) or self._records[row]) is Form:
             self._forms.let_go(form)
         self._written += 1
         self._records[row], self._owns[row] = self._forms.press(entry)
@@ -367,28 +364,31 @@ class MemoryStore:
         """Counts as they stand; expired and purged records count until they are dropped."""
         with self._lock:
             return StoreStats(
-                entries=len(self._rows),
-                bytes=self._bytes,
-                evictions=self._evictions,
-                rejected=self._rejected,
-                extra={
-                    "tenants": len(self._fair),
-                    "scopes": len(self._ledger),
-                    "stamps_forgotten": self._ledger.forgotten,
-                },
-            )
+                entries=len(self._rows), bytes=self._bytes, evictions=self._evictions, rejected=self._rejected,
+                extra={"tenants": len(self._fair), "scopes": len(self._ledger),
+                       "stamps_forgotten": self._ledger.forgotten},
+            )  # fmt: skip
 
     def _drop(self, row: int) -> None:
-        size, form, record = self._sizes[row], self._form(row), self._records[row]
-        del self._rows[self._keys[row]]
-        self._keys[row], self._records[row], self._owns[row], self._bodies[row] = b"", None, b"", b""
+        records, keys = self._records, self._keys
+        record = records[row]
+        if type(record) is Entry:
+            record = self._warm.pop(row)
+        if type(record) is Form:
+            record.rows -= 1
+            if not record.rows:
+                self._forms.forget(record)
+            owner = record.owner
+        else:
+            assert isinstance(record, Variants)
+            owner = record.scope
+        size = self._sizes[row]
+        del self._rows[keys[row]]
+        keys[row] = self._owns[row] = self._bodies[row] = b""
+        records[row] = None
         self._free.append(row)
         self._bytes -= size
-        if form is not None:
-            self._forms.let_go(form)
-            self._fair.remove(row, form.owner, size)
-        elif isinstance(record, Variants):
-            self._fair.remove(row, record.scope, size)
+        self._fair.remove(row, owner, size)
 
 
 def _check(**limits: int) -> None:

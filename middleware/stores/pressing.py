@@ -27,6 +27,8 @@ _LONGEST: Final = 128
 _OWN: Final = frozenset({b"age", b"content-length", b"date", b"etag", b"expires", b"last-modified", b"set-cookie"})
 """Fields whose values are one entry's own, or nearly."""
 
+_ETAG: Final = (b"etag",)
+
 _LENGTH: Final[tuple[bytes, ...]] = ()
 """In the place of a Content-Length that says what the body says too."""
 
@@ -102,7 +104,15 @@ class Forms:
             tags.append((scope, beginning))
         if not recurs:
             own.append(_SECONDS.pack(lifetime))
-        headers = [pair if pair in fields else self._field(pair, entry.body, own) for pair in entry.headers]
+        headers: list[tuple[bytes, ...]] = []
+        for pair in entry.headers:
+            if pair in fields:
+                headers.append(pair)
+            elif pair[0] == b"etag":
+                own.append(pair[1])
+                headers.append(_ETAG)
+            else:
+                headers.append(self._field(pair, entry.body, own))
         key = (
             entry.status, tuple(headers), lifetime if recurs else None, entry.stale_while_revalidate,
             entry.stale_if_error, entry.must_revalidate, entry.no_cache, entry.vary, tuple(tags), entry.positions,
@@ -122,7 +132,8 @@ class Forms:
         """What stands in the form for a field that is not known to recur."""
         name, value = pair
         if name == b"content-length":
-            if value == self._length(len(body)):
+            length = len(body)
+            if value == (self._lengths.get(length) or self._length(length)):
                 return _LENGTH
         elif name not in _OWN and len(value) <= _LONGEST and self._is_learnt(self._fields, pair):
             return pair
@@ -130,13 +141,11 @@ class Forms:
         return (name,)
 
     def _length(self, length: int) -> bytes:
-        """As a field has it."""
-        known = self._lengths.get(length)
-        if known is None:
-            if len(self._lengths) >= _REMEMBERED:
-                self._lengths.clear()
-            known = self._lengths[length] = b"%d" % length
-        return known
+        """As a field has it; remembered."""
+        if len(self._lengths) >= _REMEMBERED:
+            self._lengths.clear()
+        told = self._lengths[length] = b"%d" % length
+        return told
 
     def _beginning(self, name: str) -> str:
         """What other tags begin with too."""
@@ -177,7 +186,12 @@ class Forms:
     def let_go(self, form: Form) -> None:
         """An entry has it no more."""
         form.rows -= 1
-        if not form.rows and form.shared and self._forms.get(form.key) is form:
+        if not form.rows:
+            self.forget(form)
+
+    def forget(self, form: Form) -> None:
+        """No entry has it any more."""
+        if form.shared:
             del self._forms[form.key]
             self._bytes -= form.weight
 
