@@ -53,6 +53,7 @@ def named_by(replies: Sequence[Any]) -> Named | None:
     """The master in the replies to `asked`, of which a refusal is an exception; None: it does not know the service.
 
     Raises:
+        StoreError: if they are not those of a Sentinel.
         Exception: the refusal.
     """
     told, named = replies
@@ -62,8 +63,11 @@ def named_by(replies: Sequence[Any]) -> Named | None:
         return None
     if isinstance(told, Exception):
         raise told
-    fields: Any = told if hasattr(told, "keys") else dict(zip(told[::2], told[1::2], strict=True))
-    return Named(int(fields[b"config-epoch"]), named[0].decode(), int(named[1]))
+    try:
+        fields: Any = told if hasattr(told, "keys") else dict(zip(told[::2], told[1::2], strict=True))
+        return Named(int(fields[b"config-epoch"]), named[0].decode(), int(named[1]))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StoreError(f"it does not talk like a Sentinel: {error!r}") from error
 
 
 class Watch:
@@ -115,6 +119,7 @@ class Watch:
 
     async def _session(self) -> None:
         """From connecting to losing the connection."""
+        self._news = asyncio.Event()  # of this loop
         ears = Ears(self._told, lambda: None)
         connection: Any = None
         try:

@@ -12,6 +12,7 @@ from tests.services import Redis, free_port
 from tests.services.replicated import Sentinel
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
+from tidegate.middleware.stores import sentinel_watch
 from tidegate.middleware.stores.redis_sentinel import Sentinels
 from tidegate.middleware.stores.redis_servers import Way
 from tidegate.middleware.stores.sentinel_watch import Named, Watch, named_by
@@ -62,6 +63,14 @@ def test_what_a_sentinel_says(replies: list[Any], named: Named | None) -> None:
 @pytest.mark.parametrize("replies", [[ResponseError("NOPERM"), ADDRESS], [{}, ResponseError("NOPERM")]])
 def test_a_refusal_is_told(replies: list[Any]) -> None:
     with pytest.raises(ResponseError, match="NOPERM"):
+        named_by(replies)
+
+
+@pytest.mark.parametrize(
+    "replies", [[{}, ADDRESS], [[b"config-epoch"], ADDRESS], [7, b"x"], [{b"config-epoch": b"x"}, 7]]
+)
+def test_what_no_sentinel_says_is_told(replies: list[Any]) -> None:
+    with pytest.raises(StoreError, match="does not talk like a Sentinel"):
         named_by(replies)
 
 
@@ -167,3 +176,32 @@ def test_a_sentinel_that_was_never_there_is_told_and_others_are_asked(
         await sentinels.aclose()
 
     asyncio.run(run())
+
+
+def test_what_was_closed_in_one_event_loop_watches_again_in_another(
+    master: Redis, start_sentinel: Callable[[], Sentinel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentinel_watch, "LOOK_EVERY", 600.0)
+    one = start_sentinel()
+    way = way_to(f"redis://{one.host}:{one.port}")[1]
+    heard: list[Named | None] = []
+    watch = Watch(way.connect, "main", heard=lambda: heard.append(watch.named), failed=lambda error: None)
+
+    async def run() -> None:
+        heard.clear()
+        watch.start()
+
+        async def asked() -> bool:
+            return bool(heard)
+
+        await eventually(asked, "it was asked", 30.0)
+        connection: Any = await way.connect()
+        for _ in range(50):
+            await connection.send_command("PING")
+            await connection.read_response()
+        await connection.disconnect()
+        assert len(heard) == 1, "and waits for news"
+        await watch.aclose()
+
+    for _ in range(2):
+        asyncio.run(run())
