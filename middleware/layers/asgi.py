@@ -20,6 +20,7 @@ __all__ = [
     "ContextResolver",
     "Decision",
     "Explainer",
+    "FlagGate",
     "Gate",
     "Identify",
     "Message",
@@ -145,6 +146,18 @@ Gate = Callable[[RequestContext], bool]
 def always(_context: RequestContext) -> bool:
     """The gate of a layer that is mounted without flags."""
     return True
+
+
+class FlagGate:
+    """Open where the flags open this layer. What every request meets asks the decision itself, and saves the call."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def __call__(self, context: RequestContext) -> bool:
+        return context.decision is None or self.layer in context.decision.open
 
 
 def starlette_user(scope: Scope) -> Identity | None:

@@ -20,7 +20,7 @@ from tidegate.middleware.core.identity import REWRITING, Credentials
 from tidegate.middleware.core.keys import climbs, variant_values
 from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.validators import is_not_modified, not_modified_headers, weak_match
-from tidegate.middleware.layers.asgi import Gate, RequestContext, Scope, always, has_client_certificate
+from tidegate.middleware.layers.asgi import FlagGate, Gate, RequestContext, Scope, always, has_client_certificate
 from tidegate.middleware.layers.naming import Named, Names
 from tidegate.middleware.stores.base import Entry, Record, Variants
 
@@ -88,7 +88,8 @@ class FusedHits:
         self.taken = 0
         self._peek = peek
         self._names = names
-        self._gate = None if gate is always else gate
+        self._layer = gate.layer if isinstance(gate, FlagGate) else None
+        self._gate = None if gate is always or self._layer is not None else gate
         self._share: Share = share
         self._credentials = credentials
         self._credentials_too = _MATTERS | credentials.headers
@@ -102,6 +103,8 @@ class FusedHits:
         if (not plain and method != "HEAD") or (gate is not None and not gate(context)):
             return None
         decision, identity, policy = context.decision, context.identity, context.match.policy
+        if decision is not None and self._layer is not None and self._layer not in decision.open:
+            return None
         share, matters = self._share if policy is None else policy.share, _MATTERS
         if policy is not None and policy.mode != "serve":
             return None

@@ -11,6 +11,7 @@ from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
+    FlagGate,
     Gate,
     Message,
     Receive,
@@ -73,6 +74,7 @@ class TelemetryLayer:
         self._count = self.metrics.routes.count
         self._hits = hits
         self._bare = bare
+        self._layer = gate.layer if isinstance(gate, FlagGate) else None
         self.through: Through | None = None
         """Takes plain misses through all layers inside at once; asked after `hits`."""
 
@@ -92,7 +94,8 @@ class TelemetryLayer:
                 policy = context.match.policy
                 storable = policy is not None and method in _CACHEABLE and policy.storable
                 return Quiet(self.cohorts, self.clock, self._bare, scope, decision.cohorts, storable, receive, send)
-        opened, span = self.gate(context), None
+        layer, span = self._layer, None
+        opened = self.gate(context) if layer is None else decision is None or layer in decision.open
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
         started = self.clock()

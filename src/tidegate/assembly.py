@@ -23,6 +23,7 @@ from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
     Decision,
+    FlagGate,
     Gate,
     Identify,
     Receive,
@@ -217,7 +218,7 @@ class Tidegate(Purging):
         made: dict[str, ASGIApp] = {}
         for layer in reversed(LAYERS):
             if layer in self._layers:
-                app = made[layer] = makers[layer](app, _gate(layer))
+                app = made[layer] = makers[layer](app, FlagGate(layer))
         lead_through(bare, made, gate=_all_open)
         return app
 
@@ -260,13 +261,6 @@ def _decider(gates: Gates, properties: FlagProperties, unit: Unit) -> Callable[[
         return gates.decide(FlagContext(unit=known.get(unit_field), properties=known))
 
     return by_properties
-
-
-def _gate(layer: Layer) -> Gate:
-    def is_open(context: RequestContext) -> bool:
-        return context.decision is None or layer in context.decision.open
-
-    return is_open
 
 
 _ALL: Final = frozenset(LAYERS)

@@ -7,6 +7,7 @@ one in another process has; in one every request goes through the general layers
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tests.driver import Answer, App, User, call, scope_of
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.policy import Policies, RoutePolicy
-from tidegate.middleware.layers.asgi import ContextResolver, always
+from tidegate.middleware.layers.asgi import ContextResolver, FlagGate, Gate, RequestContext, always
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.layers.fused import FusedHits
@@ -150,9 +151,14 @@ class Stack:
         resolver = ContextResolver(
             policies=Policies(POLICIES), decide=lambda _identity, scope: scope["state"]["decided"]
         )
+        gates: dict[str, Gate] = {
+            # Of the flags' own gates the straight function asks no more than what they stand for.
+            layer: FlagGate(layer) if how == "peeks" else partial(RequestContext.is_open, layer=layer)
+            for layer in ("cache", "telemetry")
+        }
         self.cache = CacheLayer(
             ETagLayer(self.app, resolver=resolver, gate=lambda context: context.is_open("etag")),
-            gate=lambda context: context.is_open("cache"),
+            gate=gates["cache"],
             resolver=resolver,
             store=self.store,
             metrics=metrics,
@@ -166,7 +172,7 @@ class Stack:
             return
         self.stack = TelemetryLayer(
             self.cache,
-            gate=lambda context: context.is_open("telemetry"),
+            gate=gates["telemetry"],
             resolver=resolver,
             cohorts=self.cohorts,
             metrics=metrics,
