@@ -10,14 +10,13 @@ and range, or CodecError. No pickle, no code, no object beyond the two records.
 """
 
 import struct
-from dataclasses import fields as dataclass_fields
 from math import isfinite
 from typing import Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]
 
 from tidegate.errors import StoreError
-from tidegate.middleware.core.records import Entry, Record, Variants, new_entry
+from tidegate.middleware.core.records import BUT_BODY, Entry, Record, Variants, with_body
 
 __all__ = ["VERSION", "Alike", "CodecError", "decode", "encode", "encoded"]
 
@@ -94,27 +93,24 @@ class Alike:
     """Decodes records, and one that begins as the last one did in less time: the same response, or the same but for the
     body."""
 
-    __slots__ = ("_end", "_fields", "_head", "_length")
+    __slots__ = ("_end", "_head", "_length", "_others")
 
     def __init__(self) -> None:
         self._head = b""
         self._end = 0
         self._length = -1
-        self._fields: dict[str, Any] = {}
+        self._others: tuple[Any, ...] = ()
 
     def decode(self, data: bytes) -> Record:
         """As `decode`."""
         if len(data) == self._length and data.startswith(self._head):
-            return new_entry(body=data[self._end :], **self._fields)
+            return with_body(self._others, data[self._end :])
         record = decode(data)
         if type(record) is Entry:
             self._end = end = len(data) - len(record.body)
             self._head, self._length = data[:end], len(data)
-            self._fields = {name: getattr(record, name) for name in _BUT_BODY}
+            self._others = tuple(getattr(record, name) for name in BUT_BODY)
         return record
-
-
-_BUT_BODY: Final = tuple(field.name for field in dataclass_fields(Entry) if field.name != "body")
 
 
 def _unpacked(packed: bytes) -> Any:
@@ -133,21 +129,21 @@ def _entry(meta: tuple[Any, ...], body: bytes) -> Entry:
         raise CodecError(f"{status!r} is no status")
     if type(must) is not bool or type(no_cache) is not bool or type(own) is not bool:
         raise CodecError("something else in the place of a flag")
-    return new_entry(
-        status=status,
-        headers=_pairs(headers, bytes, bytes),
-        body=body,
-        born=_number(born),
-        lifetime=_number(lifetime),
-        stale_while_revalidate=_number(swr),
-        stale_if_error=_number(sie),
-        must_revalidate=must,
-        no_cache=no_cache,
-        vary=_selecting(vary) if vary != () else (),
-        tags=_pairs(tags, str, str),
-        positions=_positions(positions),
-        own_etag=own,
+    others = (
+        status,
+        _pairs(headers, bytes, bytes),
+        _number(born),
+        _number(lifetime),
+        _number(swr),
+        _number(sie),
+        must,
+        no_cache,
+        _selecting(vary) if vary != () else (),
+        _pairs(tags, str, str),
+        _positions(positions),
+        own,
     )
+    return with_body(others, body)
 
 
 def _items(value: Any) -> tuple[bytes, ...]:

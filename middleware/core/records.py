@@ -1,10 +1,11 @@
 """What goes into a store: records, and the names that they hang on. Plain values."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, cast
 
 __all__ = [
+    "BUT_BODY",
     "PUBLIC_SCOPE",
     "WHOLE_SCOPE",
     "Aim",
@@ -16,6 +17,7 @@ __all__ = [
     "Variants",
     "aimed",
     "new_entry",
+    "with_body",
 ]
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -98,6 +100,32 @@ def new_entry(
     draft.tags = tags
     draft.positions = positions
     draft.own_etag = own_etag
+    draft.__class__ = Entry
+    return cast(Entry, draft)
+
+
+BUT_BODY: Final = tuple(field.name for field in fields(Entry) if field.name != "body")
+
+
+def with_body(others: tuple[Any, ...], body: bytes) -> Entry:
+    """The entry with this body, and these values of its other fields in the order of BUT_BODY: in a quarter of the time
+    of `new_entry`, for every hit in a shared store makes one."""
+    draft: Any = _Draft()
+    (
+        draft.status,
+        draft.headers,
+        draft.born,
+        draft.lifetime,
+        draft.stale_while_revalidate,
+        draft.stale_if_error,
+        draft.must_revalidate,
+        draft.no_cache,
+        draft.vary,
+        draft.tags,
+        draft.positions,
+        draft.own_etag,
+    ) = others
+    draft.body = body
     draft.__class__ = Entry
     return cast(Entry, draft)
 
