@@ -143,12 +143,14 @@ class Heads:
 
     def _read(self, lines: list[Pair], key: tuple[Pair | None, ...]) -> Head:
         head = read(lines)
+        if not all(type(part) is bytes for pair in head.before + head.after for part in pair):
+            raise TypeError("a buffer, which may be filled anew")
         # What occurs once, because it names the time or the request, is not to push out the others.
         mark = hash(key)
         at = mark % _REMEMBERED
         if self._once[at] != mark:
             self._once[at] = mark
-        elif head.size <= _LONGEST and all(type(part) is bytes for pair in head.before + head.after for part in pair):
+        elif head.size <= _LONGEST:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = head
