@@ -49,8 +49,9 @@ def test_one_layer_answers_the_second_request_from_the_store() -> None:
 
 def test_the_whole_gate_opens_with_its_flag_file_and_keeps_tenants_apart(whole: Any) -> None:
     async def opened() -> None:
-        async with asyncio.timeout(10):
-            while (await ask(whole, "/clients/1")).header("cache-status") is None:
+        # What is stored while the purge with which a gate opens is on its way is purged by it.
+        async with asyncio.timeout(20):
+            while not (await ask(whole, "/clients/1", "acme/bob")).hit:
                 pass  # each look takes as long as the app's slow query
 
     async def drive() -> None:
@@ -60,7 +61,7 @@ def test_the_whole_gate_opens_with_its_flag_file_and_keeps_tenants_apart(whole: 
 
         open_cache()
         await opened()
-        assert (await ask(whole, "/clients/1", "acme/bob")).hit
+        assert (await ask(whole, "/clients/1")).hit, "of the same tenant"
         assert not (await ask(whole, "/clients/1", "globex/ann")).hit
 
         renamed = await ask(whole, "/clients/1/name", method="PUT", body=b"One")
