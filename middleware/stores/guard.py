@@ -152,7 +152,7 @@ class GuardedStore:
         await _until(deadline, self._purges.drained())
         if lost := await self._writes.close():
             self._metrics.fail(self._name, StoreError(f"{lost} writes dropped at shutdown"))
-        if lost := self._purges.close():
+        if lost := await self._purges.close():
             self._metrics.fail(self._name, StoreError(f"purges of {lost} tags lost at shutdown"))
         try:
             async with asyncio.timeout(ATTEMPT):

@@ -32,6 +32,9 @@ that a script and two answers take; a connection that is silent is given up earl
 BATCH: Final = 500
 """Tags in one attempt: a script of a few milliseconds."""
 
+_LETTING_GO: Final = 0.25
+"""Seconds that cancelled attempts may take to end: they do at once."""
+
 _DURABLE: Final = {True: "durable", False: "not-durable", None: "done"}
 _OUTCOMES: Final = (*_DURABLE.values(), "pending")
 
@@ -80,10 +83,11 @@ class Purges:
         if self._lane is not None:
             await asyncio.wait([self._lane])
 
-    def close(self) -> int:
+    async def close(self) -> int:
         """Stop; returns how many tags are lost by it."""
         if self._lane is not None:
             self._lane.cancel()
+            await asyncio.wait([self._lane], timeout=_LETTING_GO)
         return len(self.pending)
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:

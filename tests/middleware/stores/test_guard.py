@@ -348,6 +348,7 @@ def test_closing_writes_what_waits_and_says_what_it_could_not() -> None:
         await guard.aclose()
         assert time.monotonic() - began < 2.0
         assert inner.calls[-1] == "aclose"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         assert errors(metrics) >= 3, "lost writes, a lost purge, and a store that did not close"
 
     guarding(hung)
