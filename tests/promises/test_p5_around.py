@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.stage import ROOT, App
-from tests.promises.faults.judging import NEIGHBOUR, steps_until, warm
+from tests.promises.faults.judging import steps_until, warm
 from tests.promises.faults.stage import PAGES, Stage, timed
 from tests.services import Redis, RedisServer, Valkey, wait_until
 from tests.services.server import http_request
@@ -18,6 +18,9 @@ from tests.services.server import http_request
 STALL = 0.3
 LEASE = 0.8
 """Seconds for which memory in front knows of all purges: see `stores.tracking`."""
+
+UNTOUCHED = str(PAGES // 2)
+"""A page that nobody purges."""
 
 WORKERS = 4
 ASKED = 20
@@ -57,11 +60,11 @@ def test_an_event_loop_that_was_held_up_mixes_no_replies_and_loses_no_connection
             assert stage.mixed == stage.old == redis_only.mixed == []
             assert redis_only.errors + stage.errors < errors + PAGES / 2, "a stall was taken for a failure of Redis"
             assert before <= connected(valkey), "a connection was lost"
-            assert stage.peeks(NEIGHBOUR) is not None
+            assert stage.peeks(UNTOUCHED) is not None
             # Longer than memory can know of all purges: it gives nothing before it has heard.
             time.sleep(1.5 * LEASE)  # noqa: ASYNC251 - as above
             assert stage.live == 0.0
-            assert stage.peeks(NEIGHBOUR) is None
+            assert stage.peeks(UNTOUCHED) is None
 
             async def live() -> bool:
                 return stage.live == 1.0

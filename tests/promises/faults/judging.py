@@ -129,12 +129,12 @@ async def during(stage: Stage, fault: Fault, *, until: float) -> None:
 
 
 async def _reads(stage: Stage) -> None:
-    """Look-ups go on, but for a moment in which a better master is looked for."""
+    """Look-ups go on, but for a moment in which a better master is looked for, every five seconds."""
 
     async def hits() -> bool:
         return (await stage.crowd(cold=5)).share >= 0.9
 
-    await steps_until(hits, "look-ups go on", 4 * PROBE)
+    await steps_until(hits, "look-ups go on")
 
 
 async def _kept_back(stage: Stage, fault: Fault) -> None:
