@@ -125,6 +125,18 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(body())  # type: ignore[arg-type]
 
 
+def halves(first: bytes, last: bytes, more: asyncio.Event) -> Step:
+    """An answer of known length in two parts, the second once it is asked for."""
+
+    async def step(call: Call) -> None:
+        await call.start((b"content-length", b"%d" % len(first + last)))
+        await call.body(first, more=True)
+        await more.wait()
+        await call.body(last)
+
+    return step
+
+
 @asynccontextmanager
 async def two(
     step: Step | None = None, app: App | None = None, **options: Any

@@ -6,20 +6,14 @@ from typing import Any
 import pytest
 
 from tests.driver import call
-from tests.middleware.layers.coalescing import App, Bench, Call, Client, run, settle, two
+from tests.middleware.layers.coalescing import App, Bench, Call, Client, halves, run, settle, two
 
 
 def test_a_body_of_known_length_reaches_both_as_it_comes() -> None:
     more = asyncio.Event()
 
-    async def step(call: Call) -> None:
-        await call.start((b"content-length", b"6"))
-        await call.body(b"one", more=True)
-        await more.wait()
-        await call.body(b"two")
-
     async def body() -> None:
-        async with two(step) as (app, _bench, leader, follower):
+        async with two(halves(b"one", b"two", more)) as (app, _bench, leader, follower):
             app.gate.set()
             await leader.has(b"one")
             await follower.has(b"one")
@@ -233,14 +227,8 @@ def test_a_leader_alone_slows_the_app_down_as_its_client_does() -> None:
 def test_a_request_that_comes_after_the_answer_began_runs_on_its_own() -> None:
     more = asyncio.Event()
 
-    async def step(call: Call) -> None:
-        await call.start((b"content-length", b"6"))
-        await call.body(b"one", more=True)
-        await more.wait()
-        await call.body(b"two")
-
     async def body() -> None:
-        async with two(step) as (app, bench, leader, follower):
+        async with two(halves(b"one", b"two", more)) as (app, bench, leader, follower):
             app.gate.set()
             await follower.has(b"one")
             late = Client(bench.layer)

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.driver import User
-from tests.middleware.layers.coalescing import App, Bench, Call, Client, run, settle, two
+from tests.middleware.layers.coalescing import App, Bench, Call, Client, halves, run, settle, two
 from tests.services import wait_until
 from tidegate import Settings, Tidegate
 from tidegate.middleware.layers.coalesce import CoalesceLayer
@@ -116,14 +116,8 @@ def test_those_who_wait_for_a_run_that_a_write_has_closed_go_on_as_well() -> Non
 def test_who_has_begun_to_relay_gets_the_rest() -> None:
     more = asyncio.Event()
 
-    async def step(one: Call) -> None:
-        await one.start((b"content-length", b"8"))
-        await one.body(b"half", more=True)
-        await more.wait()
-        await one.body(b"rest")
-
     async def body() -> None:
-        async with two(step, max_wait=FOREVER) as (app, bench, leader, follower):
+        async with two(halves(b"half", b"rest", more), max_wait=FOREVER) as (app, bench, leader, follower):
             app.gate.set()
             await follower.has(b"half")
             bench.layer.shut(True)
