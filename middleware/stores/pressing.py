@@ -265,6 +265,9 @@ def _pieces(own: bytes, count: int) -> list[bytes]:
     """What was joined."""
     if count < 2:
         return [own]
+    if count == 2 and own[0] != _WIDE:
+        cut = own[0] + 1
+        return [own[1:cut], own[cut:]]
     at = count - 1
     lengths = list(own[:at])
     if lengths[0] == _WIDE:
