@@ -142,8 +142,8 @@ def main() -> None:
     """Print both."""
     taken = taken_by(100_000, 2048)
     print(
-        f"100,000 entries of 2 KiB: {taken.bookkeeping:.0f} bytes for each key of one and the same entry, beyond key and body; "
-        f"{taken.entry:.0f} for each of entries of their own, of which {taken.own:.0f} are characters of its own ETag and URI"
+        f"100,000 entries of 2 KiB: {taken.bookkeeping:.0f} bytes beyond key and body for each key of one entry; "
+        f"{taken.entry:.0f} for each entry, of which {taken.own:.0f} are characters of its own ETag and URI"
     )
     for entries in (10**4, 10**5, 10**6):
         found = asyncio.run(costs(entries))

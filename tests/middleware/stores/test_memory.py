@@ -319,6 +319,8 @@ def test_an_entry_that_is_held_whole_is_replaced_and_made_stale_as_others_are() 
             assert replace(softened, lifetime=1e9, stale_while_revalidate=0.0) == tagged
         await store.put(b"key", entry(b"new"), retain=60)
         assert store.peek(b"key") == entry(b"new")
+        store.drop(b"key")
+        assert (len(store._warm), len(store._forms)) == (0, 0)
 
     run(body)
 
