@@ -234,7 +234,6 @@ class Passage:
             given = [*head.before, (b"content-length", length), *head.after, tag]
             plan = way.misses.labelled(head, given, context, self._missed[3])
         if plan is None or len(body) > plan.room:
-            context.own_etag = False
             await self._fall_back()(message)
             return
         headers = [*plan.before, (b"content-length", length), *plan.after, tag, *plan.rest]
