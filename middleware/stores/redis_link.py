@@ -304,6 +304,10 @@ def _told(error: BaseException) -> str:
 
 async def hang_up(connection: Any) -> None:
     """Close a connection, with the goodbye that TLS asks for if the other side takes its part at once."""
-    with suppress(RedisError, OSError):
+    writer: asyncio.StreamWriter | None = connection._writer
+    try:
         async with asyncio.timeout(_GOODBYE):
             await connection.disconnect()
+    except (RedisError, OSError):
+        if writer is not None:
+            writer.transport.abort()  # it would wait for a server that takes nothing any more
