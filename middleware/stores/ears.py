@@ -70,6 +70,7 @@ class Ears(asyncio.Protocol):
                     continue
                 if isinstance(reply, Exception):
                     future.set_exception(RefusedError(str(reply)))
+                    future.exception()  # seen: of several that are refused only one is raised
                 else:
                     future.set_result(reply)
         except (_hiredis.HiredisError, IndexError) as error:
