@@ -236,7 +236,11 @@ def test_a_write_waits_for_nobody_and_lands_in_the_background() -> None:
     guarding(body)
 
 
-def test_writes_of_several_keys_are_on_their_way_together_and_those_of_one_key_keep_their_order() -> None:
+def test_writes_of_several_keys_are_on_their_way_together_and_those_of_one_key_keep_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tidegate.middleware.stores.guard.ATTEMPT", 60.0)
+
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
         held, begun = asyncio.Event(), 0
 
@@ -269,14 +273,16 @@ def test_writes_of_several_keys_are_on_their_way_together_and_those_of_one_key_k
     guarding(body, budget=PATIENT)
 
 
-def test_what_leaves_together_is_bounded_in_bytes() -> None:
+def test_what_leaves_together_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.middleware.stores.guard.ATTEMPT", 60.0)
+
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
-        begun = 0
+        held, begun = asyncio.Event(), 0
 
         async def wait() -> None:
             nonlocal begun
             begun += 1
-            await asyncio.Event().wait()
+            await held.wait()
 
         inner.fault = wait
         for number in range(20):
@@ -289,6 +295,7 @@ def test_what_leaves_together_is_bounded_in_bytes() -> None:
         assert begun <= 4
         assert guard.stats().extra["writes_waiting"] == 20 - begun
         inner.fault = no_fault
+        held.set()
 
     guarding(body)
 
