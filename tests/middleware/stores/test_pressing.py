@@ -72,6 +72,8 @@ def test_an_etag_and_the_ends_of_tags_are_all_that_an_entry_has_for_itself() -> 
         {"headers": ((b"content-length", b"04"),)},
         {"headers": ((b"content-length", b"5"), (b"content-length", b"4"), (b"content-length", b"4"))},
         {"headers": ((b"etag", b"x" * 254), (b"date", b"y" * 255), (b"etag", b""), (b"expires", b"z" * 70_000))},
+        {"tags": (), "headers": ((b"etag", b"x" * 255), (b"date", b"y"), (b"expires", b"z"))},
+        {"tags": (), "headers": ((b"etag", b"x" * 255), (b"date", b"y"))},
         {"tags": ()},
         {"tags": ((PUBLIC_SCOPE, ""), (PUBLIC_SCOPE, "/"), (PUBLIC_SCOPE, "a/\u00e9/\u20ac/\ud800"), ("", "::x"))},
         {"lifetime": 0.1 + 0.2, "stale_while_revalidate": 1.5, "stale_if_error": 2.5},
