@@ -46,7 +46,7 @@ def test_chaos_on_redis(redis_server: Redis) -> None:
 
 
 def test_chaos_over_a_stream(valkey: Valkey) -> None:
-    whole(valkey, Plan(purges=600, kills=20, silences=2, from_memory=800, from_redis=100, stream=True))
+    whole(valkey, Plan(purges=600, kills=20, silences=1, from_memory=800, from_redis=100, stream=True))
 
 
 def test_chaos_with_a_failover_that_loses_purges() -> None:
@@ -62,7 +62,7 @@ def test_chaos_with_a_failover_from_a_master_that_lives_on() -> None:
 
 def test_chaos_in_a_cluster_on_a_channel_with_a_master_that_dies() -> None:
     with RedisCluster() as cluster:
-        plan = Plan(purges=500, kills=20, silences=0, failover=True, stream=True, from_memory=800, from_redis=100)
+        plan = Plan(purges=300, kills=10, silences=0, failover=True, stream=True, from_memory=800, from_redis=100)
         whole(cluster, plan)
 
 
