@@ -157,16 +157,22 @@ class Forms:
 
     def _is_learnt(self, known: set[Any], part: Any) -> bool:
         """Whether a part that is not known was seen before; it is known from now on then."""
-        once, seen = self._once, hash(part)
-        if seen not in once:
-            if len(once) >= _ONCE:
-                once.clear()
-            once.add(seen)
+        if not self._was_seen(hash(part)):
             return False
         if len(known) >= _REMEMBERED:
             known.clear()
         known.add(part)
         return True
+
+    def _was_seen(self, part: int) -> bool:
+        """Whether this hash was met before, not long ago."""
+        once = self._once
+        if part in once:
+            return True
+        if len(once) >= _ONCE:
+            once.clear()
+        once.add(part)
+        return False
 
     def _form(self, key: Key, pieces: int) -> Form:
         _, headers, _, _, _, _, _, vary, tags, positions, _ = key
@@ -174,10 +180,7 @@ class Forms:
         weight += sum([len(part or b"") for pair in (*headers, *vary) for part in pair])
         weight += sum([len(part) for parts in tags for part in parts]) + sum([len(scope) for scope, _ in positions])
         form = Form(key, pieces, owner_in(positions), weight)
-        once, seen = self._once, hash(key)
-        if seen not in once:
-            once.add(seen)
-        elif self._bytes + weight <= self._most:
+        if self._was_seen(hash(key)) and self._bytes + weight <= self._most:
             form.shared = True
             self._forms[key] = form
             self._bytes += weight

@@ -150,3 +150,12 @@ def test_what_occurs_only_once_is_not_remembered() -> None:
         tracemalloc.stop()
     assert kept < 700_000
     assert len(forms._fields) + len(forms._beginnings) + len(forms._seconds) < 10
+
+
+def test_forms_that_occur_only_once_are_not_remembered_where_all_their_parts_are_known() -> None:
+    """As after each purge: the positions are others."""
+    forms = Forms(most=MOST)
+    for number in range(10_000):
+        forms.let_go(forms.press(made(1, positions=((PUBLIC_SCOPE, number),)))[0])
+    assert len(forms) == 0
+    assert len(forms._once) <= 4096
