@@ -297,6 +297,7 @@ class Gates:
         # Some of the names may be chosen by whoever asks: many long ones would be held for long (P6).
         if len(context.key) > _LONGEST_REMEMBERED:
             return decision
+        decision = self._one((decision.unit, decision))[1]
         while len(remembered) >= self._max_units:
             remembered.popitem(last=False)
         remembered[key] = decision
@@ -321,7 +322,7 @@ class Gates:
                 if variant == SHADOW:
                     shadowed.append(flag)
             cohorts.append(self._labels[flag, self._band(flag, unit), CANARY if is_open else CONTROL])
-        decision = Decision(
+        return Decision(
             open=self._layers_of(opened),
             shadow=self._layers_of(shadowed),
             cohorts=self._one(tuple(cohorts)),
@@ -329,7 +330,6 @@ class Gates:
             unit=unit,
             reasons=self._why,
         )
-        return self._one((unit, decision))[1]
 
     def _plainly(self, flag: str, context: FlagContext) -> str | None:
         return "" if self._provider.is_enabled(flag, context) else None

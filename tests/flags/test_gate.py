@@ -210,6 +210,18 @@ def test_names_that_are_too_long_are_decided_alike_and_never_remembered() -> Non
     assert len(gates._remembered) == 1
 
 
+def test_a_unit_whose_name_is_too_long_is_remembered_nowhere() -> None:
+    gates = Gates(Provider(**EVERY), unit="session")
+    for number in range(20):
+        long = f"{number}{'x' * 60_000}"
+        context = FlagContext(unit=long, properties={"tenantId": "acme", "sessionId": long})
+        assert gates.decide(context).open == gates.decide_for("acme", session=long).open == frozenset(FLAGS)
+    assert not [each for each in gates._equals if "xxx" in repr(each)]
+    for name in ("short", "short"):
+        gates.decide_for("acme", name, session="short")
+    assert ("short", gates.decide_for("acme", session="short")) in gates._equals
+
+
 def test_the_memory_is_bounded_and_lets_the_oldest_go() -> None:
     provider = Provider(**EVERY)
     gates = Gates(provider, max_units=3)
