@@ -7,7 +7,6 @@ within the process only: several workers each have their own store, and a purge 
 import asyncio
 import time
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from threading import Lock
@@ -20,7 +19,7 @@ from tidegate.middleware.stores.affected import Affected, Tally
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target, Variants
 from tidegate.middleware.stores.fair import Fair
 from tidegate.middleware.stores.ledger import Judge, Ledger
-from tidegate.middleware.stores.pressing import Form, Forms, released, size_of
+from tidegate.middleware.stores.pressing import Form, Forms, Warm, released, size_of
 
 __all__ = ["MemoryStore", "size_of"]
 
@@ -32,9 +31,6 @@ _SWEPT: Final = 32
 
 _PAUSE: Final = 8
 """Records that must go from one such look that found nothing to the next."""
-
-_WARM: Final = 4096
-"""Entries that are held as such, besides: who is asked for again is not put together anew each time."""
 
 _ROW: Final = 260
 """Bytes of an entry's columns, its place in the dictionary (160), and the objects of key, body and own part (100)."""
@@ -51,7 +47,7 @@ class MemoryStore:
     longer than one step takes, keeps its counts right.
 
     max_bytes: memory for records, as it is estimated. What entries have in common may take a sixteenth of that besides,
-        and entries that were asked for lately up to 4096 times half a KiB.
+        and entries that were asked for lately an eighth: 4096 of them at most, mostly of half a KiB to one.
     max_entries: records.
     max_entry_bytes: a larger record is refused; default an eighth of `max_bytes`, so that one record cannot push out
         everybody else's.
@@ -91,7 +87,6 @@ class MemoryStore:
         self._max_entry_bytes = max_entry_bytes
         self._clock = clock
         self._lock = Lock()
-        self._max_warm = max(1, min(_WARM, max_bytes // 16384))
         self._ledger = judge if judge is not None else Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
         self._evictions = 0
         self._rejected = 0
@@ -119,8 +114,7 @@ class MemoryStore:
         self._born, self._expires = array("d"), array("d")
         self._sizes = array("I" if self._max_entry_bytes < 1 << 32 else "Q")
         self._forms = Forms(most=self._max_bytes // 16)
-        self._warm: OrderedDict[int, Form] = OrderedDict()
-        """The rows that hold an Entry, the first one first, and its form."""
+        self._warm = Warm(room=self._max_bytes)
         self._valid_at = array("Q")
         """The ledger's last stamp when the record was last found valid."""
         self._fair = Fair(max_bytes=self._max_bytes, max_entries=self._max_entries)
@@ -181,11 +175,10 @@ class MemoryStore:
             form = self._records[row]
             if type(form) is not Form:
                 return form  # type: ignore[return-value]  # no Form
-            entry = self._records[row] = released(form, self._owns[row], self._bodies[row], self._born[row])
-            if len(self._warm) >= self._max_warm:
-                cold, of = self._warm.popitem(last=False)
+            own = self._owns[row]
+            entry = self._records[row] = released(form, own, self._bodies[row], self._born[row])
+            for cold, of in self._warm.hold(row, form, own):
                 self._records[cold] = of
-            self._warm[row] = form
             return entry
 
     def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
@@ -313,7 +306,7 @@ class MemoryStore:
 
     def _soften(self, row: int, entry: Entry) -> None:
         """Put an entry in the place of the one of which it was made. That both take about the same is near enough."""
-        if type(form := self._warm.pop(row, None) or self._records[row]) is Form:
+        if type(form := self._warm.let_go(row) or self._records[row]) is Form:
             self._forms.let_go(form)
         self._written += 1
         self._records[row], self._owns[row] = self._forms.press(entry)
@@ -373,7 +366,7 @@ class MemoryStore:
         records, keys = self._records, self._keys
         record = records[row]
         if type(record) is Entry:
-            record = self._warm.pop(row)
+            record = self._warm.let_go(row)
         if type(record) is Form:
             record.rows -= 1
             if not record.rows:

@@ -8,12 +8,13 @@ is not held at all.
 What recurs is learnt from what was seen twice: what occurs only once is no form's part, and fills no memory.
 """
 
+from collections import OrderedDict
 from struct import Struct
 from typing import Any, Final
 
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record, new_entry
 
-__all__ = ["Form", "Forms", "owner_in", "released", "size_of"]
+__all__ = ["Form", "Forms", "Warm", "owner_in", "released", "size_of"]
 
 _REMEMBERED: Final = 4096
 """Parts of a kind that are known to recur. When there are more all are forgotten, and learnt again as they come."""
@@ -45,6 +46,16 @@ _SECONDS: Final = Struct("<d")
 _FORM: Final = 450
 _RECORD: Final = 450
 _PAIR: Final = 140
+
+_WARM: Final = 4096
+"""Entries that are held as such, besides: who is asked for again is not put together anew each time."""
+
+_WARM_EACH: Final = 16384
+"""A smaller store holds one for so many of its bytes."""
+
+_WHOLE: Final = 400
+_PIECE: Final = 240
+"""Bytes of memory that such an entry takes besides what it is put together from, and for each of its own parts."""
 
 Key = tuple[Any, ...]
 """What of an entry is not its own, as `Forms.press` puts it together."""
@@ -197,6 +208,43 @@ class Forms:
         if form.shared:
             del self._forms[form.key]
             self._bytes -= form.weight
+
+
+class Warm:
+    """The rows whose entries are held as such, with their forms. Who came first goes first.
+
+    room: bytes of the store. They may take an eighth of that, and be one in 16 KiB of it.
+    """
+
+    def __init__(self, *, room: int) -> None:
+        self._most = room // 8
+        self._most_rows = max(1, min(_WARM, room // _WARM_EACH))
+        self._rows: OrderedDict[int, tuple[Form, int]] = OrderedDict()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def hold(self, row: int, form: Form, own: bytes) -> list[tuple[int, Form]]:
+        """One more; returns those that are held no more, which that one may be among. own: as it is pressed."""
+        size = _WHOLE + _PIECE * form.pieces + len(own)
+        self._rows[row] = form, size
+        self.bytes += size
+        cold: list[tuple[int, Form]] = []
+        while self.bytes > self._most or len(self._rows) > self._most_rows:
+            gone, (of, its_size) = self._rows.popitem(last=False)
+            self.bytes -= its_size
+            cold.append((gone, of))
+        return cold
+
+    def let_go(self, row: int) -> Form | None:
+        """The form of a row that holds its entry no more; None: it did not."""
+        held = self._rows.pop(row, None)
+        if held is None:
+            return None
+        form, size = held
+        self.bytes -= size
+        return form
 
 
 def released(form: Form, own: bytes, body: bytes, born: float) -> Entry:

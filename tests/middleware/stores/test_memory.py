@@ -305,6 +305,35 @@ def test_an_entry_that_is_asked_for_again_is_not_put_together_anew_and_few_are_h
     assert (len(store._warm), len(store._forms), store.stats().bytes) == (0, 0, 0)
 
 
+def test_entries_that_are_held_whole_take_no_more_than_an_eighth_of_the_store() -> None:
+    room, long = 4 * 1024 * 1024, 15_000
+    store = MemoryStore(max_bytes=room, metrics=new_metrics())
+    keys = [b"%d" % number for number in range(200)]
+    for key in keys:
+        own = entry(key, headers=((b"content-type", b"text/plain"), (b"link", key + bytes(long))))
+        assert store.keep(key, own, retain=60)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for key in keys:
+            peeked = store.peek(key)
+            assert isinstance(peeked, Entry)
+            assert peeked.headers[1][1] == key + bytes(long)
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 5 < len(store._warm) < len(keys)
+    assert taken < room / 8 * 1.2
+    assert store._warm.bytes <= room / 8
+    for key in keys:
+        store.drop(key)
+    assert (len(store._warm), store._warm.bytes) == (0, 0)
+    tiny = MemoryStore(max_bytes=4096, max_entry_bytes=4096, metrics=new_metrics())
+    assert tiny.keep(b"key", entry(b"body"), retain=60)
+    assert tiny.peek(b"key") == tiny.peek(b"key") == entry(b"body")
+
+
 def test_an_entry_that_is_held_whole_is_replaced_and_made_stale_as_others_are() -> None:
     async def body() -> None:
         store = MemoryStore(metrics=new_metrics())
