@@ -19,6 +19,9 @@ MAX_TOGETHER: Final = 16
 _STOOD: Final = 4096
 """Sets of scopes whose positions are remembered, about 0.3 KiB each."""
 
+_LONGEST: Final = 512
+"""Characters of the names of such: a client may choose some of a tenant's."""
+
 _NEVER: Final = 0
 """Stamp of a tag that was never purged. Positions are never below it, the first stamp is above it."""
 
@@ -169,9 +172,10 @@ class Ledger:
             for name in asked:
                 scope = self._scopes.get(name)
                 found[name] = self._floor if scope is None else max(scope.last, self._floor)
-            if len(stood) >= _STOOD:
-                stood.clear()
-            stood[asked] = found
+            if sum(map(len, asked)) <= _LONGEST:
+                if len(stood) >= _STOOD:
+                    stood.clear()
+                stood[asked] = found
         return found
 
     def allows(self, entry: Entry, since: int = 0) -> bool:

@@ -23,7 +23,7 @@ _ONCE: Final = 4096
 """Parts that were seen once; as many hashes."""
 
 _LONGEST: Final = 128
-"""Characters of a part that may recur."""
+"""Characters or bytes of a part that may recur."""
 
 _OWN: Final = frozenset({b"age", b"content-length", b"date", b"etag", b"expires", b"last-modified", b"set-cookie"})
 """Fields whose values are one entry's own, or nearly."""
@@ -146,7 +146,7 @@ class Forms:
             length = len(body)
             if value == (self._lengths.get(length) or self._length(length)):
                 return _LENGTH
-        elif name not in _OWN and len(value) <= _LONGEST and self._is_learnt(self._fields, pair):
+        elif name not in _OWN and len(name) + len(value) <= _LONGEST and self._is_learnt(self._fields, pair):
             return pair
         own.append(value)
         return (name,)

@@ -65,3 +65,14 @@ def test_a_ledger_that_forgets_allows_nothing_that_one_that_does_not_refuses(
     assert allowed[0] or not allowed[1]
     if read_at == len(history):
         assert allowed == [True, True]
+
+
+def test_where_scopes_stand_is_remembered_until_the_next_purge_but_of_long_names_never() -> None:
+    ledger = Ledger(max_stamps=100, max_scopes=100)
+    short, long = ("tenant:a", "public"), ("tenant:" + "a" * 60_000, "public")
+    assert ledger.positions(short) is ledger.positions(short)
+    for stamp in range(3):
+        assert dict(ledger.positions(long)) == dict.fromkeys(long, stamp)
+        assert set(ledger._stood) <= {short}
+        ledger.purge({name: ["x"] for name in long}, 0.0)
+        assert ledger.positions(short) == {"tenant:a": 0, "public": stamp + 1}

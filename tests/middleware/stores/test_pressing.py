@@ -152,6 +152,22 @@ def test_what_occurs_only_once_is_not_remembered() -> None:
     assert len(forms._fields) + len(forms._beginnings) + len(forms._seconds) < 10
 
 
+def test_parts_that_are_too_long_are_not_remembered_however_often_they_occur() -> None:
+    forms = Forms(most=MOST)
+    long = "x" * 1000
+    for _ in range(4):
+        (form,) = pressed(
+            forms,
+            made(
+                1,
+                headers=((long.encode(), b"1"), (b"x", long.encode()), (b"x", b"1")),
+                tags=((PUBLIC_SCOPE, long + "/y"),),
+            ),
+        )
+    assert form.pieces == 3
+    assert not any("xxx" in repr(known) for known in (forms._fields, forms._beginnings))
+
+
 def test_forms_that_occur_only_once_are_not_remembered_where_all_their_parts_are_known() -> None:
     """As after each purge: the positions are others."""
     forms = Forms(most=MOST)
