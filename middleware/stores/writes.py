@@ -40,6 +40,8 @@ class Writes:
         self._waiting: OrderedDict[bytes, tuple[Record, float, int]] = OrderedDict()
         self._bytes = 0
         self._leaving: Sequence[asyncio.Future[object]] = ()
+        self._begins: set[bytes] = set()
+        """Keys of those that leave in the next pass of the event loop."""
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -59,7 +61,8 @@ class Writes:
         return True
 
     def forget(self, key: bytes) -> None:
-        """Take a write back. One that is on its way already may still land."""
+        """Take a write back. One that is on its way already may still land: before what is asked of the store now."""
+        self._begins.discard(key)
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
             self._bytes -= waiting[2]
@@ -82,10 +85,18 @@ class Writes:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                self._leaving = [asyncio.ensure_future(self._write(*each)) for each in self._next()]
+                batch = self._next()
+                self._begins = {key for key, _, _ in batch}
+                self._leaving = [asyncio.ensure_future(self._begin(*each)) for each in batch]
                 await asyncio.gather(*self._leaving)
         finally:
             self._task = None
+
+    async def _begin(self, key: bytes, record: Record, retain: float) -> object:
+        if key not in self._begins:
+            return None  # taken back since it was chosen: its key may be deleted already
+        self._begins.discard(key)
+        return await self._write(key, record, retain)
 
     def _next(self) -> list[tuple[bytes, Record, float]]:
         """Those that leave together, the oldest first."""

@@ -335,6 +335,19 @@ def test_a_deleted_record_does_not_come_back_from_the_waiting_writes() -> None:
     guarding(body)
 
 
+@pytest.mark.parametrize("passes", range(4))
+def test_nor_from_those_that_are_about_to_leave(passes: int) -> None:
+    async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
+        await guard.put(b"key", entry(), retain=60)
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        await guard.delete(b"key")
+        await write(guard, b"other", entry())
+        assert await found(guard, b"key") is None
+
+    guarding(body)
+
+
 def test_closing_writes_what_waits_and_says_what_it_could_not() -> None:
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
         for number in range(50):
