@@ -120,6 +120,34 @@ def test_a_result_that_is_too_many_is_let_go() -> None:
     asyncio.run(story())
 
 
+def test_nothing_is_left_of_one_that_is_cancelled_while_it_ends_the_others() -> None:
+    async def story() -> None:
+        leaving, may_leave = asyncio.Event(), asyncio.Event()
+
+        async def polite() -> str:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                leaving.set()
+                await may_leave.wait()
+                raise
+            return "never"
+
+        attempts = Attempts(polite, succeeds)
+        asked = asyncio.create_task(attempts.first())
+        await leaving.wait()
+        for _ in range(2):
+            asked.cancel()
+            await asyncio.sleep(0)
+        may_leave.set()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+        assert (attempts.at_once, attempts.spared) == (0, ["won"]), "nobody has what was won"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(story())
+
+
 def test_a_failure_ends_it_only_when_none_is_under_way_any_more() -> None:
     async def story() -> None:
         alone = Attempts(fails)
