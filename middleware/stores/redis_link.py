@@ -88,6 +88,7 @@ class Link:
         self._wire: Wire | None = None
         self._leaving = False
         self._given_up: asyncio.Future[str] | None = None
+        self._renewed = 0
         self.connections = 0
         """How many were made so far."""
 
@@ -109,6 +110,7 @@ class Link:
 
     def renew(self, why: str) -> None:
         """Give the connection up and make another: it leads to a server that is no longer the right one."""
+        self._renewed += 1
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(why)
 
@@ -210,9 +212,20 @@ class Link:
     async def _connect(self) -> Any:
         every, within = LONGEST_PAUSE, self._handshake
         try:
-            return await first_of(self._dial, every=every, within=within, failed=self._refuse, spare=hang_up)
+            connection, renewed = await first_of(
+                self._dialled, every=every, within=within, failed=self._refuse, spare=lambda made: hang_up(made[0])
+            )
         except TimeoutError as error:
             raise StoreError(f"no connection within {within:g} s") from error
+        if renewed != self._renewed:
+            await hang_up(connection)
+            raise StoreError("the connection was given up before it was used")
+        return connection
+
+    async def _dialled(self) -> tuple[Any, int]:
+        """A connection, and how often there was to be another one until it was made."""
+        connection = await self._dial()
+        return connection, self._renewed
 
     async def _serve(self, connection: Any) -> BaseException:
         """Until the connection is lost: why it was."""

@@ -13,6 +13,7 @@ from redis.asyncio.connection import Connection, parse_url
 from redis.exceptions import RedisError
 
 from tidegate.addresses import Address
+from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import Dial, Link, Word, hang_up
 from tidegate.middleware.stores.redis_replicas import Replicas
 
@@ -175,9 +176,11 @@ class OneServer:
         self._greet = greet
         self._finder = finder
         self._server: str | None = None
+        self._moves = 0
+        self._made = greeted(dial, self._greeted)
         self.elsewhere: list[Callable[[str], object]] = []
-        self.dial: Dial | None = greeted(dial, self._greeted)
-        self._lanes = Lanes(self.dial, many, replicated=replicated)
+        self.dial: Dial | None = self._connect
+        self._lanes = Lanes(self._connect, many, replicated=replicated)
         self.open, self.renew = self._lanes.open, self._lanes.renew
         self.reached = self._lanes.replicas.reached
         self.ask: Callable[[bytes], Awaitable[Any]] | None = self._lanes.small.ask
@@ -187,11 +190,25 @@ class OneServer:
         if server is not None and server != self._server:
             before, self._server = self._server, server
             if before is not None:
-                self.moved("another server, or another history of it, has taken its place")
+                self._renew_all("another server, or another history of it, has taken its place")
         return server
 
+    async def _connect(self) -> Any:
+        moves = self._moves
+        connection = await self._made()
+        if moves != self._moves:
+            await hang_up(connection)
+            raise StoreError("another server has taken its place meanwhile")
+        return connection
+
     def moved(self, why: str) -> None:
-        """Make all connections anew: they lead to a server that is no longer the right one."""
+        """Make all connections anew, those too that are being made: they lead to a server that is no longer the right
+        one.
+        """
+        self._moves += 1
+        self._renew_all(why)
+
+    def _renew_all(self, why: str) -> None:
         for renew in (self.renew, *self.elsewhere):
             renew(why)
 

@@ -9,8 +9,10 @@ from redis.asyncio import Redis as Client
 from tests.middleware.stores.support import ACME, entry, eventually, new_metrics
 from tests.services import Redis, RedisServer
 from tests.services.swallowing import SwallowingProxy
+from tidegate.addresses import Address
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.redis_servers import Many, OneServer, Way
 from tidegate.middleware.stores.tiered import TieredStore, in_front_of
 
 OLD = entry(b"old", tags=((ACME, "it"),))
@@ -75,5 +77,63 @@ def test_a_connection_that_leads_elsewhere_takes_the_others_along(
                 await store.aclose()
                 for client in clients:
                     await client.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("meanwhile", ["while it is greeted", "while another attempt ends"])
+def test_a_connection_that_was_being_made_when_another_server_took_its_place_is_not_used(
+    redis_server: RedisServer, start_redis: Any, meanwhile: str
+) -> None:
+    """The Sentinels say so once; whoever is on the way to the old master then would stay with it."""
+    heir: Redis = start_redis()
+    halfway, go_on = asyncio.Event(), asyncio.Event()
+    ports = [redis_server.port]
+
+    async def wait() -> None:
+        halfway.set()
+        await go_on.wait()
+
+    async def connect() -> Any:
+        if len(ports) > 1 and meanwhile == "while another attempt ends" and ports.pop(0):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await wait()
+                raise
+        return await Way.of(Address.of(f"redis://127.0.0.1:{ports[0]}")).connect()
+
+    async def greet(_connection: Any) -> None:
+        if meanwhile == "while it is greeted":
+            await wait()
+
+    async def run() -> None:
+        clients: list[Any] = [Client.from_url(one.url) for one in (redis_server, heir)]
+        for client, name in zip(clients, ("old", "new"), strict=True):
+            await client.set("who", name)
+            await client.aclose()
+        if meanwhile == "while another attempt ends":
+            ports.insert(0, redis_server.port)
+        server = OneServer(connect, Many(most=100, crowded=int, connected=int), greet)
+        found: list[bytes | None] = []
+
+        async def read() -> bool:
+            try:
+                found.extend(await server.read([b"who"]))
+            except StoreError:
+                return False
+            return True
+
+        try:
+            asked = asyncio.create_task(read())
+            await halfway.wait()
+            ports[:] = [heir.port]
+            server.moved("the Sentinels have made another one the master")
+            go_on.set()
+            await asked
+            await eventually(read, "it has come to the new master", 30.0)
+        finally:
+            await server.aclose()
+        assert set(found) == {b"new"}
 
     asyncio.run(run())
