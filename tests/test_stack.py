@@ -21,6 +21,7 @@ from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, truste
 from tidegate.errors import ConfigError, StoreError
 from tidegate.flags import FlagContext, ProviderHealth, Reach
 from tidegate.keyfile import fresh_items
+from tidegate.middleware.layers.etag import ETagLayer
 from tidegate.middleware.stores.base import Lookup, Purge, StoreStats
 
 ANN, BEN, ZOE = User("acme", "ann"), User("acme", "ben"), User("zorg", "zoe")
@@ -55,6 +56,41 @@ def test_two_hundred_identical_misses_run_the_app_once_and_all_but_one_say_colla
     assert sorted(set(statuses), key=str) == ["Tidegate; fwd=miss; collapsed", "Tidegate; fwd=miss; stored"]
     assert statuses.count("Tidegate; fwd=miss; stored") == 1
     assert later.hit
+
+
+@pytest.mark.parametrize("length", [b"5", b"05"])
+@pytest.mark.parametrize("control", [b"max-age=60", b"no-store"])
+@pytest.mark.parametrize("policy", [None, RoutePolicy(route="/", ttl=60)])
+def test_an_app_that_has_one_list_for_the_fields_of_all_answers_answers_nobody_with_anothers(
+    policy: RoutePolicy | None, control: bytes, length: bytes
+) -> None:
+    """A server takes them when they are sent, before the app has anything else to do."""
+    fields = [(b"cache-control", control), (b"content-length", length), (b"x-user", b"")]
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        name = scope["user"].username.encode()
+        fields[2] = (b"x-user", name)
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"%b's." % name})
+
+    layers = ETagLayer(app) if policy is None else mounted(app, policy)
+
+    async def run() -> list[tuple[str, str | None, bytes]]:
+        answers: list[tuple[str, str | None, bytes]] = []
+        await call(layers, user=User("acme", "eve"))
+        for _ in range(4):
+            users = (ANN, BEN, User("acme", "kit"))
+            together = await asyncio.gather(*[call(layers, user=user) for user in users])
+            answers += [
+                (user.username, answer.header("x-user"), answer.body)
+                for user, answer in zip(users, together, strict=True)
+            ]
+        return answers
+
+    answers = asyncio.run(run())
+    assert len(answers) == 12
+    assert all((said, body) == (name, f"{name}'s.".encode()) for name, said, body in answers), answers
 
 
 def test_etags_made_on_the_way_in_answer_hits_with_304() -> None:

@@ -109,11 +109,15 @@ class Labelling:
         return self._send(start)
 
     def hold(self, start: Message, length: bytes, *, coded: bool) -> None:
-        """Keep a start until the body comes. length: of that, as stated. coded: it is inside a content coding."""
-        self._held, self._length, self._coded = start, length, coded
+        """Keep a start until the body comes. length: of that, as stated. coded: it is inside a content coding.
+
+        As said: an app may put the fields of another answer into the same list meanwhile.
+        """
+        self._held = {**start, "headers": list(start.get("headers", ()))}
+        self._length, self._coded = length, coded
 
     async def _label(self, start: Message, body: Message) -> None:
-        sent = list(start.get("headers", ()))
+        sent: list[tuple[bytes, bytes]] = start["headers"]  # our own, see `hold`
         content = body.get("body", b"")
         # The answer to HEAD may come without the body that its ETag would be made of.
         if b"%d" % len(content) == self._length:
@@ -124,7 +128,7 @@ class Labelling:
             if is_not_modified(self._request, headers):
                 await self._not_modified(start, headers)
                 return
-        await self._send({**start, "headers": sent})
+        await self._send(start)
         await self._send(body)
 
     def _is_conditional(self) -> bool:

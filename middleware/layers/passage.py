@@ -272,10 +272,14 @@ class Passage:
         """What is known now."""
         return self._miss(copies=False).explain()
 
-    def _given(self) -> list[Pair]:
-        """The fields of the app's answer, with the ETag that it was given."""
+    def _said(self) -> list[Pair]:
+        """The fields of the app's answer as they came; its list may hold those of another one by now."""
         head = self._head
-        return [*head.before, (b"content-length", self._length), *head.after, self._tag]
+        return [*head.before, (b"content-length", self._length), *head.after]
+
+    def _given(self) -> list[Pair]:
+        """The same, with the ETag that it was given."""
+        return [*self._said(), self._tag]
 
     def _leaders_start(self) -> Message | None:
         """The start as the leader has heard it; None: it has not."""
@@ -320,7 +324,7 @@ class Passage:
         self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
         self._labelling = labelling = Labelling(scope, context, outcome.send)
         if stage == _HELD:
-            labelling.hold(self._start, self._length.strip(b" \t"), coded=self._head.coded)
+            labelling.hold({**self._start, "headers": self._said()}, self._length.strip(b" \t"), coded=self._head.coded)
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
