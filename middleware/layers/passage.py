@@ -219,6 +219,9 @@ class Passage:
 
     async def _finish(self, message: Message) -> None:
         """The whole body has come."""
+        if self._labelling is not None:
+            await self._labelling(message)  # the app sends it in a task of its own: others may have joined meanwhile
+            return
         body = message.get("body", b"")
         head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
         waiting = self._waiting

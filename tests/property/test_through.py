@@ -72,7 +72,8 @@ class Together(Stack):
             start = {"type": "http.response.start", "status": 200, "headers": headers}
             await send(start | (more if asked.odd == "a start" else {}))
             await self.pause(scope, "before the body")
-            await send({"type": "http.response.body", "body": body} | (more if asked.odd == "a body" else {}))
+            sending = send({"type": "http.response.body", "body": body} | (more if asked.odd == "a body" else {}))
+            await (asyncio.ensure_future(sending) if asked.odd == "in a task" else sending)
             await self.pause(scope, "at the end")
             if asked.fails == "at the end":
                 raise ValueError
@@ -148,7 +149,7 @@ ASKS = st.builds(
     fails=st.sampled_from(["", "", "", "", "first", "at the end"]),
     slow=st.integers(0, 4).map(lambda n: n == 4),
     reads=st.sampled_from(["", "", "", "", "", "", "", "", "first", "then"]),
-    odd=st.sampled_from(["", "", "", "", "", "", "", "a start", "a body", "a large body"]),
+    odd=st.sampled_from(["", "", "", "", "", "", "", "a start", "a body", "a large body", "in a task"]),
 )
 HAPPENS = st.builds(
     Do,
@@ -195,6 +196,13 @@ AT_ONCE = [
     [replace(ASK, path=path), Do("join and leave", path=path), Do("go on"), Do("go on")]
     for path in ("/user", "/plain")
 ]
+IN_A_TASK = [
+    # The app waits for the first time, or others join, between its call of `send` and when that begins.
+    [Do("ask", path=path, odd="in a task", pauses=pauses), *then, Do("ask", path=path)]
+    for path in ("/user", "/plain")
+    for pauses in ((), ("first",))
+    for then in ([], [Do("go on")], [Do("ask", path=path), Do("go on")])
+]
 MEANWHILE = [[Do("ask", slow=True), Do("ask"), Do("take", 0), Do("ask")]]
 
 
@@ -227,7 +235,7 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     def compare(steps: list[Do]) -> None:
         asyncio.run(live(steps))
 
-    for steps in (*FORSAKEN, *GONE, *MEANWHILE, *REFUSED, *WRITTEN, *AT_ONCE):
+    for steps in (*FORSAKEN, *GONE, *MEANWHILE, *IN_A_TASK, *REFUSED, *WRITTEN, *AT_ONCE):
         asyncio.run(live(steps))
     compare()
     assert sum(through) > 200, sum(through)
