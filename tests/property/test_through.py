@@ -71,6 +71,8 @@ class Together(Stack):
             more = {"odd": asked.odd}
             start = {"type": "http.response.start", "status": 200, "headers": headers}
             await send(start | (more if asked.odd == "a start" else {}))
+            if asked.odd == "more headers":
+                headers.append((b"x-late", b"1"))
             await self.pause(scope, "before the body")
             sending = send({"type": "http.response.body", "body": body} | (more if asked.odd == "a body" else {}))
             await (asyncio.ensure_future(sending) if asked.odd == "in a task" else sending)
@@ -149,7 +151,7 @@ ASKS = st.builds(
     fails=st.sampled_from(["", "", "", "", "first", "at the end"]),
     slow=st.integers(0, 4).map(lambda n: n == 4),
     reads=st.sampled_from(["", "", "", "", "", "", "", "", "first", "then"]),
-    odd=st.sampled_from(["", "", "", "", "", "", "", "a start", "a body", "a large body", "in a task"]),
+    odd=st.sampled_from(["", "", "", "", "", "", "", "a start", "a body", "a large body", "in a task", "more headers"]),
 )
 HAPPENS = st.builds(
     Do,
@@ -203,6 +205,12 @@ IN_A_TASK = [
     for pauses in ((), ("first",))
     for then in ([], [Do("go on")], [Do("ask", path=path), Do("go on")])
 ]
+LATER = [
+    # The app goes on with the list that it gave.
+    [Do("ask", path=path, odd="more headers", pauses=pauses), *[Do("go on")] * 2, Do("ask", path=path)]
+    for path in ("/user", "/plain")
+    for pauses in ((), PAUSES)
+]
 MEANWHILE = [[Do("ask", slow=True), Do("ask"), Do("take", 0), Do("ask")]]
 
 
@@ -235,7 +243,7 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
     def compare(steps: list[Do]) -> None:
         asyncio.run(live(steps))
 
-    for steps in (*FORSAKEN, *GONE, *MEANWHILE, *IN_A_TASK, *REFUSED, *WRITTEN, *AT_ONCE):
+    for steps in (*FORSAKEN, *GONE, *MEANWHILE, *IN_A_TASK, *LATER, *REFUSED, *WRITTEN, *AT_ONCE):
         asyncio.run(live(steps))
     compare()
     assert sum(through) > 200, sum(through)
