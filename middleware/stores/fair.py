@@ -94,6 +94,14 @@ class Fair:
             takes = self._takes(owner)
             self._file(owner, takes + (takes >> _SLACK))
 
+    def grow(self, name: str, size: int) -> None:
+        """A record of an owner takes so much more, or less."""
+        owner = self._owners[name]
+        owner.bytes += size
+        if owner.bytes > owner.most_bytes:
+            takes = self._takes(owner)
+            self._file(owner, takes + (takes >> _SLACK))
+
     def remove(self, row: int, name: str, size: int) -> None:
         """An owner has this record of its own less; without any it is forgotten."""
         owner = self._owners[name]

@@ -179,6 +179,8 @@ class MemoryStore:
             entry = self._records[row] = released(form, own, self._bodies[row], self._born[row])
             for cold, of in self._warm.hold(row, form, own):
                 self._records[cold] = of
+            while self._bytes > self._max_bytes:  # what was made stale may take more
+                self._make_room(self._clock())
             return entry
 
     def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
@@ -305,11 +307,16 @@ class MemoryStore:
         return record  # type: ignore[return-value]  # no Form
 
     def _soften(self, row: int, entry: Entry) -> None:
-        """Put an entry in the place of the one of which it was made. That both take about the same is near enough."""
+        """Put an entry in the place of the one of which it was made. It may take more: it may have a form alone."""
         if type(form := self._warm.let_go(row) or self._records[row]) is Form:
             self._forms.let_go(form)
         self._written += 1
-        self._records[row], self._owns[row] = self._forms.press(entry)
+        held, own = self._records[row], self._owns[row] = self._forms.press(entry)
+        size = _ROW + len(self._keys[row]) + len(own) + len(entry.body) + (0 if held.shared else held.weight)
+        grown = size - self._sizes[row]
+        self._sizes[row] += grown
+        self._bytes += grown
+        self._fair.grow(held.owner, grown)
 
     async def delete(self, key: bytes) -> None:
         """Forget a record."""

@@ -18,7 +18,8 @@ from tests.middleware.stores.support import ACME, entry, found, new_metrics
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Variants
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.memory import MemoryStore, size_of
+from tidegate.middleware.stores.memory import _ROW, MemoryStore, size_of
+from tidegate.middleware.stores.pressing import Form
 
 
 class Clock:
@@ -303,6 +304,41 @@ def test_an_entry_that_is_asked_for_again_is_not_put_together_anew_and_few_are_h
     for key in keys:
         store.drop(key)
     assert (len(store._warm), len(store._forms), store.stats().bytes) == (0, 0, 0)
+
+
+def test_what_is_made_stale_is_weighed_anew_for_it_may_share_its_form_no_more() -> None:
+    """There is room for the forms of some tenants only; those of entries that became stale are others."""
+    room, tenants, each = 512 * 1024, 28, 54
+
+    async def body() -> None:
+        store = MemoryStore(max_bytes=room, metrics=new_metrics())
+        keys = [(tenant, b"%d/%d" % (tenant, number)) for tenant in range(tenants) for number in range(each)]
+        for tenant, key in keys:
+            scopes = ((f"tenant:{tenant}", 0), (PUBLIC_SCOPE, 0))
+            assert store.keep(key, entry(key, positions=scopes, lifetime=1e9), retain=600)
+        before = store.stats()
+        assert before.entries == len(keys)
+        await store.purge({PUBLIC_SCOPE: [Aim((WHOLE_SCOPE,), soft=True)]})
+        stale = [record for _, key in keys if (record := store.peek(key)) is not None]
+        assert len(stale) > len(keys) / 4
+        assert all(isinstance(record, Entry) and record.lifetime < 1e9 for record in stale)
+        after, held = store.stats(), store._fair.owners().values()
+        assert after.evictions > 0
+        assert (before.bytes or 0) < (after.bytes or 0) <= room
+        assert (after.entries, after.bytes) == tuple(map(sum, zip(*held, strict=True)))
+        forms = {row: _form_in(store, row) for row in store._rows.values()}
+        assert any(not form.shared for form in forms.values())
+        for key, row in store._rows.items():
+            own = len(key) + len(store._owns[row]) + len(store._bodies[row])
+            weight = 0 if forms[row].shared else forms[row].weight
+            assert store._sizes[row] == _ROW + own + weight
+
+    run(body)
+
+
+def _form_in(store: MemoryStore, row: int) -> Form:
+    held = store._records[row]
+    return held if isinstance(held, Form) else store._warm._rows[row][0]
 
 
 def test_entries_that_are_held_whole_take_no_more_than_an_eighth_of_the_store() -> None:
