@@ -18,12 +18,14 @@ import msgpack  # type: ignore[import-untyped]
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import BUT_BODY, Entry, Record, Variants, with_body
 
-__all__ = ["VERSION", "Alike", "CodecError", "decode", "encode", "encoded"]
+__all__ = ["LONGEST", "VERSION", "Alike", "CodecError", "decode", "encode", "encoded"]
 
 VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BI")
 _unpack_head: Final = _HEAD.unpack_from
 _PARTS: Final = 14
+LONGEST: Final = 2048
+"""Bytes of all but the body that `Alike` remembers."""
 _msgpack: Any = msgpack
 _unpackb: Final = _msgpack.unpackb
 
@@ -91,7 +93,7 @@ def decode(data: bytes) -> Record:
 
 class Alike:
     """Decodes records, and one that begins as the last one did in less time: the same response, or the same but for the
-    body."""
+    body. What it remembers of one is bounded: there are thousands of these."""
 
     __slots__ = ("_end", "_head", "_length", "_others")
 
@@ -107,8 +109,10 @@ class Alike:
             return with_body(self._others, data[self._end :])
         record = decode(data)
         if type(record) is Entry:
-            self._end = end = len(data) - len(record.body)
-            self._head, self._length = data[:end], len(data)
+            end = len(data) - len(record.body)
+            if end > LONGEST:
+                return record
+            self._end, self._head, self._length = end, data[:end], len(data)
             self._others = tuple(getattr(record, name) for name in BUT_BODY)
         return record
 

@@ -1,6 +1,7 @@
 """Law: decode(encode(record)) == record; and decode of anything else is CodecError, never another exception."""
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from msgpack import fallback
 
 from tidegate.errors import StoreError
 from tidegate.middleware.core import codec
-from tidegate.middleware.core.codec import Alike, CodecError, decode, encode
+from tidegate.middleware.core.codec import LONGEST, Alike, CodecError, decode, encode
 from tidegate.middleware.core.records import Entry, Record, Variants
 
 pairs = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=6).map(tuple)
@@ -83,6 +84,22 @@ def test_what_is_alike_decodes_as_everything_else(
             entry = each if isinstance(each, Entry) else replace(entry, body=each)
             encoded = encode(entry)
         assert outcome(alike.decode, encoded) == outcome(decode, encoded)
+
+
+def test_what_is_remembered_of_a_record_is_bounded() -> None:
+    fields = tuple((b"field", b"%d" % number * 1000) for number in range(10))
+    large = Entry(status=200, headers=fields, body=b"body", born=1.0, lifetime=1.0)
+    data = [encode(replace(large, born=float(number))) for number in range(100)]
+    begun = [Alike() for _ in data]
+    tracemalloc.start()
+    try:
+        for alike, each in zip(begun, data, strict=True):
+            alike.decode(each)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * LONGEST
+    assert [alike.decode(each) for alike, each in zip(begun, data, strict=True)] == [decode(each) for each in data]
 
 
 @given(st.binary(max_size=300))
