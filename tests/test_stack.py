@@ -93,6 +93,31 @@ def test_an_app_that_has_one_list_for_the_fields_of_all_answers_answers_nobody_w
     assert all((said, body) == (name, f"{name}'s.".encode()) for name, said, body in answers), answers
 
 
+@pytest.mark.parametrize("wrong", [["more"], 42, b"list", None])
+def test_who_purges_what_is_no_tag_hears_of_it_and_writes_go_on_and_purge(wrong: Any) -> None:
+    tide = Tidegate(
+        policies=[RoutePolicy(route="/", ttl=60, share="tenant", tags=("list",), invalidates=("list",))],
+        registry=CollectorRegistry(),
+    )
+    layers = tide(Origin())
+
+    async def run() -> None:
+        for purging in (tide.purge("list", wrong, tenant="acme"), tide.purge(all_of=["list", wrong], tenant="acme")):
+            await call(layers, user=ANN)
+            assert (await call(layers, user=ANN)).hit
+            with pytest.raises(TypeError, match="is no tag"):
+                await purging
+            assert (await call(layers, user=ANN)).hit
+            assert (await tide.purge("list", tenant="acme")).state == "done"
+            assert not (await call(layers, user=ANN)).hit
+            assert (await call(layers, user=ANN)).hit
+            assert (await call(layers, user=ANN, method="POST")).status == 200
+            assert not (await call(layers, user=ANN)).hit
+        await tide.aclose()
+
+    asyncio.run(run())
+
+
 def test_etags_made_on_the_way_in_answer_hits_with_304() -> None:
     origin = Origin(b"body")
     layers = mounted(origin)

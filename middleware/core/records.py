@@ -186,7 +186,12 @@ def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = 
 
     Raises:
         ValueError: if that is nothing, or `all_of` is no aim.
+        TypeError: if one of them is no text: a list of tags instead of some, or a number that no response carries.
     """
+    tags, all_of = tuple(tags), tuple(all_of)
+    for tag in (*tags, *all_of):
+        if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"purge: {tag!r} is no tag; give its name as str, several one after the other")
     together = tuple(dict.fromkeys(all_of))
     targets: list[Target] = [Aim((tag,), soft=True) if soft else tag for tag in tags]
     if len(together) == 1 and not soft:

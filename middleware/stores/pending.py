@@ -38,7 +38,15 @@ class PendingPurges:
         return self.count
 
     def add(self, tags: Mapping[str, Sequence[Target]]) -> int:
-        """Keep a purge; returns its number, for `done`."""
+        """Keep a purge; returns its number, for `done`.
+
+        Raises:
+            TypeError: if a target is none. Nothing is kept then: no store would ever accept it, nor what waits with it.
+        """
+        for targets in tags.values():
+            for target in targets:
+                if not isinstance(target, str | Aim):  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise TypeError(f"purge: {target!r} is no tag; give its name as str")
         with self._changing:
             self._number += 1
             for scope, names in tags.items():

@@ -54,6 +54,7 @@ class Purging:
 
         Raises:
             ValueError: if no tag is named.
+            TypeError: if a tag is no text.
         """
         targets = {scope_of_tenant(tenant): aimed(tags, all_of=all_of, soft=soft)}
         return await (self.store.affected(targets) if dry_run else self.store.purge(targets))

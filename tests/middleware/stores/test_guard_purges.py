@@ -272,3 +272,26 @@ def test_an_answer_read_before_a_pending_purge_and_heard_after_it_was_accepted_i
         assert not guard._pending._watching
 
     guarding(body, budget=30.0, settings=PATIENT)
+
+
+@pytest.mark.parametrize("wrong", [["client:43"], 42, b"client:43", None])
+def test_a_purge_of_what_is_no_tag_is_refused_and_no_other_is_the_worse_for_it(wrong: object) -> None:
+    async def body(guard: GuardedStore, inner: Faulty, _metrics: Metrics) -> None:
+        await write(guard, b"42", TAGGED)
+        inner.fault = refuse
+        assert (await guard.purge({PUBLIC_SCOPE: ["elsewhere"]})).state == "pending"
+        with pytest.raises(TypeError, match="is no tag"):
+            await guard.purge({ACME: ["client:42", wrong]})  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="is no tag"):
+            guard.purge_soon({ACME: ["client:42", wrong]})  # type: ignore[list-item]
+        assert guard.stats().extra["purges_pending"] == 1
+        inner.fault = no_fault
+        assert await guard.purge({ACME: ["client:42"]}) == Purge("done", 1)
+        assert await found(guard, b"42") is None
+
+        async def made() -> bool:
+            return guard.stats().extra["purges_pending"] == 0
+
+        await eventually(made, "nothing is pending")
+
+    guarding(body)
