@@ -61,36 +61,41 @@ def test_two_hundred_identical_misses_run_the_app_once_and_all_but_one_say_colla
 @pytest.mark.parametrize("length", [b"5", b"05"])
 @pytest.mark.parametrize("control", [b"max-age=60", b"no-store"])
 @pytest.mark.parametrize("policy", [None, RoutePolicy(route="/", ttl=60)])
-def test_an_app_that_has_one_list_for_the_fields_of_all_answers_answers_nobody_with_anothers(
+def test_an_app_that_has_one_message_and_list_for_the_starts_of_all_answers_answers_nobody_with_anothers(
     policy: RoutePolicy | None, control: bytes, length: bytes
 ) -> None:
     """A server takes them when they are sent, before the app has anything else to do."""
     fields = [(b"cache-control", control), (b"content-length", length), (b"x-user", b"")]
+    start = {"type": "http.response.start", "status": 200, "headers": fields}
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         name = scope["user"].username.encode()
         fields[2] = (b"x-user", name)
-        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        start["status"] = 404 if name == b"ben" else 200
+        await send(start)
         await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"%b's." % name})
 
     layers = ETagLayer(app) if policy is None else mounted(app, policy)
 
-    async def run() -> list[tuple[str, str | None, bytes]]:
-        answers: list[tuple[str, str | None, bytes]] = []
+    async def run() -> list[tuple[str, int, str | None, bytes]]:
+        answers: list[tuple[str, int, str | None, bytes]] = []
         await call(layers, user=User("acme", "eve"))
         for _ in range(4):
-            users = (ANN, BEN, User("acme", "kit"))
+            users = (User("acme", "kit"), ANN, BEN)
             together = await asyncio.gather(*[call(layers, user=user) for user in users])
             answers += [
-                (user.username, answer.header("x-user"), answer.body)
+                (user.username, answer.status, answer.header("x-user"), answer.body)
                 for user, answer in zip(users, together, strict=True)
             ]
         return answers
 
     answers = asyncio.run(run())
     assert len(answers) == 12
-    assert all((said, body) == (name, f"{name}'s.".encode()) for name, said, body in answers), answers
+    assert {name: answer for name, *answer in answers} == {
+        name: [404 if name == "ben" else 200, name, f"{name}'s.".encode()] for name in ("ann", "ben", "kit")
+    }
+    assert len(set(answers)) == 3
 
 
 @pytest.mark.parametrize("wrong", [["more"], 42, b"list", None])

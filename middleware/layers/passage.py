@@ -250,7 +250,7 @@ class Passage:
         if waiting is not None:
             waiting.judge(200, self._given())
         try:
-            await self._send({**self._start, "headers": headers})
+            await self._send({**self._start, "status": 200, "headers": headers})
         except BaseException as error:
             self._fall_back()
             self._outcome.gone = True
@@ -276,7 +276,7 @@ class Passage:
         return self._miss(copies=False).explain()
 
     def _said(self) -> list[Pair]:
-        """The fields of the app's answer as they came; its list may hold those of another one by now."""
+        """The fields of the app's answer as they came; its message and list may be those of another one by now."""
         head = self._head
         return [*head.before, (b"content-length", self._length), *head.after]
 
@@ -290,7 +290,7 @@ class Passage:
             return self._leader.start
         if self._stage < _BEGUN:
             return None
-        return {**self._start, "headers": tuple(self._given())}
+        return {**self._start, "status": 200, "headers": tuple(self._given())}
 
     def _miss(self, *, copies: bool) -> Miss:
         """The cache's part, come to where this is. copies: the body is to come."""
@@ -327,7 +327,11 @@ class Passage:
         self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
         self._labelling = labelling = Labelling(scope, context, outcome.send)
         if stage == _HELD:
-            labelling.hold({**self._start, "headers": self._said()}, self._length.strip(b" \t"), coded=self._head.coded)
+            labelling.hold(
+                {**self._start, "status": 200, "headers": self._said()},
+                self._length.strip(b" \t"),
+                coded=self._head.coded,
+            )
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
