@@ -2,15 +2,17 @@
 
 Each Sentinel is watched (`sentinel_watch`) from the first connection on. When one of them names a master that is newer
 than the one to which a connection was made, `moved` is called: the old one may live on, and takes writes that are lost
-until it is told to follow the new one, some ten seconds later.
+until it is told to follow the new one, some ten seconds later. For as long it is not connected to again, though the
+Sentinel that had the news may be gone and the others be behind.
 A server is taken for the master only if it says itself that it is: Sentinels may still name one that has been demoted.
 An answer that a write got from a server that takes none makes the store ask again (`Servers.renew`).
 
 Not guaranteed: anything while no Sentinel can be reached; nor that a Sentinel which was set up anew, with epochs from 0
-on, is believed before the connections end.
+on, is believed before the connections end, or within these seconds.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,6 +29,9 @@ __all__ = ["Sentinels"]
 ANSWER: Final = 0.5
 """Seconds for one Sentinel, so that the next is asked while there is time."""
 
+BELIEVED_FOR: Final = 10.0
+"""Seconds for which the newest master that was named is held against older ones, though nobody names it any more."""
+
 
 class Sentinels:
     """Who knows the master of one service.
@@ -42,6 +47,8 @@ class Sentinels:
         self._sentinels = [Way(way.kind, options | address.sentinel_login, way.tls).to(*node) for node in address.nodes]
         self._watches = [Watch(one.connect, self._service, heard=self._heard, failed=failed) for one in self._sentinels]
         self._led_to: set[Named] = set()
+        self._last: Named | None = None
+        self._last_heard = 0.0
         self.moved: Callable[[str], object] = lambda _: None
         """Called with why the connections that were made lead to no master any more."""
 
@@ -49,6 +56,7 @@ class Sentinels:
         """Watch no more."""
         await asyncio.gather(*[watch.aclose() for watch in self._watches])
         self._led_to.clear()
+        self._last = None
 
     async def connect(self) -> Any:
         """A connection to the master.
@@ -63,8 +71,7 @@ class Sentinels:
         connection = await self._way.to(named.host, named.port).connect()
         try:
             role, *_ = await _ask(connection, "ROLE")
-            newest = self._newest()
-            if role != b"master" or (newest is not None and newest.replaces(named)):
+            if role != b"master" or self._is_replaced(named):
                 raise StoreError(f"{named.host}:{named.port} is not the master of {self._service}")
         except BaseException:
             await hang_up(connection)
@@ -76,8 +83,15 @@ class Sentinels:
         """Whom the Sentinels name that can be heard."""
         return max([watch.named for watch in self._watches if watch.named is not None], default=None)
 
+    def _is_replaced(self, named: Named) -> bool:
+        """Whether a newer master is named, or was lately."""
+        last = self._last if time.monotonic() - self._last_heard < BELIEVED_FOR else None
+        return any(one is not None and one.replaces(named) for one in (self._newest(), last))
+
     def _heard(self) -> None:
         newest = self._newest()
+        if newest is not None and (self._last is None or not self._is_replaced(newest)):
+            self._last, self._last_heard = newest, time.monotonic()
         if newest is not None and any(newest.replaces(one) for one in self._led_to):
             self._led_to.clear()
             self.moved(f"the Sentinels have made {newest.host}:{newest.port} the master of {self._service}")

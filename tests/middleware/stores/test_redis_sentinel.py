@@ -12,7 +12,7 @@ from tests.services import Redis, free_port
 from tests.services.replicated import Sentinel
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
-from tidegate.middleware.stores import sentinel_watch
+from tidegate.middleware.stores import redis_sentinel, sentinel_watch
 from tidegate.middleware.stores.redis_sentinel import Sentinels
 from tidegate.middleware.stores.redis_servers import Way
 from tidegate.middleware.stores.sentinel_watch import Named, Watch, named_by
@@ -119,6 +119,31 @@ def test_a_connection_to_a_master_that_was_replaced_meanwhile_is_not_used(
         ask, sentinels._master = sentinels._master, asked
         with pytest.raises(StoreError, match="is not the master of main"):
             await sentinels.connect()
+
+    asyncio.run(run())
+
+
+def test_nor_is_one_while_the_sentinel_that_had_the_news_cannot_be_heard(
+    master: Redis, start_sentinel: Callable[[], Sentinel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = start_sentinel()
+
+    async def run() -> None:
+        sentinels: Any = Sentinels(*way_to(f"redis+sentinel://{one.host}:{one.port}/main"))
+        for watch in sentinels._watches:
+            watch.start = lambda: None
+        connection = await sentinels.connect()
+        await connection.disconnect()
+        (old,) = sentinels._led_to
+        monkeypatch.setattr(redis_sentinel, "BELIEVED_FOR", 600.0)
+        for heard in (Named(old.epoch + 1, "127.0.0.1", 1), old, None):
+            sentinels._watches[0].named = heard
+            sentinels._heard()
+        with pytest.raises(StoreError, match="is not the master of main"):
+            await sentinels.connect()
+        monkeypatch.setattr(redis_sentinel, "BELIEVED_FOR", 0.0)
+        connection = await sentinels.connect()
+        await connection.disconnect()
 
     asyncio.run(run())
 
