@@ -53,9 +53,11 @@ class Purging:
             asked for a new response; else it is void. dry_run: change nothing; return what it would take.
 
         Raises:
-            ValueError: if no tag is named.
+            ValueError: if no tag is named, or an empty one, which would be everything.
             TypeError: if a tag is no text.
         """
+        if WHOLE_SCOPE in tags or WHOLE_SCOPE in all_of:
+            raise ValueError('purge: "" is no tag; give a name, or use purge_all for everything')
         targets = {scope_of_tenant(tenant): aimed(tags, all_of=all_of, soft=soft)}
         return await (self.store.affected(targets) if dry_run else self.store.purge(targets))
 
