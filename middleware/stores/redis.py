@@ -41,7 +41,7 @@ from typing import Any, Final, TypeVar
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
-from tidegate.middleware.core.codec import encode
+from tidegate.middleware.core.codec import decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
@@ -268,7 +268,7 @@ class RedisStore:
             self._servers.scan(self._names.records),
             tags,
             read=partial(self._servers.read, large=True),
-            opened=lambda name, data: self._reading.opened(bytes.fromhex(name[start:].decode()), data),
+            opened=lambda name, data: self._reading.opened(bytes.fromhex(name[start:].decode()), data, decode),
             stands=self._reading.stands,
         )
 

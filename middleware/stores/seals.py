@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from tidegate.middleware.core.codec import CodecError, decode, encoded
+from tidegate.middleware.core.codec import CodecError, encoded
 from tidegate.middleware.core.keyring import KeyRing
 from tidegate.middleware.core.records import Record
 from tidegate.middleware.core.sealing import NONCE_BYTES, REASONS, Sealer, SealError
@@ -75,7 +75,7 @@ class Seals:
         now = self._clock()
         return self._sealer.seal(key, encoded(record), until=now + retain, now=now, nonce=os.urandom(NONCE_BYTES))
 
-    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record] = decode) -> Record | None:
+    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record]) -> Record | None:
         """The record that was sealed under this key; None, and counted, if this is none. decoded: as `codec.decode`."""
         try:
             return decoded(self._sealer.open(key, data, now=self._clock()))
