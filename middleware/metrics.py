@@ -160,6 +160,8 @@ class Metrics:
         more = self._unlogged.pop(component, 0)
         suffix = f" ({more} more since the last line)" if more else ""
         _log.warning("%s failed: %s: %s%s", component, type(error).__name__, error, suffix)
+        # From the line, not from the failure: a process that was held up in between would be early with the next.
+        self._last_logged[component] = time.monotonic()
 
 
 def counting(child: Counter) -> Callable[[], None]:

@@ -1,11 +1,15 @@
 """What counts in less time counts the same as prometheus_client's own."""
 
+import itertools
+import logging
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from tidegate.middleware.metrics import LATENCY_BUCKETS, adding, counting, observing
+from tidegate.middleware.metrics import LATENCY_BUCKETS, Metrics, adding, counting, observing
 
 SECONDS = st.lists(st.floats(0, 20) | st.sampled_from(LATENCY_BUCKETS), max_size=30)
 
@@ -36,3 +40,27 @@ def test_what_is_not_kept_in_this_processs_memory_is_left_to_its_owner(monkeypat
     monkeypatch.setattr(counter, "_value", object())
     assert observing(histogram) == histogram.observe
     assert adding(counter) == counter.inc
+
+
+def test_a_process_that_is_held_up_before_its_line_is_not_early_with_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, written = [100.0], list[float]()
+
+    class Late(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            now[0] += 0.0 if written else 0.5
+            written.append(now[0])
+
+    monkeypatch.setattr("tidegate.middleware.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
+    log, late = logging.getLogger("tidegate"), Late()
+    log.addHandler(late)
+    try:
+        metrics = Metrics.of(CollectorRegistry())
+        for _ in range(40):
+            metrics.fail("store", ValueError("it"))
+            now[0] += 0.1
+    finally:
+        log.removeHandler(late)
+    assert len(written) > 2
+    assert min(b - a for a, b in itertools.pairwise(written)) >= 1.0
