@@ -113,7 +113,7 @@ class SwallowingProxy:
                 while loop.time() < came + self.delay:  # noqa: ASYNC110 - the delay may change meanwhile
                     await asyncio.sleep(0.005)
                 await self._flowing.wait()
-                if not data:
+                if not data or sink.is_closing():  # the client is gone: asyncio would warn of each write
                     break
                 if self._swallows(number):
                     continue
