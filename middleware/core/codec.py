@@ -68,8 +68,8 @@ def _framed(meta: list[object], body: bytes) -> tuple[bytes, ...]:
     return _HEAD.pack(VERSION, len(packed)), packed, body
 
 
-def decode(data: bytes) -> Record:
-    """The record that `encode` made these bytes of.
+def decode(data: bytes | memoryview) -> Record:
+    """The record that `encode` made these bytes of. It holds nothing of a memoryview.
 
     Raises:
         CodecError: if it did not.
@@ -85,7 +85,7 @@ def decode(data: bytes) -> Record:
     meta = _unpacked(data[_HEAD.size : end])
     if meta.__class__ is tuple and meta:
         if meta[0] == "e" and len(meta) == _PARTS:
-            return _entry(meta, data[end:])
+            return _entry(meta, bytes(data[end:]))
         if meta[0] == "v" and len(meta) == 4 and end == len(data):
             return Variants(names=_items(meta[1]), keys=_items(meta[2]), scope=_text(meta[3]))
     raise CodecError("the meta part is no record's")
@@ -103,21 +103,25 @@ class Alike:
         self._length = -1
         self._others: tuple[Any, ...] = ()
 
-    def decode(self, data: bytes) -> Record:
+    def decode(self, data: bytes | memoryview) -> Record:
         """As `decode`."""
-        if len(data) == self._length and data.startswith(self._head):
-            return with_body(self._others, data[self._end :])
+        if len(data) == self._length:
+            if type(data) is bytes:
+                if data.startswith(self._head):
+                    return with_body(self._others, data[self._end :])
+            elif bytes(data[: self._end]) == self._head:  # a memoryview compares one byte after the other
+                return with_body(self._others, bytes(data[self._end :]))
         record = decode(data)
         if type(record) is Entry:
             end = len(data) - len(record.body)
             if end > LONGEST:
                 return record
-            self._end, self._head, self._length = end, data[:end], len(data)
+            self._end, self._head, self._length = end, bytes(data[:end]), len(data)
             self._others = tuple(getattr(record, name) for name in BUT_BODY)
         return record
 
 
-def _unpacked(packed: bytes) -> Any:
+def _unpacked(packed: bytes | memoryview) -> Any:
     try:
         return _unpackb(packed, strict_map_key=True, use_list=False, unicode_errors="surrogatepass")
     except (ValueError, TypeError, OverflowError, RecursionError, _msgpack.UnpackException) as error:

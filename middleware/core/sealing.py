@@ -20,10 +20,11 @@ key, and would have to be known before the record is read.
 """
 
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -34,7 +35,7 @@ from tidegate.errors import StoreError
 from tidegate.middleware.core.codec import VERSION as UNSEALED
 from tidegate.middleware.core.keyring import ID_BYTES, KeyRing, SealingKey
 
-__all__ = ["NONCE_BYTES", "OVERHEAD", "REASONS", "VERSION", "Reason", "SealError", "Sealer"]
+__all__ = ["LONGEST_ROOM", "NONCE_BYTES", "OVERHEAD", "REASONS", "ROOMY", "VERSION", "Reason", "SealError", "Sealer"]
 
 VERSION: Final = 2
 NONCE_BYTES: Final = 12
@@ -48,6 +49,17 @@ OVERHEAD: Final = _START + len(_TAG)
 """Bytes that sealing adds to a record."""
 _LAST: Final = 2**63
 _AES_KEYS: Final = 256
+
+ROOMY: Final = 48 * 1024
+"""Bytes of a sealed record from which it is opened into room that is there already: room that is made is filled with
+zeros first, and of a record only copies are kept anyhow."""
+
+LONGEST_ROOM: Final = 1024 * 1024
+"""Bytes of a sealed record up to which it is. So much room is kept at most."""
+
+_NO_ROOM: Final = memoryview(b"")
+
+T = TypeVar("T")
 
 Reason = Literal["unsealed", "malformed", "unknown-key", "expired", "forged"]
 REASONS: Final[tuple[Reason, ...]] = ("unsealed", "malformed", "unknown-key", "expired", "forged")
@@ -68,12 +80,14 @@ class SealError(StoreError):
 class Sealer:
     """Seals with one key of a ring and opens with all of them. Its AES keys are made when first needed, and kept."""
 
-    __slots__ = ("_ciphers", "_end", "_first", "_openers", "_sealing", "_turns", "ring")
+    __slots__ = ("_ciphers", "_end", "_first", "_made", "_openers", "_rooms", "_sealing", "_turns", "ring")
 
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
         self._ciphers: Mapping[bytes, _Ciphers] = {key.id: _Ciphers(key) for key in ring.keys}
         self._openers = {bytes((VERSION,)) + number: ciphers.openers for number, ciphers in self._ciphers.items()}
+        self._made = {bytes((VERSION,)) + number: ciphers.made for number, ciphers in self._ciphers.items()}
+        self._rooms: deque[memoryview] = deque(maxlen=1)
         self._turns = sorted(key.since for key in ring.keys)
         self._choose(0.0)
 
@@ -100,22 +114,45 @@ class Sealer:
         cipher.encrypt_into(nonce, whole[_START : -len(_TAG)], head + key, whole[_START:])
         return whole.toreadonly()
 
-    def open(self, key: bytes, data: bytes, *, now: float) -> bytes:
-        """The encoded record that was sealed under this cache key. now: wall-clock seconds.
+    def open(self, key: bytes, data: bytes, read: Callable[[bytes | memoryview], T], *, now: float) -> T:
+        """What `read` makes of the encoded record that was sealed under this cache key. now: wall-clock seconds.
+
+        read: is lent the record, and keeps copies only: where a memoryview leads to, another record will be.
 
         Raises:
             SealError: if this is none, for its reason.
         """
         # All of it in as few steps as can be, for every hit in a shared store waits for it; what is wrong is found out
         # afterwards. Nothing is believed before it has opened, and it opens only with the head that it was sealed with.
+        room = lent = None
+        if ROOMY <= len(data) <= LONGEST_ROOM:
+            room = self._room(len(data))
+            lent = room[: len(data) - OVERHEAD]
+        opened: bytes | memoryview
         try:
             sealed_as, until, nonce = _unpack(data)
-            opened = self._openers[sealed_as][key[0]](nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key)
+            if lent is None:
+                opened = self._openers[sealed_as][key[0]](nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key)
+            else:
+                cipher = self._made[sealed_as][key[0]] or self._ciphers[sealed_as[1:]].make(key[0])
+                cipher.decrypt_into(nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key, lent)
+                opened = lent
         except (struct.error, KeyError, InvalidTag):
             raise SealError(self._fault(data)) from None
         if until <= now * 1000:
             raise SealError("expired")
-        return opened
+        made = read(opened)
+        if room is not None:
+            self._rooms.append(room)
+        return made
+
+    def _room(self, size: int) -> memoryview:
+        """Room that nobody else has until it is given back: another thread may open a record meanwhile."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = _NO_ROOM
+        return room if len(room) >= size else memoryview(bytearray(1 << (size - 1).bit_length()))
 
     def _fault(self, data: bytes) -> Reason:
         """Why it did not open."""

@@ -123,7 +123,7 @@ class Reading:
         self._needs.remember(key, scopes, record, needed[0])
         return self._verdict(record, positions, await self.read(needed[0]) if needed[0] else ())
 
-    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record]) -> Record | None:
+    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes | memoryview], Record]) -> Record | None:
         """The record of a key that these bytes are; None, and counted, if they are none. decoded: as `codec.decode`."""
         if self._seals is not None:
             return self._seals.opened(key, data, decoded)

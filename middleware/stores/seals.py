@@ -75,10 +75,10 @@ class Seals:
         now = self._clock()
         return self._sealer.seal(key, encoded(record), until=now + retain, now=now, nonce=os.urandom(NONCE_BYTES))
 
-    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes], Record]) -> Record | None:
+    def opened(self, key: bytes, data: bytes, decoded: Callable[[bytes | memoryview], Record]) -> Record | None:
         """The record that was sealed under this key; None, and counted, if this is none. decoded: as `codec.decode`."""
         try:
-            return decoded(self._sealer.open(key, data, now=self._clock()))
+            return self._sealer.open(key, data, decoded, now=self._clock())
         except SealError as error:
             if error.reason == "unknown-key":
                 self._unknown.set()
