@@ -95,7 +95,7 @@ class Leader:
                 raise self._failure
         elif flight.seats and flight.refused is None:
             # The client may be slow, and its followers are not to wait for it: the buffer bounds what stands here.
-            self._outbox.append(message)
+            self._outbox.append(_as_said(message))
             self.call()
         else:
             await self._direct(message)
@@ -166,3 +166,13 @@ class Leader:
                 self._sending = False
         if self._drained is not None:
             self._drained.set()
+
+
+def _as_said(message: Message) -> Message:
+    """A copy to be sent later: by then the app may have put something else into the same message, list or buffer."""
+    said = {**message}
+    if "headers" in said:
+        said["headers"] = list(said["headers"])
+    if "body" in said:
+        said["body"] = bytes(said["body"])  # of bytes: the very same
+    return said

@@ -238,3 +238,33 @@ def test_a_request_that_comes_after_the_answer_began_runs_on_its_own() -> None:
             await asyncio.gather(leader.done(), follower.done(), late.done())
 
     run(body)
+
+
+@pytest.mark.parametrize("reused", ["message", "buffer", "fields"])
+def test_what_an_app_puts_into_what_it_has_sent_already_reaches_nobody(reused: str) -> None:
+    """An app alone with its server may use one message, list or buffer again as soon as `send` has returned."""
+
+    async def step(call: Call) -> None:
+        fields = [(b"content-length", b"6"), (b"x-for", b"this answer")]
+        await call.send({"type": "http.response.start", "status": 200, "headers": fields})
+        if reused == "fields":
+            fields[1] = (b"x-for", b"the next one")
+        message: dict[str, Any] = {"type": "http.response.body"}
+        buffer = bytearray(2)
+        for part in (b"aa", b"bb", b"cc"):
+            buffer[:] = part
+            said = {"body": memoryview(buffer) if reused == "buffer" else part, "more_body": part != b"cc"}
+            message = message | said if reused != "message" else message
+            message.update(said)
+            await call.send(message)
+        message["body"] = buffer[:] = b"zz"
+
+    async def body() -> None:
+        async with two(step) as (app, _, leader, follower):
+            app.gate.set()
+            for client in (leader, follower):
+                answer = await client.done()
+                assert (answer.body, answer.header("x-for")) == (b"aabbcc", "this answer")
+            assert app.runs == 1
+
+    run(body)
