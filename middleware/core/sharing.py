@@ -5,7 +5,7 @@ a request count, those are compared (and the method, range and conditions); else
 client sent, and where it sent it from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from tidegate.middleware.core.identity import REWRITING, Identity
 from tidegate.middleware.core.message import directives, field_values, vary_names
 from tidegate.middleware.core.storing import Pairs
+from tidegate.middleware.core.targeted import TARGETED, control_of
 
 __all__ = ["TRACE_HEADERS", "Answer", "judge_answer", "request_key", "told_apart"]
 
@@ -65,12 +66,15 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
     """Decide about a response's start, in one pass over its fields.
 
     same_user: all requests are one user's, so that `private` does not stand between them.
+    A targeted field forbids as Cache-Control does; it permits nothing that that forbids, though it decides alone about
+    storing (RFC 9213 2.2): to run alone is always right.
     """
     refused = "error" if status >= 500 else None
     control: list[bytes] = []
     vary: list[bytes] = []
     varied: list[tuple[bytes, bytes]] = []
     lengths: list[bytes] = []
+    targeted: list[tuple[bytes, bytes]] = []
     for cased, value in headers:
         name = cased.lower()
         if name == b"content-length":
@@ -85,17 +89,23 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
             refused = refused or "set-cookie"
         elif name == b"content-type" and value.partition(b";")[0].strip().lower() == b"text/event-stream":
             refused = refused or "stream"
+        elif name in TARGETED:
+            targeted.append((name, value))
     if control:
-        found = directives(control)
-        if b"no-store" in found:
-            refused = refused or "no-store"
-        elif b"private" in found and not same_user:
-            refused = refused or "private"
+        refused = refused or _forbidden(directives(control), same_user=same_user)
+    if targeted:
+        refused = refused or _forbidden(control_of(targeted).directives, same_user=same_user)
     if varied:
         names = vary_names(varied)
         refused, vary = refused if names is not None else refused or "vary", [*(names or ()), *vary]
     length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
     return Answer(refused, length, tuple(vary))
+
+
+def _forbidden(said: Mapping[bytes, bytes | None], *, same_user: bool) -> str | None:
+    if b"no-store" in said:
+        return "no-store"
+    return "private" if b"private" in said and not same_user else None
 
 
 def told_apart(vary: Iterable[bytes], one: Pairs, other: Pairs) -> bool:
