@@ -169,8 +169,9 @@ class Filling(Witness):
         """The stored response that this request selects, and the positions to store a new one with."""
         get = self._config.get
         narrowed = self._is_for_the_share
-        if narrowed and self._context.match.policy is not None:
-            self._context.coalesce_key = self._primary
+        policy = self._context.match.policy
+        if narrowed and policy is not None:
+            self._context.coalesce_key = self._config.names.shared(self._named, policy, self._request)
         try:
             found, self._found = self._found, None
             lookup = found if found is not None else await get(self._context, self._primary, looked_up(self._own_scope))

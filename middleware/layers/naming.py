@@ -6,6 +6,7 @@ all that they are made of, so that a remembered key is that which would be made 
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from tidegate.middleware.core.identity import Identity
@@ -21,6 +22,7 @@ from tidegate.middleware.core.keys import (
     tag_begun,
     tag_of_encoded,
     tag_of_uri,
+    variant_values,
 )
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.layers.asgi import Scope
@@ -233,6 +235,16 @@ class Names:
                     self._variants.popitem(last=False)
                 self._variants[sent] = key
         return key
+
+    def shared(self, named: Named, policy: RoutePolicy, request: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The key of requests of which a policy tells nothing apart.
+
+        That counts the fields in its `vary`, which the app's answers need not name.
+        """
+        if not policy.vary:
+            return named.primary
+        fields = tuple(dict.fromkeys(name.lower().encode() for name in policy.vary))
+        return self.variant(named, variant_values(request, fields))
 
 
 def _length(parts: tuple[str | bytes | None, ...]) -> int:

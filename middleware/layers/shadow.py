@@ -52,7 +52,6 @@ class Rehearsal(Filling):
 
     _notes: ShadowNotes
     _stored: Entry | None = None
-    _key: bytes = b""
 
     async def rehearse(self, notes: ShadowNotes, app: ASGIApp, receive: Receive, send: Send) -> None:
         """Have the app answer, and compare."""
@@ -61,9 +60,8 @@ class Rehearsal(Filling):
         context.outcome = "shadow"
         # No key of the open cache begins like this: there the eleventh part, if any, is b"vary".
         self._named = self._config.names.apart(self._named, b"shadow")
-        self._primary = self._named.primary
+        self._key = self._primary = self._named.primary
         self._lookup = await self._look_up()
-        self._key = context.coalesce_key or self._primary
         # The policy may be wrong about what counts: it must not decide who shares a run.
         context.coalesce_key = None
         context.positions = self._lookup.positions

@@ -131,7 +131,9 @@ class Misses:
             return None
         context.positions, context.outcome = positions, "miss"
         if policy is not None:
-            context.coalesce_key = named.primary
+            context.coalesce_key = (
+                self.config.names.shared(named, policy, scope["headers"]) if policy.vary else named.primary
+            )
         return positions
 
     def labelled(self, head: Head, given: Pairs, context: RequestContext, share: Share) -> Labelled | None:

@@ -1,0 +1,46 @@
+"""What the cache's key does not tell apart, and may all the same not be shared."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.driver import Answer, call
+from tests.middleware.layers.coalescing import App, Call, run, settle
+from tidegate import RoutePolicy, Settings, Tidegate
+
+Asked = dict[str, Any]
+
+
+async def together(mounted: Any, app: App, *asked: Asked) -> list[Answer]:
+    """The answers to requests that are all under way before the app answers one."""
+    tasks: list[asyncio.Task[Answer]] = []
+    for each in asked:
+        tasks.append(asyncio.create_task(call(mounted, **each)))
+        await settle()
+    app.gate.set()
+    return [await task for task in tasks]
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "unknown"])
+def test_a_field_that_only_the_policy_names_tells_runs_apart_from_the_first_on(stated: bool) -> None:
+    async def step(call: Call) -> None:
+        language = dict(call.scope["headers"])[b"accept-language"]
+        await (call.answer(language) if stated else call.start())
+        if not stated:
+            await call.body(language)
+
+    async def body() -> None:
+        policy = RoutePolicy(route="/page", ttl=60, share="public", vary=("Accept-Language",))
+        app = App(step)
+        mounted = Tidegate(Settings(), policies=[policy])(app)
+        wanted = ("en", "de", "en", "de")
+        asked: list[Asked] = [{"path": "/page", "headers": [("accept-language", value)]} for value in wanted]
+        answers = await together(mounted, app, *asked)
+        assert [answer.body.decode() for answer in answers] == list(wanted)
+        assert app.runs == 2, "those who want the same share"
+        for each, language in zip(asked, wanted, strict=True):
+            hit = await call(mounted, **each)
+            assert (hit.hit, hit.body) == (True, language.encode())
+
+    run(body)
