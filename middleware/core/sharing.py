@@ -11,11 +11,11 @@ from operator import itemgetter
 from typing import Final
 
 from tidegate.middleware.core.identity import REWRITING, Identity
-from tidegate.middleware.core.message import directives, field_values, vary_names
-from tidegate.middleware.core.storing import Pairs
+from tidegate.middleware.core.message import directives, field_values, lowered, vary_names
+from tidegate.middleware.core.storing import Kept, Pairs, judge_response
 from tidegate.middleware.core.targeted import TARGETED, control_of
 
-__all__ = ["TRACE_HEADERS", "Answer", "judge_answer", "request_key", "told_apart"]
+__all__ = ["TRACE_HEADERS", "Answer", "is_for_all", "judge_answer", "request_key", "told_apart"]
 
 TRACE_HEADERS: Final = frozenset({b"traceparent", b"tracestate"})
 """Request fields that differ in every request and that no answer depends on (W3C Trace Context)."""
@@ -106,6 +106,17 @@ def _forbidden(said: Mapping[bytes, bytes | None], *, same_user: bool) -> str | 
     if b"no-store" in said:
         return "no-store"
     return "private" if b"private" in said and not same_user else None
+
+
+def is_for_all(status: int, headers: Pairs, now: float) -> bool:
+    """Whether an answer says for itself that it may be reused, by everybody whom its Vary does not tell apart.
+
+    now: wall-clock seconds.
+    """
+    verdict = judge_response(
+        status=status, headers=lowered(headers), request=(), share="public", policy=None, default_ttl=None, now=now
+    )
+    return isinstance(verdict, Kept) and verdict.reusable
 
 
 def told_apart(vary: Iterable[bytes], one: Pairs, other: Pairs) -> bool:

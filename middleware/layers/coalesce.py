@@ -19,7 +19,7 @@ from typing import Final
 
 from tidegate.errors import TidegateError
 from tidegate.middleware.core.policy import DEFAULT_MAX_BODY
-from tidegate.middleware.core.sharing import judge_answer
+from tidegate.middleware.core.sharing import is_for_all, judge_answer
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
@@ -34,7 +34,7 @@ from tidegate.middleware.layers.asgi import (
 )
 from tidegate.middleware.layers.eager import begin
 from tidegate.middleware.layers.flight import Flight, Seat, Unjoined
-from tidegate.middleware.layers.joining import Key, Remembered, key_of, may_share, same_user
+from tidegate.middleware.layers.joining import Key, Remembered, by_vary_alone, key_of, may_share, same_user
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
 from tidegate.middleware.metrics import Metrics, counting
@@ -249,6 +249,8 @@ class CoalesceLayer:
         if context.storable:
             return False  # what the cache has found storable need not be looked at: it does not come here again
         refused = judge_answer(status, headers, same_user=same_user(context)).refused
+        if refused is None and by_vary_alone(context) and not is_for_all(status, headers, time.time()):
+            refused = "unstorable"
         if refused is not None and refused not in _PASSING:
             self._lonely.add(hash(key), self.clock())
         return refused is not None

@@ -195,9 +195,10 @@ class Filling(Witness):
     @property
     def _is_for_the_share(self) -> bool:
         """Whether the answer is for the whole share, so that requests with one key may share a run. Of a request with
-        a credential of which nobody knows whose it is, only the answer itself can tell.
+        a credential of which nobody knows whose it is, or with one where no policy says public, only the answer itself
+        can tell.
         """
-        if self._context.identity is not None:
+        if self._context.identity is not None and (self._context.match.policy is not None or self._share != "public"):
             return True
         return self._usable.stores and not any(name == b"authorization" for name, _ in self._request)
 

@@ -6,12 +6,14 @@ nobody is left the run is cancelled.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol, cast
 
-from tidegate.middleware.core.sharing import judge_answer, told_apart
+from tidegate.middleware.core.sharing import is_for_all, judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import Message, RequestContext
+from tidegate.middleware.layers.joining import by_vary_alone
 from tidegate.middleware.layers.sessions import SessionUse
 
 __all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined"]
@@ -230,6 +232,8 @@ class Flight:
             refused = "extension"
         elif used == "changed":
             refused = refused or "set-cookie"  # for a session middleware further out to add
+        elif refused is None and by_vary_alone(self.context) and not is_for_all(status, headers, time.time()):
+            refused = "unstorable"
         elif answer.length is not None and answer.length > self._max_body:
             refused = "too-large"
         if refused is not None:

@@ -9,7 +9,7 @@ from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import RequestContext, Scope, has_client_certificate
 from tidegate.middleware.layers.naming import Named
 
-__all__ = ["Key", "PlainKeys", "Remembered", "key_of", "may_share", "same_user"]
+__all__ = ["Key", "PlainKeys", "Remembered", "by_vary_alone", "key_of", "may_share", "same_user"]
 
 Key = tuple[object, ...]
 
@@ -35,6 +35,15 @@ def same_user(context: RequestContext) -> bool:
         return False
     policy = context.match.policy
     return context.coalesce_key is None or (policy is not None and policy.share == "user")
+
+
+def by_vary_alone(context: RequestContext) -> bool:
+    """Whether no policy says who shares, and the Vary of what is stored says what counts.
+
+    It says so of answers like that one. What says nothing of being reused may be for one person alone, however many
+    have one key: it is then not for sharing.
+    """
+    return context.coalesce_key is not None and context.match.policy is None
 
 
 def key_of(scope: Scope, context: RequestContext) -> Key:

@@ -91,10 +91,13 @@ def test_requests_that_mean_the_same_share(one: dict[str, Any], other: dict[str,
     run(body)
 
 
+PUBLIC = ContextResolver(policies=Policies([RoutePolicy(route="/", share="public")]))
+
+
 def test_where_the_cache_says_what_counts_the_rest_of_the_head_does_not() -> None:
     def scope(key: bytes, *headers: tuple[str, str], method: str = "GET") -> dict[str, Any]:
         made = scope_of(headers=headers, method=method)
-        made["tidegate"] = context = ContextResolver().of(made)
+        made["tidegate"] = context = PUBLIC.of(made)
         context.coalesce_key = key
         return made
 
@@ -209,7 +212,7 @@ def test_a_response_that_varies_on_what_differs_is_not_shared() -> None:
 
     def scope(language: str) -> dict[str, Any]:
         made = scope_of(headers=[("accept-language", language)])
-        made["tidegate"] = context = ContextResolver().of(made)
+        made["tidegate"] = context = PUBLIC.of(made)
         context.coalesce_key = b"same"
         return made
 
@@ -257,7 +260,7 @@ def test_a_write_ends_the_runs_of_its_tenant_for_newcomers_and_nobody_elses() ->
 def test_a_request_that_saw_a_purge_does_not_join_a_run_that_began_before_it() -> None:
     def scope(position: int) -> dict[str, Any]:
         made = scope_of()
-        made["tidegate"] = context = ContextResolver().of(made)
+        made["tidegate"] = context = PUBLIC.of(made)
         context.coalesce_key = b"same"
         context.positions = {"public": position}
         return made

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.driver import Answer, call
+from tests.driver import Answer, User, call
 from tests.middleware.layers.coalescing import App, Call, run, settle
 from tidegate import RoutePolicy, Settings, Tidegate
+from tidegate.settings import CacheSettings
 
 Asked = dict[str, Any]
 
@@ -42,5 +43,45 @@ def test_a_field_that_only_the_policy_names_tells_runs_apart_from_the_first_on(s
         for each, language in zip(asked, wanted, strict=True):
             hit = await call(mounted, **each)
             assert (hit.hit, hit.body) == (True, language.encode())
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "runs"),
+    [
+        ([], 2),
+        ([(b"etag", b'"1"')], 2),
+        ([(b"cache-control", b"max-age=0"), (b"etag", b'"1"')], 2),
+        ([(b"cache-control", b"max-age=60, no-cache"), (b"etag", b'"1"')], 2),
+        ([(b"Cache-Control", b"max-age=60")], 1),
+    ],
+)
+def test_what_was_stored_with_vary_does_not_give_one_persons_page_to_another(fields: Any, runs: int) -> None:
+    """The public page says how long it may be reused; that of who is known says nothing, and so is not stored."""
+
+    async def step(call: Call) -> None:
+        user = call.scope.get("user")
+        if user is None:
+            await call.answer(b"public", (b"vary", b"accept-encoding"), (b"cache-control", b"max-age=60"))
+        else:
+            await call.answer(user.username.encode(), (b"vary", b"accept-encoding"), *fields)
+
+    async def body() -> None:
+        tide = Tidegate(Settings(cache=CacheSettings(share="public")))
+        app = App(step)
+        mounted = tide(app)
+        app.gate.set()
+        assert (await call(mounted)).body == b"public"
+        # They want a coding that is not stored yet.
+        app.gate.clear()
+        app.runs = 0
+        asked: list[Asked] = [
+            {"user": User(tenant, name), "headers": [("accept-encoding", "gzip")]}
+            for tenant, name in (("acme", "ann"), ("evil", "ben"))
+        ]
+        answers = await together(mounted, app, *asked)
+        assert app.runs == runs
+        assert [answer.body for answer in answers] == [b"ann", b"ben" if runs == 2 else b"ann"]
 
     run(body)
