@@ -14,7 +14,7 @@ from tidegate.middleware.core.explain_rules import BYPASSED, LIFETIMES, SHARES, 
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.core.records import Entry, ScopedTag
-from tidegate.middleware.core.reuse import Reuse
+from tidegate.middleware.core.reuse import Reuse, is_refused
 from tidegate.middleware.core.storing import Bypass, Kept, Refused, RequestDirectives, Usable
 from tidegate.vocabulary import CONTROL, FLAGS, LAYERS
 
@@ -242,6 +242,13 @@ def response_steps(
 
 def reuse_step(entry: Entry | None, reuse: Reuse | None, wanted: RequestDirectives) -> Step:
     """May what is stored be served now."""
+    if is_refused(reuse, wanted):
+        held = (
+            "nothing is stored that may be served" if entry is None else "what is stored is not to be served as it is"
+        )
+        return Step(about="stored response", found="none: the answer is 504, and the app is not asked",
+                    because=f"the client wants what is stored or nothing, and {held}",
+                    source="RFC 9111 5.2.1.7")  # fmt: skip
     if entry is None or reuse is None:
         return Step(about="stored response", found="none: the app is asked", because="nothing is stored under this key")
     if reuse.fresh:

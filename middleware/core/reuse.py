@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 from tidegate.middleware.core.storing import RequestDirectives
 
-__all__ = ["DISCONNECTED", "Age", "Reuse", "judge_reuse"]
+__all__ = ["DISCONNECTED", "Age", "Reuse", "is_refused", "judge_reuse"]
 
 DISCONNECTED: Final = 60.0
 """Seconds past its lifetime in which a stored response stands in for a 502 or 504: the app says that it could not reach
@@ -68,3 +68,10 @@ def judge_reuse(entry: Age, wanted: RequestDirectives, now: float) -> Reuse:
         while_revalidating=stale and wanted.min_fresh is None and -left < entry.stale_while_revalidate,
         disconnected=-left <= DISCONNECTED,
     )
+
+
+def is_refused(reuse: Reuse | None, wanted: RequestDirectives) -> bool:
+    """Whether the answer is 504: the client wants what is stored or nothing (only-if-cached, RFC 9111 5.2.1.7), and it
+    may not be served what is stored. reuse: None: nothing is.
+    """
+    return wanted.only_if_cached and (reuse is None or not (reuse.fresh or reuse.while_revalidating))

@@ -42,7 +42,7 @@ class Exchange(Parted):
         self._lookup = await self._look_up()
         context.positions = self._lookup.positions
         entry = self._lookup.record if isinstance(self._lookup.record, Entry) else None
-        reuse = judge_reuse(entry, self._wanted, self._config.clock()) if entry is not None else None
+        reuse = self._reuse_of(entry) if entry is not None else None
         if entry is not None and reuse is not None and reuse.fresh:
             context.storable, context.outcome = True, "hit"
             await self._answer(send, entry, reuse, b"hit; ttl=%d" % reuse.ttl)

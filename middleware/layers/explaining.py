@@ -21,7 +21,7 @@ from tidegate.middleware.core.explain import (
 )
 from tidegate.middleware.core.explain_key import key_of, shown_url
 from tidegate.middleware.core.identity import Credentials
-from tidegate.middleware.core.reuse import judge_reuse
+from tidegate.middleware.core.reuse import Reuse, is_refused, judge_reuse
 from tidegate.middleware.core.storing import Bypass, Kept, Refused, Usable
 from tidegate.middleware.core.targeted import control_of
 from tidegate.middleware.layers.asgi import Message, RequestContext, Scope
@@ -44,11 +44,23 @@ _NO_POSITIONS: Final = Step(
 class Explained(Filling):
     """A request that may use the cache, and can say what came of it so far."""
 
+    _in_part: tuple[Entry, Reuse, bytes] | None = None
+    """The part that answers it, and the key under which that is stored."""
+
+    def _reuse_of(self, entry: Entry) -> Reuse:
+        """Whether this request may be served a stored response now."""
+        reuse = judge_reuse(entry, self._wanted, self._config.clock())
+        # What asks in the background stores what it is told, so nobody asks for a request whose answer is not stored.
+        return reuse if self._usable.stores else replace(reuse, while_revalidating=False)
+
     def explain(self) -> Explanation:
         """What is known now: before the response its request's side, afterwards both."""
         context, scope, uri, policy = self._context, self._scope, self._uri, self._context.match.policy
         entry = self._lookup.record if isinstance(self._lookup.record, Entry) else None
-        reuse = judge_reuse(entry, self._wanted, self._config.clock()) if entry is not None else None
+        names, key = self._names(entry), None
+        reuse = self._reuse_of(entry) if entry is not None else None
+        if self._in_part is not None:
+            entry, reuse, key = self._in_part
         steps = [request_step(self._usable, policy)]
         if context.is_open("cache"):
             steps.append(reuse_step(entry, reuse, self._wanted))
@@ -59,10 +71,14 @@ class Explained(Filling):
             targeted = control_of(self._answered[1]).targeted
             kept_back = "" if stored or isinstance(verdict, Refused) else self._kept_back()
             steps += response_steps(verdict, targeted, kept_back, self._answered[0])
+        elif is_refused(reuse, self._wanted):
+            stored = False
         elif reuse is None or not reuse.fresh:
             steps.append(self._foreseen())
         kept = verdict if isinstance(verdict, Kept) else None
-        names = kept.vary if kept is not None else self._names(entry)
+        names = kept.vary if kept is not None else names
+        if key is None:
+            key = self._variant_key(names) if names else self._primary
         return Explanation(
             method=scope["method"],
             url=_url(scope, uri, self._config.credentials),
@@ -84,7 +100,7 @@ class Explained(Filling):
                 request=self._request,
                 vary=names,
                 credentials=self._config.credentials,
-                hashed=self._config.shown_key(self._variant_key(names) if names else self._primary),
+                hashed=self._config.shown_key(key),
             ),
             tags=tuple(dict.fromkeys(self._tags(self._answered[1] if self._answered is not None else ()))),
             found=stored_of(entry, reuse) if entry is not None and reuse is not None else None,
@@ -94,7 +110,7 @@ class Explained(Filling):
     def _told(self) -> tuple[Kept | Refused | None, bool | None]:
         """The verdict about the response that came, and whether it is stored if it comes whole."""
         if self._answered is None:
-            return None, None
+            return None, None if self._usable.stores else False
         status, headers, own_etag = self._answered
         verdict = self._judged(status, headers, own_etag=own_etag)
         return verdict, isinstance(verdict, Kept) and self._kept is not None

@@ -81,7 +81,16 @@ class Parted(Explained):
         self._forward = b"partial"
         came_for = part.vary[-1][1]
         answer = cut(self._request, part.headers, part.body, came_for=came_for, born=part.born)
-        return (answer, reuse) if answer is not None else None
+        if answer is None:
+            return None
+        self._in_part = part, reuse, self._part_key()
+        return answer, reuse
+
+    async def look(self) -> None:
+        """Look up what is stored, in part too, and no more."""
+        await super().look()
+        if self._lookup.record is None and self._is_ranged:
+            await self._from_part()
 
     async def _completing(self, app: ASGIApp) -> ASGIApp:
         """The app, asked only for what a stored part lacks of the whole, where there is one that can be completed."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import call
+from tests.driver import call, scope_of
 from tidegate import CacheLayer, Identity, MemoryStore, RoutePolicy, Settings, TelemetryLayer, Tidegate
 from tidegate.middleware.core.explain import Explanation
 from tidegate.middleware.core.policy import Policies
@@ -229,3 +229,69 @@ def test_the_hash_is_no_way_to_the_key_in_the_store() -> None:
     (status,) = statuses(layer, 1)
     (stored,) = layer._config.store._rows  # type: ignore[attr-defined]
     assert key_in(status) not in (None, stored.hex(), stored.hex()[:20])
+
+
+class Told:
+    """A public cache whose clock stands still: what it says of a request, and what it then does."""
+
+    def __init__(self, app: Any) -> None:
+        self.now = 1_790_000_000.0
+        self.calls = 0
+        self.app = app
+        self.layer = layer_over(self._counted, identity=None, share="public", clock=lambda: self.now)
+
+    async def _counted(self, *of: Any) -> None:
+        self.calls += 1
+        await self.app(*of)
+
+    async def get(self, *headers: tuple[str, str]) -> tuple[Explanation, str | None, int]:
+        """The explanation without a run, what Cache-Status then says, and how often the app was asked."""
+        told = await self.layer.explain(scope_of(headers=headers))
+        before = self.calls
+        answer = await call(self.layer, headers=headers)
+        return told, answer.header("cache-status"), self.calls - before
+
+
+def test_who_wants_what_is_stored_or_nothing_is_told_that_nobody_asks_the_app() -> None:
+    async def body() -> None:
+        world = Told(Curious([FRESH, ("etag", '"1"')]))
+        for later in (0, 61):
+            told, _, calls = await world.get(("cache-control", "only-if-cached"))
+            assert (told.served, told.stored, calls) == (False, False, 0)
+            assert any("504" in step.found for step in told.steps)
+            assert not any("the app is asked" in step.found or step.about == "note" for step in told.steps)
+            await world.get()
+            world.now += later + 61
+
+    asyncio.run(body())
+
+
+def test_a_request_whose_answer_is_not_stored_is_not_told_that_the_app_is_asked_in_the_background() -> None:
+    async def body() -> None:
+        world = Told(Curious([("cache-control", "max-age=60, stale-while-revalidate=60")]))
+        await world.get()
+        world.now += 61
+        told, said, calls = await world.get(("cookie", "of=somebody"))
+        assert (told.served, told.stored, calls) == (False, False, 1)
+        assert said == 'Tidegate; fwd=stale; detail="credential"'
+
+    asyncio.run(body())
+
+
+def test_a_part_that_is_served_is_told_of() -> None:
+    async def part(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-range", b"bytes 0-4/9"), (b"content-length", b"5"), (b"cache-control", b"max-age=60")]
+        await send({"type": "http.response.start", "status": 206, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def body() -> None:
+        world = Told(part)
+        await world.get(("range", "bytes=0-4"))
+        told, said, calls = await world.get(("range", "bytes=1-2"))
+        assert (told.served, calls, said) == (True, 0, "Tidegate; hit; ttl=60")
+        assert told.found is not None
+        assert (told.found.status, told.found.serving) == (206, "fresh")
+        told, _, calls = await world.get(("range", "bytes=4-5"))
+        assert (told.served, calls) == (False, 1)
+
+    asyncio.run(body())
