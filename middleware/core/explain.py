@@ -279,7 +279,7 @@ def _unfit(entry: Entry, reuse: Reuse, wanted: RequestDirectives) -> tuple[str, 
         return "the client insists (no-cache)", "RFC 9111 5.2.1.4"
     if entry.no_cache:
         return "it says no-cache", "RFC 9111 5.2.2.4"
-    if reuse.ttl > 0:
+    if reuse.insists:
         return "the client wants it fresher (max-age, min-fresh)", "RFC 9111 5.2.1.1, 5.2.1.3"
     return f"it is {reuse.age} s old and was fresh for {entry.lifetime:g} s", "RFC 9111 4.2.4"
 

@@ -35,7 +35,8 @@ class Reuse:
 
     `fresh`: serve it. Not fresh, but: `stale_on_error`: may be served if the app fails (RFC 5861 4);
     `while_revalidating`: may be served while somebody asks the app (RFC 5861 3); `disconnected`: may be served if the
-    app cannot reach what it asks. `age` and `ttl` in whole seconds; ttl is negative when stale (RFC 9211 2.3).
+    app cannot reach what it asks. `insists`: it is fresh, and only the request does not take it (RFC 9211 2.2).
+    `age` and `ttl` in whole seconds; ttl is negative when stale (RFC 9211 2.3).
     """
 
     fresh: bool
@@ -44,6 +45,7 @@ class Reuse:
     ttl: int
     while_revalidating: bool = False
     disconnected: bool = False
+    insists: bool = False
 
 
 def judge_reuse(entry: Age, wanted: RequestDirectives, now: float) -> Reuse:
@@ -58,8 +60,9 @@ def judge_reuse(entry: Age, wanted: RequestDirectives, now: float) -> Reuse:
     accepted = stale and may_be_stale and wanted.max_stale is not None and -left <= wanted.max_stale
     if fresh or accepted:
         return Reuse(True, False, age_s, ttl)
+    insists = left > 0 and not entry.no_cache
     if not may_be_stale:
-        return Reuse(False, False, age_s, ttl)
+        return Reuse(False, False, age_s, ttl, insists=insists)
     return Reuse(
         fresh=False,
         stale_on_error=0 < entry.stale_if_error >= -left,
@@ -67,6 +70,7 @@ def judge_reuse(entry: Age, wanted: RequestDirectives, now: float) -> Reuse:
         ttl=ttl,
         while_revalidating=stale and wanted.min_fresh is None and -left < entry.stale_while_revalidate,
         disconnected=-left <= DISCONNECTED,
+        insists=insists,
     )
 
 

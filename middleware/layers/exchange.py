@@ -65,7 +65,7 @@ class Exchange(Parted):
             await self._ask(app, receive, Tee(send, request=self._request, keeper=self))
             return
         self._entry = entry
-        self._forward = b"request" if self._wanted.no_cache else b"stale"
+        self._forward = b"request" if reuse.insists else b"stale"
         detail = b"stale-if-error" if reuse.stale_on_error else b"disconnected"
         failures = FAILURES if reuse.stale_on_error else UNREACHABLE if reuse.disconnected else frozenset[int]()
         tee = Tee(

@@ -51,3 +51,24 @@ def test_a_stored_response_may_be_used(entry: Entry, wanted: RequestDirectives, 
     names = ("fresh", "stale_on_error", "while_revalidating", "disconnected")
     assert " ".join(name for name in names if getattr(reuse, name)) == may
     assert (reuse.age, reuse.ttl) == (age, 60 - age)
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted", "age", "insists"),
+    [
+        (PLAIN, RequestDirectives(max_age=0), 1, True),
+        (PLAIN, RequestDirectives(min_fresh=30), 31, True),
+        (PLAIN, RequestDirectives(no_cache=True), 59, True),
+        (STRICT, RequestDirectives(no_cache=True), 59, True),
+        (PLAIN, RequestDirectives(no_cache=True), 60, False),
+        (PLAIN, RequestDirectives(max_age=0), 61, False),
+        (ASK, RequestDirectives(no_cache=True), 1, False),
+        (PLAIN, ANY, 60, False),
+    ],
+)
+def test_only_of_a_fresh_response_it_is_the_request_that_insists(
+    entry: Entry, wanted: RequestDirectives, age: float, insists: bool
+) -> None:
+    """RFC 9211 2.2: `request` where it was fresh, else `stale`."""
+    reuse = judge_reuse(entry, wanted, entry.born + age)
+    assert (reuse.fresh, reuse.insists) == (False, insists)

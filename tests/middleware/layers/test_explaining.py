@@ -295,3 +295,16 @@ def test_a_part_that_is_served_is_told_of() -> None:
         assert (told.served, calls) == (False, 1)
 
     asyncio.run(body())
+
+
+def test_of_what_is_fresh_and_what_is_stale_cache_status_says_who_made_the_cache_ask() -> None:
+    async def body() -> None:
+        for wish in ("no-cache", "max-age=0", "min-fresh=61"):
+            world = Told(Curious([FRESH]))
+            await world.get()
+            for later, why in ((1, "request"), (61, "stale")):
+                world.now += later
+                _, said, calls = await world.get(("cache-control", wish))
+                assert (said, calls) == (f"Tidegate; fwd={why}; stored", 1), wish
+
+    asyncio.run(body())
