@@ -88,6 +88,7 @@ class Seals:
         return None
 
     async def _follow_ring(self) -> None:
+        self._unknown = asyncio.Event()  # of this loop
         while True:
             await asyncio.sleep(min(_HURRY, self._follow))
             with suppress(TimeoutError):

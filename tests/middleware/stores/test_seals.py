@@ -227,3 +227,30 @@ def test_rotation_costs_no_miss_and_no_process_meets_what_it_cannot_open(tmp_pat
 
     server.flush()
     asyncio.run(run())
+
+
+def test_a_ring_is_followed_in_a_later_event_loop_too() -> None:
+    newer = KeyRing(keys=(*RING.keys, SealingKey(b"2" * 32)), naming_key=RING.naming_key)
+    rings = [RING]
+    read: list[KeyRing] = []
+
+    def reads() -> KeyRing:
+        read.append(rings[-1])
+        return rings[-1]
+
+    seals = Seals(reads, metrics=new_metrics(), follow=0.05)
+
+    async def follow() -> None:
+        seen = len(read)
+
+        async def again() -> bool:
+            return len(read) > seen + 1
+
+        seals.start()
+        await eventually(again, "it looks at the ring time and again", 20.0)
+        await seals.aclose()
+
+    asyncio.run(follow())
+    rings.append(newer)
+    asyncio.run(follow())
+    assert seals.ring == newer
