@@ -34,6 +34,9 @@ __all__ = ["KEEP", "TieredStore", "in_front_of"]
 KEEP: Final = 60.0
 """Seconds that a record is kept at most before Redis is asked again."""
 
+DROPPED: Final = 4_096
+"""Keys that are remembered as replaced while something is being loaded, which in a busy process is always."""
+
 
 class Hears(Protocol):
     """What follows the purges: see `tracking`."""
@@ -75,6 +78,8 @@ class TieredStore:
         self._hearing = hearing
         self._clock = time.monotonic
         self._dropped: dict[bytes, int] = {}
+        self._dropped_all = 0
+        """As if every key had been replaced then."""
         self._loads = 0
 
     async def start(self) -> None:
@@ -104,7 +109,7 @@ class TieredStore:
             found = await self._far.get(key, scopes)
         finally:
             self._loads -= 1
-            dropped = self._dropped.get(key, 0)
+            dropped = max(self._dropped.get(key, 0), self._dropped_all)
             if not self._loads:
                 self._dropped.clear()
         record = found.record
@@ -143,6 +148,9 @@ class TieredStore:
         self._near.drop(key)
         if self._loads:
             self._pushes.changed(())
+            if len(self._dropped) >= DROPPED:
+                self._dropped.clear()
+                self._dropped_all = self._pushes.stamp
             self._dropped[key] = self._pushes.stamp
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:

@@ -26,7 +26,7 @@ from tidegate.middleware.stores.base import Aim, Lookup, Purge, StoreStats, Targ
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
 from tidegate.middleware.stores.redis import RedisStore
-from tidegate.middleware.stores.tiered import TieredStore, in_front_of
+from tidegate.middleware.stores.tiered import DROPPED, TieredStore, in_front_of
 
 TAGGED = entry(tags=((ACME, "client:42"), (PUBLIC_SCOPE, "uri:/a")))
 
@@ -282,6 +282,12 @@ async def replaced(store: TieredStore, pushes: Pushes) -> None:
     await store.put(b"key", TAGGED, retain=1.0)
 
 
+async def replaced_among_many(store: TieredStore, pushes: Pushes) -> None:
+    await store.put(b"key", TAGGED, retain=1.0)
+    for number in range(DROPPED + 1):
+        await store.put(b"%d" % number, TAGGED, retain=1.0)
+
+
 async def deaf(store: TieredStore, pushes: Pushes) -> None:
     store._hearing.until = 0.0
 
@@ -302,6 +308,7 @@ async def many(store: TieredStore, pushes: Pushes) -> None:
         (purged_here, False),
         (deleted, False),
         (replaced, False),
+        (replaced_among_many, False),
         (deaf, False),
         (many, False),
     ],
@@ -351,5 +358,24 @@ def test_what_was_judged_while_a_purge_of_this_process_was_on_its_way_is_not_kep
         far.answers.set()
         await load
         assert store.peek(b"key") is None
+
+    asyncio.run(run())
+
+
+def test_what_is_replaced_while_something_is_always_being_loaded_fills_no_memory() -> None:
+    async def run() -> None:
+        far = Slow()
+        pushes = Pushes(far.stamp_names)
+        store = TieredStore(far, MemoryStore(judge=pushes, metrics=new_metrics()), pushes, Hearing())
+        load = asyncio.ensure_future(store.get(b"key"))
+        await asyncio.sleep(0)
+        for number in range(3 * DROPPED):
+            await store.put(b"%d" % number, TAGGED, retain=1.0)
+        assert len(store._dropped) <= DROPPED
+        later = asyncio.ensure_future(store.get(b"later"))
+        await asyncio.sleep(0)
+        far.answers.set()
+        await asyncio.gather(load, later)
+        assert store.peek(b"later") == TAGGED, "what began after all that is kept"
 
     asyncio.run(run())
