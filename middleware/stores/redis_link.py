@@ -12,6 +12,7 @@ How long a caller waits is its own affair: redis-py's `socket_timeout` swallows 
 """
 
 import asyncio
+import os
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -58,7 +59,8 @@ class Link:
     crowded: called for each that is refused.
     connected: called whenever a connection has been made.
 
-    One event loop at a time: from a second one calls fail, unless the first was closed.
+    One event loop at a time: from a second one calls fail, unless the first was closed, or is that of the process of
+    which this one is a fork.
     """
 
     def __init__(
@@ -78,7 +80,10 @@ class Link:
         self._crowded = crowded
         self._connected = connected
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
         self._task: asyncio.Task[None] | None = None
+        self._turn = 0
+        """Which task keeps the connection: one of a loop that ended without it may be cleared away at any time."""
         self._refusal: str | None = None
         self._closed = False
         self._waiting = 0
@@ -176,15 +181,20 @@ class Link:
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._closed:
             raise StoreError("redis: the store is closed")
-        if self._task is not None and self._loop is not None and not self._loop.is_closed():
+        held = self._task is not None and self._loop is not None and not self._loop.is_closed()
+        if held and self._process == os.getpid():
             raise StoreError("redis: the store is in use in another event loop: make one store for each")
-        self._loop = loop
+        # Who held the connection is gone, or it is the parent's: nobody here reads what comes over it.
+        self._wire = self._given_up = None
         self._refusal = None
         self._forget()
+        self._loop, self._process = loop, os.getpid()
+        self._turn += 1
         # Without the context of whoever happens to come first: its trace would be that of every later reconnection.
-        self._task = loop.create_task(self._keep_connected(), name="tidegate-redis-link", context=Context())
+        keeping = self._keep_connected(self._turn)
+        self._task = loop.create_task(keeping, name="tidegate-redis-link", context=Context())
 
-    async def _keep_connected(self) -> None:
+    async def _keep_connected(self, turn: int) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         try:
@@ -206,8 +216,9 @@ class Link:
                 # The first attempt comes soon, but not for all processes at the same moment.
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** min(failures - 1, 10)) * random.uniform(0.2, 1.0))
         finally:
-            self._task = None
-            self._forget()
+            if turn == self._turn:
+                self._task = None
+                self._forget()
 
     async def _connect(self) -> Any:
         every, within = LONGEST_PAUSE, self._handshake
@@ -229,16 +240,19 @@ class Link:
 
     async def _serve(self, connection: Any) -> BaseException:
         """Until the connection is lost: why it was."""
+        loop = asyncio.get_running_loop()
         self._wire = wire = Wire(connection, self._answered, self._leave)
-        self._given_up = asyncio.get_running_loop().create_future()
+        self._given_up = loop.create_future()
         try:
             self._leave()
             lost = await self._watched(wire, self._given_up)
             self._fail(self._sent, lost)
             return lost
         finally:
-            self._wire = self._given_up = None
-            await hang_up(connection)
+            if wire is self._wire:
+                self._wire = self._given_up = None
+            if not loop.is_closed():  # it ended without this task, which is cleared away now
+                await hang_up(connection)
 
     async def _watched(self, wire: Wire, given_up: "asyncio.Future[str]") -> BaseException:
         """Ends when the connection is lost or to be given up, so also when nothing comes although something is owed.
