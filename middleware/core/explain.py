@@ -11,6 +11,7 @@ from typing import Final, Literal, Protocol
 
 from tidegate.middleware.core.explain_key import Key
 from tidegate.middleware.core.explain_rules import BYPASSED, LIFETIMES, SHARES, Rule, rule_of_bypass, rule_of_refusal
+from tidegate.middleware.core.explain_text import lines_of
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.core.records import Entry, ScopedTag
@@ -111,6 +112,10 @@ class Explanation:
     found: Stored | None = None
     cache_status: str | None = None
     status: int | None = None
+
+    def __str__(self) -> str:
+        """As `tidegate cache explain` prints it, in lines; without credentials, and on any terminal."""
+        return "\n".join(lines_of(self))
 
     @property
     def served(self) -> bool:

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tidegate.middleware.core.explain import Explanation, LayerState, Step, Stored
 from tidegate.middleware.core.explain_key import Key
 from tidegate.middleware.core.records import ScopedTag
+
+if TYPE_CHECKING:  # an explanation shows itself by what is here
+    from tidegate.middleware.core.explain import Explanation, LayerState, Step, Stored
 
 __all__ = ["as_json", "lines_of", "printable"]
 
 
-def lines_of(told: Explanation) -> list[str]:
+def lines_of(told: "Explanation") -> list[str]:
     """What a person reads: the verdict first, then why, then what it is stored under."""
     who = "nobody" if told.identity is None else told.identity.tenant
     if told.identity is not None and told.identity.user is not None:
@@ -30,7 +32,7 @@ def lines_of(told: Explanation) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def as_json(told: Explanation) -> dict[str, Any]:
+def as_json(told: "Explanation") -> dict[str, Any]:
     """The same for programs; the fields are those of `Explanation`, and `served`."""
     found = asdict(told)
     if told.identity is not None:
@@ -58,7 +60,7 @@ def _answered(status: int | None) -> str:
     return f"the app answered: {status}" if status is not None else ""
 
 
-def _stored(told: Explanation) -> str:
+def _stored(told: "Explanation") -> str:
     if told.purges or (told.served and not told.stored):  # stored again it is not, which says nothing of what was
         return ""
     if told.stored is None:
@@ -69,7 +71,7 @@ def _stored(told: Explanation) -> str:
     return f"stored: yes, fresh for {told.lifetime:g} s, for {whose}"
 
 
-def _served(found: Stored | None) -> str:
+def _served(found: "Stored | None") -> str:
     if found is None:
         return ""
     how = {
@@ -81,7 +83,7 @@ def _served(found: Stored | None) -> str:
     return f"served from the store: {how} (age {found.age} s, ttl {found.ttl} s, {len(found.tags)} tags)"
 
 
-def _step(step: Step) -> list[str]:
+def _step(step: "Step") -> list[str]:
     because = f": {step.because}" if step.because else ""
     source = f" [{step.source}]" if step.source else ""
     return [f"  {step.about}: {step.found}{because}{source}", *([f"    fix: {step.fix}"] if step.fix else [])]
@@ -105,7 +107,7 @@ def _tags(title: str, tags: Sequence[ScopedTag]) -> list[str]:
     return [title, *(f"  {scope}: {'its own URL' if tag.startswith('uri:') else tag}" for scope, tag in tags)]
 
 
-def _layers(layers: Sequence[LayerState]) -> list[str]:
+def _layers(layers: "Sequence[LayerState]") -> list[str]:
     lines: list[str] = []
     for (is_open, why), members in groupby(layers, lambda layer: (layer.open, layer.why)):
         names = ", ".join(layer.layer for layer in members)

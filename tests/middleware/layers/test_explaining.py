@@ -252,6 +252,17 @@ class Told:
         return told, answer.header("cache-status"), self.calls - before
 
 
+def test_printed_it_reads_as_on_the_command_line_and_keeps_credentials_to_itself() -> None:
+    app = Curious([FRESH])
+    asyncio.run(call(layer_over(app, policy=RoutePolicy(route="/", ttl=30)), query="page=1&token=s3cret"))
+    lines = str(app.after).splitlines()
+    assert lines[0] == "GET http://example.test/?page=1&token=*** as acme/ann"
+    assert "  stored: yes, fresh for 60 s, for the user" in lines
+    assert "why" in lines
+    assert f"{app.after}" == str(app.after) == "\n".join(lines)
+    assert "s3cret" not in str(app.after)
+
+
 def test_who_wants_what_is_stored_or_nothing_is_told_that_nobody_asks_the_app() -> None:
     async def body() -> None:
         world = Told(Curious([FRESH, ("etag", '"1"')]))
