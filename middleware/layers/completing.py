@@ -13,6 +13,7 @@ from tidegate.middleware.core.message import lowered
 from tidegate.middleware.core.parts import Lack, completes, whole_headers
 from tidegate.middleware.core.updating import without_conditions
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
+from tidegate.middleware.layers.witness import show_scope
 from tidegate.middleware.stores.base import Entry
 
 __all__ = ["UNREPEATABLE", "completing", "no_body"]
@@ -34,8 +35,11 @@ def completing(
         extensions = {name: offered[name] for name in offered.keys() - UNREPEATABLE}
         joining = _Joining(send, part, lack, joined)
         headers = [*without_conditions(scope["headers"]), *wanted]
-        await app({**scope, "headers": headers, "extensions": extensions}, receive, joining)
-        if joining.refused:
+        given = {**scope, "headers": headers, "extensions": extensions}
+        await app(given, receive, joining)
+        if not joining.refused:
+            show_scope(given, scope)
+        else:
             await refused()
             await app(scope, no_body(receive), send)
 

@@ -15,6 +15,7 @@ from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestCo
 from tidegate.middleware.layers.completing import UNREPEATABLE, no_body
 from tidegate.middleware.layers.parted import Parted
 from tidegate.middleware.layers.tee import FAILURES, UNREACHABLE, Pairs, Tee
+from tidegate.middleware.layers.witness import show_scope
 from tidegate.middleware.stores.base import Entry
 
 __all__ = ["Exchange"]
@@ -97,6 +98,7 @@ class Exchange(Parted):
             raise
         finally:
             self._end_session()
+            show_scope(self._given, self._scope)
             self._context.explainer = None  # each holds the other: without this it would be for the garbage collector
         if self._head is not None and self._entry is not None:
             await self._freshen(self._entry, self._head)
@@ -153,6 +155,7 @@ class Exchange(Parted):
         if not is_about(news, entry.headers, own_etag=entry.own_etag):
             self._again = True
             return
+        show_scope(self._given, self._scope)
         renewed, kept = self._with_news(entry, news)
         self._context.storable = kept is not None and kept.reusable
         reuse = judge_reuse(renewed, self._wanted, self._config.clock())
@@ -211,6 +214,7 @@ class Exchange(Parted):
             self._head = headers
         begun = super().begin(status, headers, trailers=trailers)
         self._end_session()
+        show_scope(self._given, self._scope)  # before anybody counts the answer by its route
         return begun
 
     def _refreshes(self, app: ASGIApp, entry: Entry) -> bool:

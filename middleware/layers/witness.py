@@ -5,11 +5,23 @@ from typing import Final
 from tidegate.middleware.layers.asgi import Message, Receive, Scope
 from tidegate.middleware.layers.sessions import SessionUse, SessionWatch, session_use, watch_session
 
-__all__ = ["FRAMED", "Witness"]
+__all__ = ["FRAMED", "Witness", "show_scope"]
 
 FRAMED: Final = frozenset({"1.0", "1.1"})
 """Versions of HTTP in which the head of a request tells whether a body comes (RFC 9112 6.3); in later ones it need not
 (RFC 9113 8.1.1)."""
+
+
+_OURS: Final = frozenset({"extensions", "headers"})
+"""What the app is given of its own where a request has to be put in another way."""
+
+
+def show_scope(given: Scope, scope: Scope) -> None:
+    """Let whoever stands further out see what the app put into the scope that it was given (its route, its endpoint),
+    as they would if it had been given theirs.
+    """
+    if given is not scope:
+        scope.update([pair for pair in given.items() if pair[0] not in _OURS])
 
 
 class Witness:

@@ -1,0 +1,86 @@
+"""What a middleware further out sees of a request's way through the app: the same as without the layers."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.driver import call, scope_of
+from tidegate import MemoryStore, Settings, TelemetryLayer, Tidegate
+from tidegate.middleware.layers.cache import CacheLayer
+from tidegate.middleware.metrics import Metrics
+from tidegate.settings import CacheSettings
+
+
+class Route:
+    """As a framework's: it has a template."""
+
+    path = "/things/{thing}"
+
+
+class Site:
+    """Routes as frameworks do, into the very scope, and answers as it is told."""
+
+    def __init__(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        self.status = status
+        self.headers = list(headers)
+        self.body = b""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["route"], scope["path_params"] = Route(), {"thing": "1"}
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+CONDITIONS = [("if-none-match", '"other"'), ("if-modified-since", "Mon, 01 Jun 2026 00:00:00 GMT")]
+
+
+@pytest.mark.parametrize("headers", [[], *[[each] for each in CONDITIONS]], ids=["plain", "etag", "date"])
+def test_what_the_app_puts_into_the_scope_is_seen_further_out_whatever_was_asked(headers: Any) -> None:
+    site = Site(200, (b"cache-control", b"no-store"))
+    scope = scope_of("/things/1", headers=headers)
+    given = scope["headers"]
+    asyncio.run(call(Tidegate(Settings(cache=CacheSettings(share="public")))(site), scope=scope))
+    assert isinstance(scope["route"], Route)
+    assert scope["path_params"] == {"thing": "1"}
+    assert scope["headers"] is given, "which are the client's"
+
+
+def test_it_is_seen_where_the_app_was_asked_about_what_is_stored() -> None:
+    async def body() -> None:
+        site = Site(200, (b"cache-control", b"max-age=0"), (b"etag", b'"1"'))
+        layer = CacheLayer(site, store=MemoryStore(), share="public")
+        await call(layer, "/things/1")
+        site.status = 304
+        scope = scope_of("/things/1")
+        answer = await call(layer, scope=scope)
+        assert "fwd-status=304" in (answer.header("cache-status") or "")
+        assert isinstance(scope["route"], Route)
+
+    asyncio.run(body())
+
+
+def test_it_is_seen_where_the_app_was_asked_for_the_rest_of_a_part() -> None:
+    async def body() -> None:
+        fresh = ((b"cache-control", b"max-age=60"), (b"etag", b'"1"'), (b"content-length", b"3"))
+        site = Site(206, (b"content-range", b"bytes 0-2/6"), *fresh)
+        site.body = b"abc"
+        layer = CacheLayer(site, store=MemoryStore(), share="public")
+        await call(layer, "/things/1", headers=[("range", "bytes=0-2")])
+        site.headers, site.body = [(b"content-range", b"bytes 3-5/6"), *fresh], b"def"
+        scope = scope_of("/things/1")
+        answer = await call(layer, scope=scope)
+        assert (answer.status, answer.body) == (200, b"abcdef")
+        assert isinstance(scope["route"], Route)
+
+    asyncio.run(body())
+
+
+def test_a_conditional_request_is_counted_under_the_frameworks_route() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics.of(registry)
+    layer = CacheLayer(Site(404), store=MemoryStore(), share="public", metrics=metrics)
+    asyncio.run(call(TelemetryLayer(layer, metrics=metrics), "/things/1", headers=CONDITIONS))
+    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.value]
+    assert {sample.labels["route"] for sample in samples if "route" in sample.labels} == {Route.path}
