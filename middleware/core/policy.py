@@ -221,7 +221,8 @@ class Policies:
         self._pattern = re.compile("(?:" + "|".join(parts) + ")$") if parts else None
         self._remember = remember
         self.known: dict[str, Match] = {}
-        """What is remembered."""
+        """What is remembered of paths that say by themselves what they match: those that do not end with a slash."""
+        self._slashed: dict[str, Match] = {}
 
     def _compile(self, index: int, route: str) -> str:
         names: list[tuple[str, Callable[[str], str]]] = []
@@ -239,14 +240,16 @@ class Policies:
 
     def match(self, path: str) -> Match:
         """The policy for a decoded path, relative to the mount."""
-        match = self.known.get(path)
+        known = self._slashed if len(path) > 1 and path[-1] == "/" else self.known
+        match = known.get(path)
         if match is None:
             match = self._match(path)
             if len(path) > _LONGEST_REMEMBERED:
                 return match
-            if len(self.known) >= self._remember:
+            if len(self.known) + len(self._slashed) >= self._remember:
                 self.known.clear()
-            self.known[path] = match
+                self._slashed.clear()
+            known[path] = match
         return match
 
     def _match(self, path: str) -> Match:

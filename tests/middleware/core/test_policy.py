@@ -36,6 +36,15 @@ def test_the_memory_of_paths_is_bounded() -> None:
     assert len(policies.known) <= 10
 
 
+def test_paths_that_end_with_a_slash_are_remembered_apart_from_those_that_say_all_by_themselves() -> None:
+    # Whether their slash counts is for the request's raw path to say: nobody may take them from `known`.
+    policies = Policies([RoutePolicy(route="/{x}"), RoutePolicy(route="/{x}/"), RoutePolicy(route="/")])
+    for _ in range(2):
+        for path, route in (("/a", "/{x}"), ("/a/", "/{x}/"), ("/", "/"), ("", "other")):
+            assert policies.match(path).route == route
+    assert set(policies.known) == {"/a", "/", ""}
+
+
 def test_every_problem_of_a_policy_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         RoutePolicy(
