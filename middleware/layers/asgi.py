@@ -285,6 +285,9 @@ def _named_by(tenant: bytes | None, user: bytes | None, grants: bytes | None) ->
     return Identity(texts[0], texts[1] or None, texts[2]) if texts[0] else None
 
 
+_blank: Final = object.__new__
+
+
 class ContextResolver:
     """Makes a request's context, or finds the one that a layer further out has made.
 
@@ -349,9 +352,12 @@ class ContextResolver:
             decision = _SHUT
         path: str = scope["path"]
         match = self._known.get(path)
-        if match is None or scope.get("root_path") or not path or path[-1] == "/":
+        if match is None or scope.get("root_path"):
             match = self._match(route_path(scope))
-        context = scope["tidegate"] = RequestContext(identity, match, decision)
+        context = scope["tidegate"] = _blank(RequestContext)  # its `__init__` takes as long as all the rest of it
+        context.identity = identity
+        context.match = match
+        context.decision = decision
         return context
 
 

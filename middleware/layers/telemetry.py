@@ -6,11 +6,13 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
+    Decision,
     FlagGate,
     Gate,
     Message,
@@ -35,6 +37,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 Through = Callable[[Scope, RequestContext, Receive, Send, float], Awaitable[None] | None]
 """Takes a request, begun at that time, through the layers inside, and through this one; None: it is not for that."""
+
+
+_blank: Final = object.__new__
 
 
 class TelemetryLayer:
@@ -73,7 +78,9 @@ class TelemetryLayer:
         self._resolver = resolver if resolver is not None else ContextResolver()
         self._count = self.metrics.routes.count
         self._hits = hits
-        self._bare = bare
+        self.bare = bare if bare is not None else app
+        """What `Quiet` requests are for."""
+        self._quiet = bare is not None and cohorts is not None
         self._layer = gate.layer if isinstance(gate, FlagGate) else None
         self.through: Through | None = None
         """Takes plain misses through all layers inside at once; asked after `hits`."""
@@ -87,14 +94,9 @@ class TelemetryLayer:
         if scope["type"] != "http":
             return self.app(scope, receive, send)
         context = self._resolver.of(scope)
-        decision = context.decision
-        if decision is not None and not decision.open and self._bare is not None and self.cohorts is not None:
-            method = scope["method"]
-            if method in _SAFE:
-                policy = context.match.policy
-                storable = policy is not None and method in _CACHEABLE and policy.storable
-                return Quiet(self.cohorts, self.clock, self._bare, scope, decision.cohorts, storable, receive, send)
-        layer, span = self._layer, None
+        decision, layer, span = context.decision, self._layer, None
+        if decision is not None and not decision.open and self._quiet and scope["method"] in _SAFE:
+            return Quiet.of(self, scope, context, decision, receive, send)
         opened = self.gate(context) if layer is None else decision is None or layer in decision.open
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
@@ -117,13 +119,14 @@ class TelemetryLayer:
         start, body = answer
         if opened and self.debug_headers:
             start["headers"] += _debug(hit=True)
+        status: int = start["status"]
         try:
             await send(start)
         except BaseException as error:
-            self._count_hit(scope, context, start["status"], started, opened, error)
+            self._count_broken(scope, context, status, started, opened, error)
             raise
         # Before the last message leaves, as `Watch` does.
-        self._count_hit(scope, context, start["status"], started, opened)
+        self._count_hit(scope, context, status, self.clock() - started, opened, status >= 500)
         await send(body)
 
     def _span(self, scope: Scope, context: RequestContext, tracer: Tracer) -> Span:
@@ -135,26 +138,21 @@ class TelemetryLayer:
         return span
 
     def _count_hit(
-        self,
-        scope: Scope,
-        context: RequestContext,
-        status: int,
-        started: float,
-        opened: bool,
-        failure: BaseException | None = None,
+        self, scope: Scope, context: RequestContext, status: int, seconds: float, opened: bool, is_error: bool
     ) -> None:
-        """That the client left is no error."""
-        seconds = self.clock() - started
-        if self.cohorts is not None and context.decision is not None:
-            if failure is None or isinstance(failure, OSError):
-                error = status >= 500 and failure is None
-            else:
-                error = status >= 500 or isinstance(failure, Exception)
-            self.cohorts.count(context.decision.cohorts, seconds, error, True, True)
+        decision, match = context.decision, context.match
+        if decision is not None and self.cohorts is not None:
+            self.cohorts.count(decision.cohorts, seconds, is_error, True, True)
         if opened:
-            match = context.match
             route = match.route if match.policy is not None else route_label(scope, context)
             self._count((route, scope["method"], status // 100, "hit", None), seconds)
+
+    def _count_broken(
+        self, scope: Scope, context: RequestContext, status: int, started: float, opened: bool, failure: BaseException
+    ) -> None:
+        """Count a plain hit of which the client got nothing. That it left is no error."""
+        is_error = (status >= 500 or isinstance(failure, Exception)) and not isinstance(failure, OSError)
+        self._count_hit(scope, context, status, self.clock() - started, opened, is_error)
 
     def count(
         self, scope: Scope, context: RequestContext, status: int, started: float, opened: bool, error: bool
@@ -318,30 +316,28 @@ class Watch:
 class Quiet(Watch):
     """A safe request for which every layer is shut: nothing is to be done but to count it in its cohorts."""
 
-    __slots__ = ("_clock", "_cohorts", "_counters", "_storable")
+    __slots__ = ("_cohorts", "_storable")
+    _cohorts: tuple[tuple[str, str, str], ...]
+    _storable: bool
 
-    def __init__(
-        self,
-        counters: CohortCounters,
-        clock: Callable[[], float],
-        app: ASGIApp,
-        scope: Scope,
-        cohorts: tuple[tuple[str, str, str], ...],
-        storable: bool,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self._counters = counters
-        self._clock = clock
-        self.app = app
-        self._scope = scope
-        self._cohorts = cohorts
-        self._storable = storable
-        self._receive = receive
-        self._send = send
-        self.gone = self._trailers = self.counted = self.failed = False
-        self.status = 0
-        self._started = clock()
+    @staticmethod
+    def of(
+        layer: TelemetryLayer, scope: Scope, context: RequestContext, decision: Decision, receive: Receive, send: Send
+    ) -> "Quiet":
+        """That of a request which begins now. layer: with counters, and the application inside all layers."""
+        quiet = _blank(Quiet)  # no `__init__`, which would be one more call for each request
+        policy = context.match.policy
+        quiet._layer = layer
+        quiet.app = layer.bare
+        quiet._scope = scope
+        quiet._cohorts = decision.cohorts
+        quiet._storable = policy is not None and policy.storable and scope["method"] in _CACHEABLE
+        quiet._receive = receive
+        quiet._send = send
+        quiet.gone = quiet._trailers = quiet.counted = quiet.failed = False
+        quiet.status = 0
+        quiet._started = layer.clock()
+        return quiet
 
     def send(self, message: Message) -> Awaitable[None]:
         """As of any watch, without what the debug headers need."""
@@ -371,4 +367,6 @@ class Quiet(Watch):
             error = not self.gone
         elif self.status == 0:
             return  # as of any watch
-        self._counters.count(self._cohorts, self._clock() - self._started, error, self._storable, False)
+        layer = self._layer
+        if layer.cohorts is not None:
+            layer.cohorts.count(self._cohorts, layer.clock() - self._started, error, self._storable, False)
