@@ -6,7 +6,7 @@ mode) only the response's own fields decide. In both, what the response forbids 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from tidegate.middleware.core.freshness import lifetime_of, window_of
@@ -28,6 +28,7 @@ __all__ = [
     "Refused",
     "RequestDirectives",
     "Usable",
+    "as_strict",
     "client_cache_control",
     "client_fields",
     "judge_request",
@@ -281,16 +282,20 @@ def _shares_authorized(
     return not (b"public" in said or b"s-maxage" in said or b"must-revalidate" in said)
 
 
-def client_cache_control(policy: RoutePolicy | None, share: Share) -> bytes | None:
+def client_cache_control(
+    policy: RoutePolicy | None, share: Share, *, no_cache: bool, must_revalidate: bool
+) -> bytes | None:
     """What the client is told about a response that a policy made fresh; None: leave the response's own field.
 
     A policy's ttl is ours. A browser that kept a tenant's answer for as long could not be purged.
+    no_cache, must_revalidate: what the response says; of it as much holds for the client as for us.
     """
     if policy is None:
         return None
-    if policy.client_ttl is not None:
+    if policy.client_ttl is not None and not no_cache:
         scope = b"public" if share == "public" else b"private"
-        return b"%s, max-age=%d" % (scope, int(policy.client_ttl))
+        strict = b", must-revalidate" if must_revalidate else b""
+        return b"%s, max-age=%d%s" % (scope, int(policy.client_ttl), strict)
     return None if share == "public" else b"private, no-cache"
 
 
@@ -303,7 +308,9 @@ def client_fields(
     that the app's own does not have: what selects here selects in a browser and a proxy too (RFC 9110 12.5.5).
     """
     ours: list[tuple[bytes, bytes]] = []
-    field = client_cache_control(policy, share) if kept.rule == "policy ttl" else None
+    field = None
+    if kept.rule == "policy ttl":
+        field = client_cache_control(policy, share, no_cache=kept.no_cache, must_revalidate=kept.must_revalidate)
     if field is not None:
         ours.append((b"cache-control", field))
     if policy is not None and policy.vary:
@@ -312,6 +319,19 @@ def client_fields(
         if missing:
             ours.append((b"vary", b", ".join(missing)))
     return tuple(ours)
+
+
+def as_strict(kept: Kept, *, no_cache: bool, must_revalidate: bool) -> Kept:
+    """The same verdict about a response that said no-cache or must-revalidate, though its fields do not any more."""
+    if not must_revalidate:
+        return kept
+    return replace(
+        kept,
+        no_cache=kept.no_cache or no_cache,
+        must_revalidate=True,
+        stale_while_revalidate=0.0,
+        stale_if_error=0.0,
+    )
 
 
 def told(headers: Pairs, ours: Pairs) -> list[tuple[bytes, bytes]]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse
-from tidegate.middleware.core.storing import Kept, client_cache_control
+from tidegate.middleware.core.storing import Kept, as_strict, client_cache_control
 from tidegate.middleware.core.updating import conditions, has_validator, is_about, updated, without_conditions
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
 from tidegate.middleware.layers.answering import gateway_timeout, send_part, send_stored
@@ -178,11 +178,15 @@ class Exchange(Parted):
         """The stored response with renewed fields, and the verdict about it; None: it may not be stored any more."""
         merged: Pairs = updated(entry.headers, news)
         judged: Pairs = [*merged, *(pair for pair in news if pair[0] == b"set-cookie")]
-        ours = client_cache_control(self._context.match.policy, self._share)
-        if ours is not None and not any(name == b"cache-control" for name, _ in news):
+        strict: dict[str, bool] = {"no_cache": entry.no_cache, "must_revalidate": entry.must_revalidate}
+        ours = client_cache_control(self._context.match.policy, self._share, **strict)
+        replaced = ours is not None and not any(name == b"cache-control" for name, _ in news)
+        if replaced:
             # What is stored was told to the client by us: it is not the app's word.
             judged = [pair for pair in judged if pair != (b"cache-control", ours)]
         verdict = self._judged(entry.status, judged, own_etag=entry.own_etag)
+        if replaced and isinstance(verdict, Kept):
+            verdict = as_strict(verdict, **strict)  # which was the app's word, and still is
         if not isinstance(verdict, Kept):
             verdict, kept = _UNSTORABLE, None
         else:

@@ -457,3 +457,49 @@ def test_a_write_clears_the_urls_of_its_own_origin_that_its_answer_names_and_the
         return [before, [(await bench.get(path=path)).hit for path in paths]]
 
     assert run(story) == [[True] * 4, [False, False, False, True]]
+
+
+@pytest.mark.parametrize("client_ttl", [None, 30])
+@pytest.mark.parametrize("share", ["public", "tenant", "user"])
+def test_what_says_no_cache_is_asked_about_each_time_though_the_confirmations_say_nothing(
+    share: Any, client_ttl: float | None
+) -> None:
+    """A policy tells the client something else than the app does: what the app said is not forgotten for that."""
+    app = Conditional(("etag", '"1"'), ("cache-control", "no-cache"))
+    bench = Bench(app, RoutePolicy(route="/", ttl=60, share=share, client_ttl=client_ttl))
+
+    async def story() -> list[Answer]:
+        return [await bench.get(1) for _ in range(4)]
+
+    said = [answer.header("cache-control") or "" for answer in run(story)]
+    assert len(app.asked) == 4
+    assert all("no-cache" in each and "max-age" not in each for each in said), said
+
+
+@pytest.mark.parametrize("client_ttl", [None, 30])
+def test_what_says_must_revalidate_never_stands_in_stale_though_a_confirmation_says_nothing(
+    client_ttl: float | None,
+) -> None:
+    app = Conditional(("etag", '"1"'), ("cache-control", "must-revalidate"))
+    policy = RoutePolicy(route="/", ttl=60, client_ttl=client_ttl, stale_if_error=600, stale_while_revalidate=600)
+    bench = Bench(app, policy)
+
+    async def story() -> list[Answer]:
+        answers = [await bench.get(), await bench.get(61), await bench.get()]
+        app.status = 502
+        return [*answers, await bench.get(61)]
+
+    _, renewed, hit, failed = run(story)
+    assert "fwd-status=304" in (renewed.header("cache-status") or "")
+    assert hit.hit
+    assert (failed.status, failed.hit) == (502, False)
+
+
+def test_a_client_that_may_reuse_a_response_is_told_that_it_must_revalidate() -> None:
+    app = Conditional(("etag", '"1"'), ("cache-control", "must-revalidate"))
+    bench = Bench(app, RoutePolicy(route="/", ttl=60, share="public", client_ttl=30))
+
+    async def story() -> list[Answer]:
+        return [await bench.get(), await bench.get(), await bench.get(61)]
+
+    assert {answer.header("cache-control") for answer in run(story)} == {"public, max-age=30, must-revalidate"}
