@@ -49,7 +49,7 @@ class Judge(Protocol):
         """Void the entries with these tags, by scope, or what an Aim says."""
         ...
 
-    def positions(self, scopes: Sequence[str]) -> dict[str, int]:
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
         """Where each scope stands."""
         ...
 

@@ -6,37 +6,26 @@ within the process only: several workers each have their own store, and a purge 
 
 import asyncio
 import time
-from array import array
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
 from threading import Lock
 from typing import Final
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.softening import softened
-from tidegate.middleware.metrics import Metrics, counting
+from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Tally
-from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target, Variants
-from tidegate.middleware.stores.fair import Fair
+from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.ledger import Judge, Ledger
-from tidegate.middleware.stores.pressing import Form, Forms, Warm, released, size_of
+from tidegate.middleware.stores.pressing import Form, released, size_of
+from tidegate.middleware.stores.rows import Rows
 
 __all__ = ["MemoryStore", "size_of"]
 
 _LOOKED_THROUGH: Final = 500
 """Records that `affected` looks at before others have their turn."""
 
-_SWEPT: Final = 32
-"""Rows that are looked through at once for what nobody can be served any more."""
 
-_PAUSE: Final = 8
-"""Records that must go from one such look that found nothing to the next."""
-
-_ROW: Final = 260
-"""Bytes of an entry's columns, its place in the dictionary (160), and the objects of key, body and own part (100)."""
-
-
-class MemoryStore:
+class MemoryStore(Rows):
     """When it is full, the tenant that takes the most gives up what it used least recently.
 
     So a flood by one tenant pushes out its own records and nobody else's, while a tenant may have the whole store as
@@ -82,47 +71,21 @@ class MemoryStore:
             max_stamps=max_stamps,
             max_scopes=max_scopes,
         )
-        self._max_bytes = max_bytes
-        self._max_entries = max_entries
-        self._max_entry_bytes = max_entry_bytes
+        metrics = metrics or Metrics.of()
+        super().__init__(
+            max_bytes=max_bytes,
+            max_entries=max_entries,
+            max_entry_bytes=max_entry_bytes,
+            judge=judge if judge is not None else Ledger(max_stamps=max_stamps, max_scopes=max_scopes),
+            metrics=metrics,
+        )
         self._clock = clock
         self._lock = Lock()
-        self._ledger = judge if judge is not None else Ledger(max_stamps=max_stamps, max_scopes=max_scopes)
-        self._evictions = 0
         self._rejected = 0
-        self._written = 0
-        """How often a row was given to a record."""
-        self._empty()
-        limits = (metrics or Metrics.of()).limits
-        self._count_evicted = counting(limits.labels("memory-evicted"))
-        self._count_tenant = counting(limits.labels("memory-tenant-share"))
+        limits = metrics.limits
         self._limit_entry = limits.labels("memory-entry-bytes")
         self._limit_stamps = limits.labels("memory-stamps")
         self._limit_together = limits.labels("memory-purged-together")
-
-    def _empty(self) -> None:
-        """No records. What is known of each stands in columns: an object for each would take twice the memory, and
-        the garbage collector would visit it.
-        """
-        self._rows: dict[bytes, int] = {}
-        self._free: list[int] = []
-        self._keys: list[bytes] = []
-        self._records: list[Form | Record | None] = []
-        """Of entries mostly the form alone; None where a row is free."""
-        self._owns: list[bytes] = []
-        self._bodies: list[bytes] = []
-        self._born, self._expires = array("d"), array("d")
-        self._sizes = array("I" if self._max_entry_bytes < 1 << 32 else "Q")
-        self._forms = Forms(most=self._max_bytes // 16)
-        self._warm = Warm(room=self._max_bytes)
-        self._valid_at = array("Q")
-        """The ledger's last stamp when the record was last found valid."""
-        self._fair = Fair(max_bytes=self._max_bytes, max_entries=self._max_entries)
-        self._used = self._fair.used
-        self._bytes = 0
-        self._written += 1
-        self._swept = self._pause = 0
-        """Where to look next for what nobody can be served any more, and after how many records that must go."""
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -217,107 +180,6 @@ class MemoryStore:
         finally:
             lock.release()
 
-    def _write(self, key: bytes, record: Record, expires: float, since: int) -> bool:
-        """Put a record into a free row, instead of the one that is there; False if it is too large."""
-        held: Form | Record = record
-        if isinstance(record, Entry):
-            body, born = record.body, record.born
-            if len(body) > self._max_entry_bytes:
-                return False
-            held, own = self._forms.press(record)
-            size = _ROW + len(key) + len(own) + len(body)
-            if not held.shared:
-                size += held.weight
-            owner = held.owner
-        else:
-            body, own, born, owner, size = b"", b"", 0.0, record.scope, size_of(key, record)
-        if size > self._max_entry_bytes:
-            if type(held) is Form:
-                self._forms.let_go(held)
-            return False
-        known = self._rows.get(key)
-        if known is not None:
-            self._drop(known)
-        self._written += 1
-        if self._free:
-            row = self._free.pop()
-        else:
-            row = len(self._keys)
-            for column in (self._keys, self._records, self._owns, self._bodies):
-                column.append(b"")  # type: ignore[arg-type]
-            for numbers in (self._born, self._sizes, self._expires, self._valid_at):
-                numbers.append(0)
-        self._keys[row], self._records[row], self._owns[row], self._bodies[row] = key, held, own, body
-        self._born[row], self._sizes[row], self._expires[row], self._valid_at[row] = born, size, expires, since
-        self._rows[key] = row
-        self._bytes += size
-        self._fair.add(row, owner, size)
-        return True
-
-    def _make_room(self, now: float) -> None:
-        """Let go of one record of the largest owner, or of some that nobody can be served where they are met."""
-        if self._pause:
-            self._pause -= 1
-        elif self._sweep(now):
-            return
-        self._drop(self._fair.victim())
-        self._evictions += 1
-        self._count_evicted()
-        if len(self._fair) > 1:
-            self._count_tenant()
-
-    def _sweep(self, now: float) -> bool:
-        """Let go of what expired or was purged, among the next few rows; returns whether there was any.
-
-        Whoever asks for nothing any more drops nothing by asking, and others are not to make room for that.
-        """
-        records, expires, valid_at, stamp = self._records, self._expires, self._valid_at, self._ledger.stamp
-        start = self._swept
-        ends = expires[start : start + _SWEPT]
-        stop = start + len(ends)
-        self._swept, before = stop if stop < len(records) else 0, len(self._rows)
-        if min(ends) <= now or valid_at[start:stop].count(stamp) < len(ends):
-            for row in range(start, stop):
-                if records[row] is None:
-                    expires[row], valid_at[row] = inf, stamp  # not to be met again for nothing
-                elif expires[row] <= now or (valid_at[row] != stamp and not self._is_valid(row)):
-                    self._drop(row)
-        found = len(self._rows) < before
-        self._pause = 0 if found else _PAUSE
-        return found
-
-    def _is_valid(self, row: int) -> bool:
-        """Whether the record is newer than every purge of its tags; looked up once after each purge."""
-        stamp, ledger = self._ledger.stamp, self._ledger
-        if self._valid_at[row] != stamp:
-            record = self._record(row)
-            if isinstance(record, Entry):
-                if not ledger.allows(record, self._valid_at[row]):
-                    return False
-                if ledger.aimed and (at := ledger.softened(record)) is not None:
-                    self._soften(row, softened(record, at))
-            self._valid_at[row] = stamp
-        return True
-
-    def _record(self, row: int) -> Record | None:
-        """The record of a row, whatever it is held as; None: there is none."""
-        record = self._records[row]
-        if type(record) is Form:
-            return released(record, self._owns[row], self._bodies[row], self._born[row])
-        return record  # type: ignore[return-value]  # no Form
-
-    def _soften(self, row: int, entry: Entry) -> None:
-        """Put an entry in the place of the one of which it was made. It may take more: it may have a form alone."""
-        if type(form := self._warm.let_go(row) or self._records[row]) is Form:
-            self._forms.let_go(form)
-        self._written += 1
-        held, own = self._records[row], self._owns[row] = self._forms.press(entry)
-        size = _ROW + len(self._keys[row]) + len(own) + len(entry.body) + (0 if held.shared else held.weight)
-        grown = size - self._sizes[row]
-        self._sizes[row] += grown
-        self._bytes += grown
-        self._fair.grow(held.owner, grown)
-
     async def delete(self, key: bytes) -> None:
         """Forget a record."""
         self.drop(key)
@@ -368,27 +230,6 @@ class MemoryStore:
                 extra={"tenants": len(self._fair), "scopes": len(self._ledger),
                        "stamps_forgotten": self._ledger.forgotten},
             )  # fmt: skip
-
-    def _drop(self, row: int) -> None:
-        records, keys = self._records, self._keys
-        record = records[row]
-        if type(record) is Entry:
-            record = self._warm.let_go(row)
-        if type(record) is Form:
-            record.rows -= 1
-            if not record.rows:
-                self._forms.forget(record)
-            owner = record.owner
-        else:
-            assert isinstance(record, Variants)
-            owner = record.scope
-        size = self._sizes[row]
-        del self._rows[keys[row]]
-        keys[row] = self._owns[row] = self._bodies[row] = b""
-        records[row] = None
-        self._free.append(row)
-        self._bytes -= size
-        self._fair.remove(row, owner, size)
 
 
 def _check(**limits: int) -> None:

@@ -18,8 +18,9 @@ from tests.middleware.stores.support import ACME, entry, found, new_metrics
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Variants
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.memory import _ROW, MemoryStore, size_of
+from tidegate.middleware.stores.memory import MemoryStore, size_of
 from tidegate.middleware.stores.pressing import Form
+from tidegate.middleware.stores.rows import ROW
 
 
 class Clock:
@@ -331,7 +332,7 @@ def test_what_is_made_stale_is_weighed_anew_for_it_may_share_its_form_no_more() 
         for key, row in store._rows.items():
             own = len(key) + len(store._owns[row]) + len(store._bodies[row])
             weight = 0 if forms[row].shared else forms[row].weight
-            assert store._sizes[row] == _ROW + own + weight
+            assert store._sizes[row] == ROW + own + weight
 
     run(body)
 
