@@ -25,8 +25,9 @@ from tidegate.middleware.layers.etag import Labelling
 from tidegate.middleware.layers.fields import Heads, Pair
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.joining import Key
+from tidegate.middleware.layers.keeping import Labelled
 from tidegate.middleware.layers.leader import Leader
-from tidegate.middleware.layers.straight import Labelled, Miss, Misses
+from tidegate.middleware.layers.straight import Miss, Misses
 from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
 from tidegate.middleware.layers.waiting import Waiting
 
@@ -66,8 +67,8 @@ class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
     __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
-                 "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started", "_stored",
-                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+                 "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started", "_tag",
+                 "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
 
     def __init__(
         self, way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float,
@@ -243,7 +244,6 @@ class Passage:
         self._tag, self._labelled = tag, plan
         if plan.kept is not None:
             context.storable = plan.storable
-            self._stored = tuple(headers[:-1])
         if way.debugs:
             headers += debug_fields(scope, context)
         self._stage = _BEGUN
@@ -266,10 +266,10 @@ class Passage:
         way.taken += 1
         way.telemetry.count_plain(scope, context, plan.countable, self._started)
         await self._send(message)
-        if plan.kept is not None and not way.misses.keep(
-            plan.plan, 200, self._stored, body, self._missed[2], context, self._asked, plan.dated
+        if plan.kept is not None and not way.misses.keep_labelled(
+            plan, length, tag, body, self._missed[2], context, self._asked
         ):
-            await self._miss(copies=False).taken_up().commit(200, self._stored, body)
+            await self._miss(copies=False).taken_up().commit(200, plan.stored(length, tag), body)
 
     def explain(self) -> Explanation:
         """What is known now."""
@@ -300,7 +300,7 @@ class Passage:
         miss = Miss(self._way.misses, self._missed, self._context, send, self._asked)
         if self._stage >= _BEGUN:
             plan, given = self._labelled.plan, self._given()
-            headers = self._stored if plan.kept is not None else given
+            headers = self._labelled.stored(self._length, self._tag) if plan.kept is not None else given
             miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
         return miss
 

@@ -12,32 +12,28 @@ messages, records, counts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import inf
 from typing import Final, get_args
 
 from tidegate.middleware.core.explain import Explanation
-from tidegate.middleware.core.freshness import born_at
-from tidegate.middleware.core.policy import RoutePolicy, Share
+from tidegate.middleware.core.policy import Share
 from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_fields, judge_response, told
 from tidegate.middleware.layers.asgi import Message, RequestContext, Scope, Send
 from tidegate.middleware.layers.exchange import Exchange
 from tidegate.middleware.layers.fields import MARKS, Head, Pair, read
 from tidegate.middleware.layers.filling import (
     MAX_HEADER_BYTES,
-    MAX_TAGS,
     CacheConfig,
     of_use_past,
     refusal_note,
-    tags_of,
 )
 from tidegate.middleware.layers.fused import Missed
+from tidegate.middleware.layers.keeping import Keeping, Labelled, Plan
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps, new_entry
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps
 
-__all__ = ["Labelled", "Miss", "Misses", "Plan"]
+__all__ = ["Miss", "Misses"]
 
 _TIMELESS: Final = frozenset({"max-age", "no-store", "policy ttl", "private", "s-maxage", "Set-Cookie", "Vary: *"})
 """Rules of lifetimes, and reasons to refuse, that come before any date is looked at."""
@@ -62,45 +58,6 @@ _NOTHING_SPECIAL: Final = RequestDirectives()
 _USABLE: Final[dict[Share, Usable]] = {share: Usable(share) for share in get_args(Share)}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What becomes of all responses of one shape.
-
-    policy: by which it was judged. kept: None: they are not stored. storable: as RequestContext has it, where they are.
-    ours: see `client_fields`. past: see `of_use_past`. room: bytes of a body that may be kept.
-    note: for the client. timeless: it is the same whenever it is asked.
-    """
-
-    policy: RoutePolicy | None
-    kept: Kept | None
-    storable: bool
-    ours: tuple[Pair, ...]
-    past: float
-    room: int
-    note: Pair
-    timeless: bool
-
-
-class Labelled:
-    """A plan for plain responses of one head that get an ETag of ours, whose fields are put together already.
-
-    before, after: the lines for the client before its Content-Length, and between that and its ETag; rest: what follows
-    that. dated: see `Head`. countable: it counts as storable, by policy or by what it says.
-    """
-
-    __slots__ = ("after", "before", "countable", "dated", "kept", "plan", "policy", "rest", "room", "storable")
-
-    def __init__(self, head: Head, plan: Plan) -> None:
-        replaced = any(name == b"cache-control" for name, _ in plan.ours)
-        self.plan, self.policy, self.kept, self.storable = plan, plan.policy, plan.kept, plan.storable
-        self.before = tuple([pair for pair in head.before if not (replaced and pair[0] == b"cache-control")])
-        self.after = tuple([pair for pair in head.after if not (replaced and pair[0] == b"cache-control")])
-        self.rest = (*plan.ours, plan.note)
-        self.dated = head.dated
-        self.countable = plan.storable or (plan.policy is not None and plan.policy.storable)
-        self.room = plan.room if plan.kept is not None else inf
-
-
 class Misses:
     """The plain misses of one cache layer.
 
@@ -112,9 +69,10 @@ class Misses:
         self.clock = config.clock
         self.taken = 0
         self._in_part = config.in_part
-        self._keep = store.keep
         self._positions = store.positions
         self._plans: dict[tuple[object, ...], Plan] = {}
+        keeping = Keeping(config, store)
+        self.keep, self.keep_labelled = keeping.keep, keeping.keep_labelled
 
     def begin(self, scope: Scope, named: Named, context: RequestContext) -> Mapping[str, int] | None:
         """Note in the context that it is a miss: where the ledger stands; None: it is not for this way."""
@@ -192,49 +150,6 @@ class Misses:
             _STORED,
             undated or verdict.rule in _TIMELESS,
         )
-
-    def keep(
-        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,
-        asked: float, dated: bool,
-    ) -> bool:  # fmt: skip
-        """Store the whole response, as Filling does; False: this way cannot. Never raises.
-
-        headers: with its Content-Length. asked: when the app was. dated: there may be a Date.
-        """
-        kept = plan.kept
-        if kept is None or kept.vary or kept.dropped:
-            return False
-        try:
-            if context.tags or (plan.policy is not None and plan.policy.tags):
-                tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
-                if len(tags) > MAX_TAGS:
-                    self.config.metrics.limits.labels("tags").inc()
-                    return True
-            else:
-                tags = (named.tag,)
-            now = self.clock()
-            # The second is what the first makes of a response without an age.
-            born = born_at(headers, asked=asked, answered=now) if dated or asked > now else now - (now - asked)
-            entry = new_entry(
-                status=status,
-                headers=headers,
-                body=body,
-                born=born,
-                lifetime=kept.lifetime,
-                stale_while_revalidate=kept.stale_while_revalidate,
-                stale_if_error=kept.stale_if_error,
-                must_revalidate=kept.must_revalidate,
-                no_cache=kept.no_cache,
-                tags=tags,
-                positions=tuple(context.positions.items()) if context.positions is not None else (),
-                own_etag=context.own_etag,
-            )
-            retain = born + kept.lifetime + plan.past - now
-            if retain > 0:
-                self._keep(named.primary, entry, retain=retain)
-        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
-            self.config.metrics.fail("store", error)
-        return True
 
 
 class Miss:

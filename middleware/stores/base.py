@@ -38,7 +38,9 @@ __all__ = [
     "Entry",
     "Headers",
     "Keeps",
+    "KeepsAlike",
     "Lookup",
+    "Mould",
     "Peeks",
     "Purge",
     "ReadsOnlyError",
@@ -239,4 +241,33 @@ class Keeps(Peeks, Protocol):
 
     def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
         """As `put`, where `positions` gave some."""
+        ...
+
+
+class Mould(Protocol):
+    """Keeps entries that are like one that the store has, without their being made; see `stores.moulds`.
+
+    beginning: of their one tag, which is their URI's. positions: theirs.
+    """
+
+    @property
+    def beginning(self) -> str: ...
+
+    @property
+    def positions(self) -> Mapping[str, int]: ...
+
+    def keep(self, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float) -> bool:
+        """As `Keeps.keep`, of the entry that has this body and ETag, was born then, and is else as the first, but for
+        the end of its tag, in UTF-8; its Content-Length is that of the body. False: nothing was done, the store is to
+        be given the entry.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsAlike(Keeps, Protocol):
+    """A store that need not be given an entry, where it is like one that it has."""
+
+    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
+        """For entries that are like the one under this key, and have these positions; None: there is no such way."""
         ...

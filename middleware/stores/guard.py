@@ -23,7 +23,9 @@ from tidegate.middleware.stores.base import (
     Asks,
     Entry,
     Keeps,
+    KeepsAlike,
     Lookup,
+    Mould,
     Peeks,
     Purge,
     ReadsOnlyError,
@@ -241,6 +243,14 @@ class GuardedStore:
         except Exception as error:  # noqa: BLE001 - P5; counted
             self._metrics.fail(self._name, error)
             return False
+
+    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
+        """Of a store that is in this process, if it has such; what it is for is not guarded."""
+        try:
+            return self._here.mould(key, positions) if isinstance(self._here, KeepsAlike) else None
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self._metrics.fail(self._name, error)
+            return None
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Take a record for writing. A remote store gets it in the background: True means taken, not kept."""

@@ -16,8 +16,9 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Tally
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.ledger import Judge, Ledger
+from tidegate.middleware.stores.moulds import Mould, mould_of
 from tidegate.middleware.stores.pressing import Form, released, size_of
-from tidegate.middleware.stores.rows import Rows
+from tidegate.middleware.stores.rows import ROW, Rows
 
 __all__ = ["MemoryStore", "size_of"]
 
@@ -93,6 +94,7 @@ class MemoryStore(Rows):
     async def aclose(self) -> None:
         """Let go of all records. The ledger stays: a record put later must still lose to an earlier purge."""
         with self._lock:
+            self._forms.close()
             self._empty()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:
@@ -174,6 +176,31 @@ class MemoryStore(Rows):
                 self._rejected += 1
                 self._limit_entry.inc()
                 return False
+            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
+                self._make_room(now)
+            return True
+        finally:
+            lock.release()
+
+    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
+        """See `KeepsAlike`."""
+        with self._lock:
+            row = self._rows.get(key)
+            form = self._records[row] if row is not None else None
+            if type(form) is not Form or self._ledger.positions(tuple(positions)) != positions:
+                return None
+            return mould_of(form, positions, self._ledger.stamp, self._keep_alike)
+
+    def _keep_alike(self, mould: Mould, key: bytes, own: bytes, body: bytes, born: float, retain: float) -> bool:
+        form, size = mould.form, ROW + len(key) + len(own) + len(body)
+        lock = self._lock
+        lock.acquire()
+        try:
+            if mould.stamp != self._ledger.stamp or not form.shared or size > self._max_entry_bytes:
+                return False
+            form.rows += 1
+            now = self._clock()
+            self._place(key, form, own, body, born, now + retain, size, mould.stamp, form.owner)
             while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
                 self._make_room(now)
             return True

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record, new_entry
 
-__all__ = ["Form", "Forms", "Warm", "owner_in", "released", "size_of"]
+__all__ = ["ETAG", "LENGTHS", "Form", "Forms", "Warm", "owner_in", "released", "size_of"]
 
 _REMEMBERED: Final = 4096
 """Parts of a kind that are known to recur. When there are more all are forgotten, and learnt again as they come."""
@@ -28,7 +28,8 @@ _LONGEST: Final = 128
 _OWN: Final = frozenset({b"age", b"content-length", b"date", b"etag", b"expires", b"last-modified", b"set-cookie"})
 """Fields whose values are one entry's own, or nearly."""
 
-_ETAG: Final = (b"etag",)
+ETAG: Final = (b"etag",)
+"""In the place of an ETag, whose value is the entry's own."""
 
 _LENGTH: Final[tuple[bytes, ...]] = ()
 """In the place of a Content-Length that says what the body says too."""
@@ -36,7 +37,8 @@ _LENGTH: Final[tuple[bytes, ...]] = ()
 _WIDE: Final = 255
 """Instead of the first length: they do not fit into a byte each."""
 
-_BYTES: Final = [bytes((number,)) for number in range(_WIDE)]
+LENGTHS: Final = [bytes((number,)) for number in range(_WIDE)]
+"""What stands before two own parts: the length of the first."""
 
 _SECONDS: Final = Struct("<d")
 
@@ -65,7 +67,8 @@ class Form:
     """What entries have in common.
 
     key: that. pieces: how many parts each of them has of its own. owner: the scope that they are stored for.
-    weight: bytes that it takes, roughly. rows: entries that have it. shared: others may come to have it.
+    weight: bytes that it takes, roughly. rows: entries that have it. shared: others may come to have it; no more once
+    none had it.
     """
 
     __slots__ = ("key", "owner", "pieces", "rows", "shared", "weight")
@@ -121,7 +124,7 @@ class Forms:
                 headers.append(pair)
             elif pair[0] == b"etag":
                 own.append(pair[1])
-                headers.append(_ETAG)
+                headers.append(ETAG)
             else:
                 headers.append(self._field(pair, entry.body, own))
         key = (
@@ -136,7 +139,7 @@ class Forms:
         if len(own) == 2:
             first, last = own
             if len(first) < _WIDE:
-                return form, _BYTES[len(first)] + first + last
+                return form, LENGTHS[len(first)] + first + last
         return form, _joined(own)
 
     def _field(self, pair: tuple[bytes, bytes], body: bytes, own: list[bytes]) -> tuple[bytes, ...]:
@@ -206,8 +209,14 @@ class Forms:
     def forget(self, form: Form) -> None:
         """No entry has it any more."""
         if form.shared:
+            form.shared = False
             del self._forms[form.key]
             self._bytes -= form.weight
+
+    def close(self) -> None:
+        """No entry has any of them any more."""
+        for form in self._forms.values():
+            form.shared = False
 
 
 class Warm:

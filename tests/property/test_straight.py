@@ -30,6 +30,8 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Record
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.moulds import Mould
+from tidegate.middleware.stores.pressing import released
 
 FRESH = ("cache-control", "max-age=60")
 LAST = ("last-modified", "Mon, 01 Jan 2024 00:00:00 GMT")
@@ -122,10 +124,18 @@ class Noting(MemoryStore):
     def __init__(self, **of: Any) -> None:
         super().__init__(**of)
         self.kept: list[tuple[bytes, Record, float]] = []
+        self.alike = 0
 
     def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
         self.kept.append((key, record, retain))
         return super().keep(key, record, retain=retain)
+
+    def _keep_alike(self, mould: Mould, key: bytes, own: bytes, body: bytes, born: float, retain: float) -> bool:
+        kept = super()._keep_alike(mould, key, own, body, born, retain)
+        if kept:
+            self.kept.append((key, released(mould.form, own, body, born), retain))
+            self.alike += 1
+        return kept
 
 
 class Stack:

@@ -1,0 +1,164 @@
+"""Stores the responses of plain misses, of which the plan has been made: see `straight`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from tidegate.middleware.core.freshness import born_at
+from tidegate.middleware.core.policy import RoutePolicy
+from tidegate.middleware.core.storing import Kept
+from tidegate.middleware.layers.asgi import RequestContext
+from tidegate.middleware.layers.fields import Head, Pair
+from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, tags_of
+from tidegate.middleware.layers.naming import Named
+from tidegate.middleware.stores.base import Keeps, KeepsAlike, Mould, new_entry
+
+__all__ = ["Keeping", "Labelled", "Plan"]
+
+_MOULDS: Final = 2048
+"""Moulds that are remembered, about 0.5 KiB each, and a form that nobody has any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of all responses of one shape.
+
+    policy: by which it was judged. kept: None: they are not stored. storable: as RequestContext has it, where they are.
+    ours: see `client_fields`. past: see `of_use_past`. room: bytes of a body that may be kept.
+    note: for the client. timeless: it is the same whenever it is asked.
+    """
+
+    policy: RoutePolicy | None
+    kept: Kept | None
+    storable: bool
+    ours: tuple[Pair, ...]
+    past: float
+    room: int
+    note: Pair
+    timeless: bool
+
+
+class Labelled:
+    """A plan for plain responses of one head that get an ETag of ours, whose fields are put together already.
+
+    before, after: the lines for the client before its Content-Length, and between that and its ETag; rest: what follows
+    that. dated: see `Head`. countable: it counts as storable, by policy or by what it says.
+    alike: what is stored of two of them differs in URI, ETag and body alone, and in what the handler says of it.
+    lasts: seconds from an entry's birth for which it is of use. again: it was remembered, and serves once more.
+    """
+
+    __slots__ = ("after", "again", "alike", "before", "countable", "dated", "kept", "lasts", "plan", "policy", "rest",
+                 "room", "storable")  # fmt: skip
+
+    def __init__(self, head: Head, plan: Plan) -> None:
+        replaced = any(name == b"cache-control" for name, _ in plan.ours)
+        self.plan, self.policy, self.kept, self.storable = plan, plan.policy, plan.kept, plan.storable
+        self.before = tuple([pair for pair in head.before if not (replaced and pair[0] == b"cache-control")])
+        self.after = tuple([pair for pair in head.after if not (replaced and pair[0] == b"cache-control")])
+        self.rest = (*plan.ours, plan.note)
+        self.dated = head.dated
+        self.countable = plan.storable or (plan.policy is not None and plan.policy.storable)
+        self.room = plan.room if plan.kept is not None else inf
+        kept, policy = plan.kept, plan.policy
+        self.alike = kept is not None and not (kept.vary or kept.dropped or head.dated or (policy and policy.tags))
+        self.lasts = kept.lifetime + plan.past if kept is not None else 0.0
+        self.again = False
+
+    def stored(self, length: bytes, tag: Pair) -> tuple[Pair, ...]:
+        """The fields that are stored, with this Content-Length and ETag."""
+        return (*self.before, (b"content-length", length), *self.after, tag, *self.rest[:-1])
+
+
+class Keeping:
+    """Stores the plain misses of one cache layer."""
+
+    def __init__(self, config: CacheConfig, store: Keeps) -> None:
+        self._config = config
+        self._clock = config.clock
+        self._keep = store.keep
+        self._mould = store.mould if isinstance(store, KeepsAlike) else None
+        self._moulds: dict[tuple[Labelled, str, str], Mould] = {}
+        """By plan, scope, and how the tag of the URI begins."""
+
+    def keep_labelled(
+        self, labelled: Labelled, length: bytes, tag: Pair, body: bytes, named: Named, context: RequestContext,
+        asked: float,
+    ) -> bool:  # fmt: skip
+        """As `keep`, of a response that has this plan, with this Content-Length and ETag."""
+        positions = context.positions
+        alike = labelled.alike and context.tags is None and self._mould is not None
+        if alike:
+            name = named.tag[1]
+            cut = name.rfind("/") + 1
+            mould = self._moulds.get((labelled, named.scope, name[:cut]))
+            if mould is None:
+                cut = name.find("/") + 1
+                mould = self._moulds.get((labelled, named.scope, name[:cut]))
+            if mould is not None and mould.positions is positions:
+                now = self._clock()
+                born = now - (now - asked)  # as below
+                try:
+                    if asked <= now and mould.keep(
+                        named.primary, name[cut:].encode(), tag[1], body, born, born + labelled.lasts - now
+                    ):
+                        return True
+                except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
+                    self._config.metrics.fail("store", error)
+                    return True
+        kept = self.keep(labelled.plan, 200, labelled.stored(length, tag), body, named, context, asked, labelled.dated)
+        if alike and kept and labelled.again and positions is not None:
+            self._take_mould(labelled, named, positions)
+        labelled.again = True
+        return kept
+
+    def _take_mould(self, labelled: Labelled, named: Named, positions: Mapping[str, int]) -> None:
+        """Keep the next ones that are like the one that was kept under this name by a mould of it, if that can be."""
+        mould = self._mould(named.primary, positions) if self._mould is not None else None
+        if mould is not None:
+            if len(self._moulds) >= _MOULDS:
+                self._moulds.clear()
+            self._moulds[labelled, named.scope, mould.beginning] = mould
+
+    def keep(
+        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,
+        asked: float, dated: bool,
+    ) -> bool:  # fmt: skip
+        """Store the whole response, as Filling does; False: this way cannot. Never raises.
+
+        headers: with its Content-Length. asked: when the app was. dated: there may be a Date.
+        """
+        kept = plan.kept
+        if kept is None or kept.vary or kept.dropped:
+            return False
+        try:
+            if context.tags or (plan.policy is not None and plan.policy.tags):
+                tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
+                if len(tags) > MAX_TAGS:
+                    self._config.metrics.limits.labels("tags").inc()
+                    return True
+            else:
+                tags = (named.tag,)
+            now = self._clock()
+            # The second is what the first makes of a response without an age.
+            born = born_at(headers, asked=asked, answered=now) if dated or asked > now else now - (now - asked)
+            entry = new_entry(
+                status=status,
+                headers=headers,
+                body=body,
+                born=born,
+                lifetime=kept.lifetime,
+                stale_while_revalidate=kept.stale_while_revalidate,
+                stale_if_error=kept.stale_if_error,
+                must_revalidate=kept.must_revalidate,
+                no_cache=kept.no_cache,
+                tags=tags,
+                positions=tuple(context.positions.items()) if context.positions is not None else (),
+                own_etag=context.own_etag,
+            )
+            retain = born + kept.lifetime + plan.past - now
+            if retain > 0:
+                self._keep(named.primary, entry, retain=retain)
+        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
+            self._config.metrics.fail("store", error)
+        return True

@@ -1,0 +1,59 @@
+"""Keeps an entry without making it, by the form of another that is like it.
+
+What most fills of one route store differs from what others did in three things alone: the end of the URI, an ETag, the
+body. To make an `Entry` of it, and to press that field by field, takes longer than all the rest of a fill. Who knows
+that the responses are alike (`layers.straight`: it has put their fields together from one plan) keeps the first of them
+as an entry, takes a mould of what the store holds then, and hands it the next ones in pieces.
+
+That it is the same comes from here: a mould is taken only of an entry that has no other parts of its own, and that no
+purge of its scopes concerns; and it is of no use any more once there was a purge, in whatever scope, or its form is
+gone. Then, and where a piece is too long, the next one is an entry again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from tidegate.middleware.stores.pressing import ETAG, LENGTHS, Form
+
+__all__ = ["Mould", "mould_of"]
+
+_PIECES: Final = 2
+"""The end of its URI's tag, and its ETag."""
+
+Keep = Callable[["Mould", bytes, bytes, bytes, float, float], bool]
+"""Keeps an entry of a mould: its key, own part, body, when it was born, and for how many seconds."""
+
+
+class Mould:
+    """What the entries of one form have in common beyond it.
+
+    form: theirs. beginning: of the one tag that each has. positions: theirs; nothing in these scopes was purged after
+    them. stamp: the ledger's, when that was so.
+    """
+
+    __slots__ = ("_keep", "beginning", "form", "positions", "stamp")
+
+    def __init__(self, form: Form, beginning: str, positions: Mapping[str, int], stamp: int, keep: Keep) -> None:
+        self.form = form
+        self.beginning = beginning
+        self.positions = positions
+        self.stamp = stamp
+        self._keep = keep
+
+    def keep(self, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float) -> bool:
+        """See `base.Mould`."""
+        length = len(end)
+        if length >= len(LENGTHS) or retain <= 0:
+            return False
+        return self._keep(self, key, LENGTHS[length] + end + etag, body, born, retain)
+
+
+def mould_of(form: Form, positions: Mapping[str, int], stamp: int, keep: Keep) -> Mould | None:
+    """A mould of an entry with this form, if its own part is what `Mould.keep` makes.
+
+    positions, stamp: the ledger's now.
+    """
+    _, headers, _, _, _, _, _, _, tags, held, _ = form.key
+    if not form.shared or form.pieces != _PIECES or len(tags) != 1 or ETAG not in headers:
+        return None
+    return Mould(form, tags[0][1], positions, stamp, keep) if dict(held) == positions else None
