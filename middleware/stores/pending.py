@@ -1,6 +1,7 @@
 """Purges that the store has not accepted yet: kept, bounded, and asked by every look-up in between."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -30,7 +31,7 @@ class PendingPurges:
         """Tags that are kept; an attribute, because every hit asks."""
         self._aimed = False
         """Whether an Aim may be among them."""
-        self._scopes: dict[str, dict[Target, int]] = {}
+        self._scopes: OrderedDict[str, dict[Target, int]] = OrderedDict()
         self._changing = threading.Lock()
         self._watching: dict[int, list[_Tags]] = {}
 
@@ -67,11 +68,11 @@ class PendingPurges:
         self.count -= len(self._scopes[scope]) - 1
         self._scopes[scope] = {WHOLE_SCOPE: self._number}
         if self.count > self._limit:
-            self._scopes = {PUBLIC_SCOPE: {WHOLE_SCOPE: self._number}}
+            self._scopes = OrderedDict({PUBLIC_SCOPE: {WHOLE_SCOPE: self._number}})
             self.count = 1
 
     def batch(self, size: int) -> tuple[dict[str, list[Target]], int]:
-        """Up to `size` tags, the longest kept scope first, and the number to call `done` with."""
+        """Up to `size` tags, first of scopes that were not taken lately, and the number to call `done` with."""
         tags: dict[str, list[Target]] = {}
         with self._changing:
             for scope, names in self._scopes.items():
@@ -79,6 +80,8 @@ class PendingPurges:
                     break
                 tags[scope] = list(names)[:size]
                 size -= len(tags[scope])
+            for scope in tags:
+                self._scopes.move_to_end(scope)  # who is not taken is not to keep the others waiting
             return tags, self._number
 
     def done(self, tags: Mapping[str, Sequence[Target]], number: int) -> None:

@@ -2,10 +2,13 @@
 
 Guaranteed: a purge that was asked for is kept before it is tried, and concerns every look-up in between (`pending`); it
 is tried until the store accepts it, outside of the breaker. Its caller waits for the budget at most, and not at all
-where the store is known not to answer: while the breaker is open, or since another purge waited in vain.
+where the store is known not to answer: while the breaker is open, or since another purge waited in vain. One scope that
+the store does not take holds up none of the others: in a cluster they lie on other servers.
+A remote store answers in one event loop only: what is purged from another one, while that runs, is made in it.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -31,6 +34,9 @@ that a script and two answers take; a connection that is silent is given up earl
 
 BATCH: Final = 500
 """Tags in one attempt: a script of a few milliseconds."""
+
+_ELSEWHERE: Final = 0.5
+"""Seconds beyond the budget that who asks from another event loop waits for the one that the store answers in."""
 
 _LETTING_GO: Final = 0.25
 """Seconds that cancelled attempts may take to end: they do at once."""
@@ -68,6 +74,7 @@ class Purges:
         self.pending = PendingPurges(limit=limit, overflow=metrics.limits.labels("store-pending-purges").inc)
         self._lane: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
         self._late = False
         """The last attempt had no answer in time."""
         self.closed = False
@@ -75,17 +82,25 @@ class Purges:
     def start(self) -> None:
         """Work off what is pending, in this event loop, again after `aclose`."""
         self.closed = False
-        self._loop = asyncio.get_running_loop()
+        if self._home() is None:
+            self._loop, self._process = asyncio.get_running_loop(), os.getpid()
         self.work_off()
+
+    def _home(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the store answers in, if it is another one than this, and runs."""
+        loop = self._loop
+        if self._inner.local or loop is None or loop is asyncio.get_running_loop() or not loop.is_running():
+            return None
+        return loop if self._process == os.getpid() else None
 
     async def drained(self) -> None:
         """Return when nothing is tried any more."""
-        if self._lane is not None:
+        if self._lane is not None and self._lane.get_loop() is asyncio.get_running_loop():
             await asyncio.wait([self._lane])
 
     async def close(self) -> int:
         """Stop; returns how many tags are lost by it."""
-        if self._lane is not None:
+        if self._lane is not None and self._lane.get_loop() is asyncio.get_running_loop():
             self._lane.cancel()
             await asyncio.wait([self._lane], timeout=_LETTING_GO)
         return len(self.pending)
@@ -101,6 +116,16 @@ class Purges:
         count = sum(map(len, tags.values()))
         # Kept before it is tried: a caller that is cancelled halfway has still asked for it.
         number = self.pending.add(tags)
+        home = self._home()
+        if home is None:
+            return await self._purge(tags, number, count)
+        made = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._purge(tags, number, count), home))
+        await asyncio.wait([made], timeout=self._budget + _ELSEWHERE)
+        if made.done() and not made.cancelled() and made.exception() is None:
+            return made.result()
+        return self._is_pending(count)
+
+    async def _purge(self, tags: Mapping[str, Sequence[Target]], number: int, count: int) -> Purge:
         began = self._clock()
         try:
             if not (self._late or self._avoids()) and await self._made(tags):
@@ -110,6 +135,9 @@ class Purges:
                 return Purge("done", count, durable)
         finally:
             self.work_off()
+        return self._is_pending(count)
+
+    def _is_pending(self, count: int) -> Purge:
         self._counts["pending"]()
         return Purge("pending", count, False if self._settles is not None else None)
 
@@ -136,7 +164,10 @@ class Purges:
         """Have what is pending made, in the background where that waits."""
         if self._inner.local:
             self._make_here()
-        if self.pending and self._lane is None and not self.closed:
+        elif (home := self._home()) is not None:
+            home.call_soon_threadsafe(self.work_off)
+            return
+        if self.pending and not self.closed and (self._lane is None or not self._lane.get_loop().is_running()):
             self._lane = asyncio.get_running_loop().create_task(self._retry(), name="tidegate-purges")
 
     def _make_here(self) -> None:
@@ -176,19 +207,28 @@ class Purges:
         try:
             while self.pending:
                 try:
-                    tags, number = await first_of(self._attempt, every=HANGS, within=PATIENCE, failed=self._failed)
+                    await first_of(self._attempt, every=HANGS, within=PATIENCE, failed=self._failed)
                 except Exception as error:  # noqa: BLE001 - P5; counted, and tried again
                     self._failed(error)
                     await asyncio.sleep(RETRY)
-                else:
-                    self.pending.done(tags, number)
         finally:
-            self._lane = None
+            if self._lane is asyncio.current_task():
+                self._lane = None
 
-    async def _attempt(self) -> tuple[Mapping[str, Sequence[Target]], int]:
-        """Make some of what is pending; what was made, for `PendingPurges.done`."""
+    async def _attempt(self) -> None:
+        """Make some of what is pending, each scope for itself.
+
+        Raises:
+            Exception: why one of them was not made; the others are.
+        """
         tags, number = self.pending.batch(BATCH)
+        made = [self._make({scope: targets}, number) for scope, targets in tags.items()]
+        for outcome in await asyncio.gather(*made, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome if isinstance(outcome, Exception) else StoreError("a purge was given up")
+
+    async def _make(self, tags: Mapping[str, Sequence[Target]], number: int) -> None:
         started = self._clock()
         await self._inner.purge(tags)
         self._succeeded(started)
-        return tags, number
+        self.pending.done(tags, number)

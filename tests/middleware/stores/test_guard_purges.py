@@ -1,8 +1,9 @@
 """Purges that the store does not accept at once."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -19,13 +20,15 @@ from tests.middleware.stores.guarding import (
     slow,
 )
 from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, found, new_metrics, positions, write
+from tests.services import RedisServer
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.base import Lookup, Purge
+from tidegate.middleware.stores.base import Lookup, Purge, Target
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
-from tidegate.middleware.stores.purges import HANGS
+from tidegate.middleware.stores.purges import BATCH, HANGS
+from tidegate.middleware.stores.redis import RedisStore
 
 
 @pytest.mark.parametrize("fault", [refuse, hang], ids=["refuses", "hangs"])
@@ -295,3 +298,91 @@ def test_a_purge_of_what_is_no_tag_is_refused_and_no_other_is_the_worse_for_it(w
         await eventually(made, "nothing is pending")
 
     guarding(body)
+
+
+class Parted(Faulty):
+    """A store of which one part fails: each scope lies on a server of its own."""
+
+    lost: Fault = staticmethod(no_fault)
+
+    async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
+        for scope, targets in tags.items():
+            if scope == "tenant:lost":
+                await self.lost()
+            await self.inner.purge({scope: targets})
+        return Purge("done", sum(map(len, tags.values())))
+
+
+@pytest.mark.parametrize("fault", [refuse, hang], ids=["refuses", "hangs"])
+@pytest.mark.parametrize("lost", [1, 2 * BATCH])
+def test_a_scope_that_the_store_does_not_take_holds_up_no_other(fault: Fault, lost: int) -> None:
+    async def run() -> None:
+        inner = Parted()
+        inner.lost = fault
+        guard = GuardedStore(inner, settings=PATIENT, metrics=new_metrics())
+        await guard.start()
+        await write(guard, b"42", TAGGED)
+        tags = {"tenant:lost": [str(number) for number in range(lost)], ACME: ["client:42"]}
+        assert (await guard.purge(tags)).state == "pending"
+
+        async def all_but_the_lost() -> bool:
+            return guard.stats().extra["purges_pending"] == lost
+
+        await eventually(all_but_the_lost, "the purge of the other scope is made", 20.0)
+        assert await found(inner, b"42") is None
+        inner.lost = no_fault
+
+        async def none() -> bool:
+            return guard.stats().extra["purges_pending"] == 0
+
+        await eventually(none, "the rest is made too", 20.0)
+        await guard.aclose()
+
+    asyncio.run(run())
+
+
+def elsewhere(guard: GuardedStore, purged: list[Purge]) -> threading.Thread:
+    """Code of an application in a thread of its own, which purges in an event loop of its own."""
+
+    def run() -> None:
+        purged.append(asyncio.run(guard.purge({ACME: ["client:42"]})))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_a_purge_from_another_event_loop_is_made_in_the_one_that_the_store_answers_in(valkey: RedisServer) -> None:
+    async def run() -> None:
+        guard = GuardedStore(RedisStore(valkey.url, metrics=new_metrics()), budget=5.0, metrics=new_metrics())
+        await guard.start()
+        await write(guard, b"42", TAGGED)
+        purged: list[Purge] = []
+        thread = elsewhere(guard, purged)
+        await asyncio.to_thread(thread.join)
+        assert [purge.state for purge in purged] == ["done"]
+        assert await found(guard, b"42") is None
+        await guard.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.blocks_the_loop("a loop that is held up is what it is about")
+def test_a_purge_from_another_event_loop_does_not_wait_for_one_that_is_held_up_and_is_made_later() -> None:
+    async def run() -> None:
+        inner = Faulty()
+        guard = GuardedStore(inner, metrics=new_metrics())
+        await guard.start()
+        await write(guard, b"42", TAGGED)
+        purged: list[Purge] = []
+        elsewhere(guard, purged).join()  # on purpose: the loop does nothing meanwhile
+        assert [purge.state for purge in purged] == ["pending"]
+        assert await found(guard, b"42") is None, "refused from the moment that it was asked for"
+
+        async def made() -> bool:
+            return guard.stats().extra["purges_pending"] == 0 and await found(inner, b"42") is None
+
+        await eventually(made, "it is made", 20.0)
+        await guard.aclose()
+
+    asyncio.run(run())
