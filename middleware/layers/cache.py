@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from os import urandom
-from typing import ClassVar, Final, cast, get_args
+from typing import Any, ClassVar, Final, cast, get_args
 from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
@@ -156,11 +156,9 @@ class CacheLayer:
                 return
         found: Lookup | None = None
         if context.missed is not None and (missed := self._missed(scope, context)) is not None:
-            named = missed[2]
-            positions = self.misses.begin(scope, named, context) if self.misses is not None else None
-            if self.misses is not None and positions is not None:
-                asked = self.misses.clock()
-                miss = Miss(self.misses, missed, context, send, asked)
+            named, misses = missed[2], self.misses
+            if misses is not None and misses.begin(scope, named, context) is not None:
+                miss = Miss(misses, missed, context, send, misses.clock())
                 context.explainer = miss
                 try:
                     await self.app(scope, receive, miss)
@@ -189,7 +187,8 @@ class CacheLayer:
 
     def _missed(self, scope: Scope, context: RequestContext) -> Missed | None:
         """The plain miss that was noted for this layer and this request; else None."""
-        missed, context.missed = cast("Missed | None", context.missed), None
+        missed: Any = context.missed
+        context.missed = None
         if missed is None or context.tracer is not None:
             return None
         return missed if missed[0] is self.hits and missed[1] is scope else None

@@ -112,9 +112,8 @@ class GuardedStore:
                 inner,
                 breaker=self._breaker,
                 meter=self._get,
-                deadlines=self._deadlines,
                 budget=budget,
-                concerned=self._concerned,
+                pending=self._pending,
                 longer=self._get_for,
                 clock=clock,
             )
@@ -192,9 +191,6 @@ class GuardedStore:
         if self._pending and isinstance(found.record, Entry) and self._pending.concern(found.record):
             return Lookup(None, found.positions)
         return found
-
-    def _concerned(self, entry: Entry) -> bool:
-        return bool(self._pending.count) and self._pending.concern(entry)
 
     async def _look_up(self, who: Waiting, key: bytes, scopes: Sequence[str]) -> Lookup:
         """Ask the store inside, for as long as `who` may still wait."""

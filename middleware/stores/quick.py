@@ -13,7 +13,8 @@ from tidegate.errors import StoreError
 from tidegate.middleware.breaker import Breaker, Ticket
 from tidegate.middleware.stores.base import Asks, Entry, Lookup, ReadsOnlyError, Waiting
 from tidegate.middleware.stores.meters import Meter
-from tidegate.middleware.stores.stepping import Deadlines
+from tidegate.middleware.stores.pending import PendingPurges
+from tidegate.middleware.stores.stepping import Answers
 
 __all__ = ["UNKNOWN", "Quick"]
 
@@ -25,7 +26,7 @@ class Quick:
     """The short way to one store.
 
     budget: seconds that an answer may take.
-    concerned: whether a purge that the store has not accepted yet concerns an entry.
+    pending: the purges that the store has not accepted yet.
     longer: goes the long way.
     """
 
@@ -35,9 +36,8 @@ class Quick:
         *,
         breaker: Breaker,
         meter: Meter,
-        deadlines: Deadlines,
         budget: float,
-        concerned: Callable[[Entry], bool],
+        pending: PendingPurges,
         longer: Callable[[Waiting, bytes, Sequence[str]], Coroutine[Any, Any, Lookup]],
         clock: Callable[[], float],
     ) -> None:
@@ -46,9 +46,9 @@ class Quick:
         self._refusal = store.refusal
         self._breaker = breaker
         self._meter, self._ok, self._observe = meter, meter.ok, meter.observe
-        self._expire = deadlines.begin
+        self._expire = Answers(budget).begin
         self._budget = budget
-        self._concerned = concerned
+        self._pending = pending
         self._longer = longer
         self._clock = clock
 
@@ -67,7 +67,7 @@ class Quick:
         self, who: Waiting, key: bytes, scopes: Sequence[str], ticket: Ticket, future: Any, about: Any
     ) -> Lookup:
         began = self._clock()
-        waits = self._expire(self._budget, future)
+        waits = self._expire(future)
         try:
             found = self._told(key, scopes, about, await future)
         except Exception as error:  # noqa: BLE001 - P5; counted
@@ -80,7 +80,7 @@ class Quick:
             self._breaker.abandon(ticket)
             raise
         finally:
-            waits.over_with()
+            waits.clear()
         took = self._clock() - began
         who.waited += took
         self._breaker.report(ticket, failed=False)
@@ -88,7 +88,7 @@ class Quick:
         self._observe(took)
         if found is None:
             return await self._longer(who, key, scopes)
-        record = found.record
-        if type(record) is Entry and self._concerned(record):
+        pending = self._pending
+        if pending.count and type(found.record) is Entry and pending.concern(found.record):
             return Lookup(None, found.positions)
         return found

@@ -3,7 +3,8 @@ together with the record the next time, so that a hit takes one round trip.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from tidegate.middleware.core.codec import Alike
@@ -27,10 +28,10 @@ class Seen:
     some scopes, and those of the stamps that it needed; and the question, as it is sent.
 
     tags, positions: those of the entry: another with the same needs the same stamps. decode: decodes it. large: it lies
-        elsewhere.
+        elsewhere. unpurged: the positions of the scopes if they never were.
     """
 
-    __slots__ = ("decode", "large", "positions", "question", "scopes", "tags", "words")
+    __slots__ = ("decode", "large", "positions", "question", "scopes", "tags", "unpurged", "words")
 
     def __init__(self, scopes: Sequence[str], entry: Entry, words: Keys) -> None:
         self.scopes = scopes
@@ -38,6 +39,7 @@ class Seen:
         self.question = pack((b"MGET", *words))
         self.decode = Alike().decode
         self.large = False
+        self.unpurged: Mapping[str, int] = MappingProxyType(dict.fromkeys(scopes, 0))
         self.tags = entry.tags
         self.positions = entry.positions
 

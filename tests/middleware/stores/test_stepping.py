@@ -1,14 +1,16 @@
 """Deadlines of calls: who is late, who was only held up, and who was cancelled by somebody else."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from tests.middleware.stores.support import eventually
-from tidegate.middleware.stores.stepping import Deadlines
+from tidegate.middleware.stores.stepping import Answers, Deadlines
 
 SHORT, LONG = 0.02, 60.0
 
@@ -123,25 +125,63 @@ def test_times_that_nobody_waits_for_any_more_are_forgotten() -> None:
 
 def test_a_future_that_is_late_fails_and_one_that_is_over_with_is_left_alone() -> None:
     async def main() -> None:
-        deadlines, loop = Deadlines(), asyncio.get_running_loop()
-        late, answered, given_up = (loop.create_future() for _ in range(3))
-        deadlines.begin(SHORT, answered)
-        answered.set_result("in time")
-        deadlines.begin(SHORT, given_up).over_with()
-        deadlines.begin(SHORT, late)
+        answers, loop = Answers(SHORT), asyncio.get_running_loop()
+        for _ in range(3):  # the timer is armed again after the line was empty
+            late, answered, given_up, later = (loop.create_future() for _ in range(4))
+            answers.begin(answered)
+            answered.set_result("in time")
+            answers.begin(given_up).clear()
+            answers.begin(late)
+            answers.begin(later)
+            for each in (late, later):
+                with pytest.raises(TimeoutError):
+                    await each
+            assert answered.result() == "in time"
+            assert not given_up.done()
+
+    run(main())
+
+
+def test_a_future_of_another_event_loop_has_its_deadline_too() -> None:
+    answers = Answers(SHORT)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        late = loop.create_future()
+        answers.begin(late)
         with pytest.raises(TimeoutError):
             await late
-        assert answered.result() == "in time"
-        assert not given_up.done()
+
+    async def left() -> None:
+        answers.begin(asyncio.get_running_loop().create_future())  # its timer will not be called
+
+    run(left())
+    run(main())
+
+
+def test_an_answer_that_is_cleared_is_held_by_nobody() -> None:
+    class Large:
+        pass
+
+    async def main() -> None:
+        answers, loop = Answers(LONG), asyncio.get_running_loop()
+        answer, large = loop.create_future(), Large()
+        told = weakref.ref(large)
+        waits = answers.begin(answer)
+        answer.set_result(large)
+        waits.clear()
+        del answer, large
+        gc.collect()
+        assert told() is None
 
     run(main())
 
 
 def test_the_deadline_of_a_future_does_not_count_the_time_for_which_the_loop_was_held_up() -> None:
     async def main() -> None:
-        deadlines, loop = Deadlines(), asyncio.get_running_loop()
+        answers, loop = Answers(SHORT), asyncio.get_running_loop()
         answer = loop.create_future()
-        deadlines.begin(SHORT, answer)
+        answers.begin(answer)
         time.sleep(3 * SHORT)  # noqa: ASYNC251 - some other code of the application, that blocks
         loop.call_soon(answer.set_result, "it had come meanwhile")
         assert await answer == "it had come meanwhile"
