@@ -78,7 +78,8 @@ class Explained(Filling):
         kept = verdict if isinstance(verdict, Kept) else None
         names = kept.vary if kept is not None else names
         if key is None:
-            key = self._variant_key(names) if names else self._primary
+            status, headers, _ = self._answered or (0, (), False)
+            key = self._key_for(names, status, headers)
         return Explanation(
             method=scope["method"],
             url=_url(scope, uri, self._config.credentials),

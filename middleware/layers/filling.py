@@ -250,8 +250,12 @@ class Filling(Witness):
             note += b"; stored"
         if self._config.show_key:
             vary = verdict.vary if isinstance(verdict, Kept) else ()
-            note += self._key_note(self._variant_key(vary) if vary else self._primary)
+            note += self._key_note(self._key_for(vary, status, headers))
         return (*headers, (b"cache-status", note)), room
+
+    def _key_for(self, vary: Sequence[bytes], _status: int, _headers: Pairs) -> bytes:
+        """The key under which a response to this request is stored that varies on these fields."""
+        return self._variant_key(vary) if vary else self._primary
 
     def _key_note(self, key: bytes) -> bytes:
         """The key as a parameter of Cache-Status (RFC 9211 2.7)."""

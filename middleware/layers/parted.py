@@ -7,6 +7,7 @@ Who asks for the whole where a part is stored gets it from that and from the res
 process that stored the part looks for it: nobody else's miss costs another look-up.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -53,6 +54,12 @@ class Parted(Explained):
 
     def _part_key(self) -> bytes:
         return self._config.names.apart(self._named, b"part").primary
+
+    def _key_for(self, vary: Sequence[bytes], status: int, headers: Pairs) -> bytes:
+        place = place_of(headers) if status == 206 and self._is_ranged else None
+        if place is None or (place.first, place.end) == (0, place.total):
+            return super()._key_for(vary, status, headers)
+        return self._part_key()
 
     async def _find_part(self) -> tuple[Entry, Reuse] | None:
         """The part that this request selects, if it may be used for it."""

@@ -308,6 +308,33 @@ def test_a_part_that_is_served_is_told_of() -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(("of", "asked"), [("0-4/9", "bytes=1-2"), ("0-4/5", "bytes=0-4")])
+def test_what_stores_a_part_and_what_it_answers_name_one_key(of: str, asked: str) -> None:
+    async def part(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-range", b"bytes " + of.encode()), (b"content-length", b"5")]
+        headers += [(b"cache-control", b"max-age=60"), (b"vary", b"accept")]
+        await send({"type": "http.response.start", "status": 206, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def body() -> None:
+        layer = layer_over(part, identity=None, share="public", show_key=True)
+        keys: list[str | None] = []
+        for wanted in ("bytes=0-4", asked):
+            told = await layer.explain(scope_of(headers=[("range", wanted)]), no_body)
+            answer = await call(layer, headers=[("range", wanted)])
+            assert told.key is not None
+            keys += [told.key.hash, key_in(answer.header("cache-status"))]
+        assert answer.hit
+        assert len(set(keys)) == 1, keys
+
+    asyncio.run(body())
+
+
+async def no_body() -> Any:
+    """A client's `receive`."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
 def test_of_what_is_fresh_and_what_is_stale_cache_status_says_who_made_the_cache_ask() -> None:
     async def body() -> None:
         for wish in ("no-cache", "max-age=0", "min-fresh=61"):
