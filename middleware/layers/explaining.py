@@ -336,7 +336,8 @@ def without_effect(config: CacheConfig) -> tuple[CacheConfig, KeepsNothing]:
     """The same cache, but it stores nothing, refreshes nothing, and counts where nobody looks."""
     kept = KeepsNothing(config.store)
     metrics = Metrics(CollectorRegistry())
-    return replace(config, store=kept, metrics=metrics, refreshes=NoRefreshes(metrics)), kept
+    in_part = config.in_part.copy()
+    return replace(config, store=kept, metrics=metrics, refreshes=NoRefreshes(metrics), in_part=in_part), kept
 
 
 def _url(scope: Scope, uri: Uri, credentials: Credentials) -> str:

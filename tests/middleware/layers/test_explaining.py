@@ -330,6 +330,30 @@ def test_what_stores_a_part_and_what_it_answers_name_one_key(of: str, asked: str
     asyncio.run(body())
 
 
+def test_asking_for_an_explanation_does_not_keep_a_part_from_being_completed() -> None:
+    """The app gives another part than was asked for. Each time it is asked for the rest first, explained or not."""
+    asked: list[bytes | None] = []
+
+    async def part(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(dict(scope["headers"]).get(b"range"))
+        headers = [(b"content-range", b"bytes 0-4/9"), (b"content-length", b"5"), (b"etag", b'"1"')]
+        headers.append((b"cache-control", b"max-age=60"))
+        await send({"type": "http.response.start", "status": 206, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def body() -> None:
+        layer = layer_over(part, identity=None, share="public")
+        await call(layer, headers=[("range", "bytes=0-4")])
+        for _ in range(2):
+            asked.clear()
+            told = await layer.explain(scope_of(), no_body)
+            assert asked == [b"bytes=5-", None]
+        answer = await call(layer)
+        assert told.cache_status == answer.header("cache-status") == 'Tidegate; fwd=partial; detail="status 206"'
+
+    asyncio.run(body())
+
+
 async def no_body() -> Any:
     """A client's `receive`."""
     return {"type": "http.request", "body": b"", "more_body": False}
