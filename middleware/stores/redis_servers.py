@@ -16,6 +16,7 @@ from tidegate.addresses import Address
 from tidegate.errors import StoreError
 from tidegate.middleware.stores.redis_link import Dial, Link, Word, hang_up
 from tidegate.middleware.stores.redis_replicas import Replicas
+from tidegate.middleware.stores.resolving import connected_to
 
 __all__ = ["Greet", "Lanes", "Many", "OneServer", "Servers", "Way", "dial", "greeted", "scanned"]
 
@@ -240,10 +241,20 @@ async def dial(kind: Any, options: dict[str, Any], tls: Any = None) -> Any:
     connection = kind(**options)
     if tls is not None:
         connection.ssl_context = tls
+    socket: Any = None
     try:
+        if hasattr(connection, "host"):
+            arguments = dict(connection._connection_arguments())  # redis-py has no public way to these
+            host, port = arguments.pop("host"), arguments.pop("port")
+            arguments["sock"] = socket = await connected_to(host, port)
+            if "ssl" in arguments:
+                arguments["server_hostname"] = host
+            connection._connection_arguments = lambda: arguments
         await connection.connect()
     except BaseException:
         await connection.disconnect(nowait=True)
+        if socket is not None:
+            socket.close()
         raise
     return connection
 
