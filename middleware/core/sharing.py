@@ -105,7 +105,8 @@ def judge_answer(status: int, headers: Pairs, *, same_user: bool) -> Answer:
 def _forbidden(said: Mapping[bytes, bytes | None], *, same_user: bool) -> str | None:
     if b"no-store" in said:
         return "no-store"
-    return "private" if b"private" in said and not same_user else None
+    # The fields that no-cache="..." names are of one answer, and left out where it is stored (RFC 9111 5.2.2.4).
+    return "private" if not same_user and (b"private" in said or said.get(b"no-cache")) else None
 
 
 def is_for_all(status: int, headers: Pairs, now: float) -> bool:

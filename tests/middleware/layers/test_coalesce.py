@@ -161,6 +161,7 @@ UNSHARED: list[tuple[str, list[tuple[bytes, bytes]], int]] = [
     ("set-cookie", [(b"set-cookie", b"session=secret")], 200),
     ("no-store", [(b"cache-control", b"max-age=60, No-Store")], 200),
     ("private", [(b"cache-control", b"private")], 200),
+    ("fields", [(b"cache-control", b'max-age=60, no-cache="x-balance"')], 200),
     ("targeted-private", [(b"cache-control", b"max-age=60"), (b"CDN-Cache-Control", b"private")], 200),
     ("targeted-no-store", [(b"cache-control", b"max-age=60"), (b"tidegate-cache-control", b"no-store")], 200),
     ("no-store-but-here", [(b"cache-control", b"no-store"), (b"cdn-cache-control", b"max-age=60")], 200),
