@@ -127,7 +127,7 @@ def directives(values: Iterable[bytes]) -> dict[bytes, bytes | None]:
         name = name.strip(_OWS).lower()
         value = _unquote(argument.strip(_OWS)) if equals else None
         known = found.get(name)
-        if name not in found or value is None:
+        if name not in found or (value is None and name in _LISTED):
             found[name] = value
         elif name in _LISTED and known:
             found[name] = known + b", " + value if value else value

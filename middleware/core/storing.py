@@ -126,9 +126,7 @@ def request_directives(headers: Pairs) -> RequestDirectives:
         only_if_cached=b"only-if-cached" in found,
         max_age=seconds_of(found, b"max-age"),
         min_fresh=seconds_of(found, b"min-fresh"),
-        max_stale=delta_seconds(found[b"max-stale"])
-        if found.get(b"max-stale")
-        else (2**31 if b"max-stale" in found else None),
+        max_stale=2**31 if found.get(b"max-stale", b"") is None else delta_seconds(found.get(b"max-stale")),
     )
 
 

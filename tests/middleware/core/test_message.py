@@ -12,6 +12,7 @@ from tidegate.middleware.core.message import (
     parse_date,
     storable_headers,
 )
+from tidegate.middleware.core.storing import request_directives
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,22 @@ def test_no_date_text_raises(text: bytes) -> None:
 def test_hop_by_hop_fields_are_dropped_and_order_and_duplicates_kept() -> None:
     headers = [(b"Link", b"1"), (b"connection", b"Close, X-Own"), (b"x-own", b"2"), (b"link", b"3"), (b"age", b"4")]
     assert storable_headers(headers) == ((b"link", b"1"), (b"link", b"3"))
+
+
+@pytest.mark.parametrize(
+    ("control", "seconds"),
+    [
+        ("max-stale", 2**31),
+        ("max-stale=5", 5),
+        ("max-stale=5, max-stale", 5),
+        ("max-stale, max-stale=5", 2**31),
+        ("max-stale=", None),
+        ('max-stale=""', None),
+        ("max-stale=soon", None),
+        ("max-age=5", None),
+    ],
+)
+def test_only_max_stale_without_an_argument_takes_what_is_stale_for_however_long(
+    control: str, seconds: int | None
+) -> None:
+    assert request_directives([(b"cache-control", control.encode())]).max_stale == seconds
