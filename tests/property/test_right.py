@@ -20,7 +20,7 @@ from tests.property.right_life import Right
 from tidegate.middleware.core import parts, ranges, storing
 from tidegate.middleware.core.message import directives, field_values, single_value
 from tidegate.middleware.core.targeted import Control
-from tidegate.middleware.layers import cache, exchange, filling, fused, parted, straight
+from tidegate.middleware.layers import cache, exchange, filling, fused, keeping, parted, straight
 from tidegate.middleware.layers.cache import CacheLayer
 
 DEEP = int(os.environ.get("TIDEGATE_DEEP", "1"))
@@ -56,7 +56,7 @@ def _no_field_selects(patch: pytest.MonkeyPatch) -> None:
 
 
 def _age_does_not_count(patch: pytest.MonkeyPatch) -> None:
-    for module in (filling, straight):
+    for module in (filling, keeping):
         patch.setattr(module, "born_at", lambda _headers, *, asked, answered: answered)
 
 
