@@ -32,7 +32,7 @@ from tidegate.middleware.layers.asgi import (
     Send,
     always,
 )
-from tidegate.middleware.layers.eager import begin
+from tidegate.middleware.layers.eager import begin, show
 from tidegate.middleware.layers.flight import Flight, Seat, Unjoined
 from tidegate.middleware.layers.joining import Key, Remembered, by_vary_alone, key_of, may_share, same_user
 from tidegate.middleware.layers.leader import Leader
@@ -174,15 +174,19 @@ class CoalesceLayer:
         request = scope["headers"]
         leader = Leader(scope, receive, send)
         began = self.clock()
-        if self._busy.until and self._busy.holds(hash(key), began):
-            run = asyncio.get_running_loop().create_task(self._run(scope, leader))
-        else:
-            begun = begin(self._run(scope, leader))
-            if begun is None:
-                self.never_waited(key, leader.start, context, began)
-                return
-            run = begun
-        await self.fly(key, request, context, leader, run)
+        try:
+            if self._busy.until and self._busy.holds(hash(key), began):
+                run = asyncio.get_running_loop().create_task(self._run(scope, leader))
+            else:
+                begun = begin(self._run(scope, leader))
+                if begun is None:
+                    self.never_waited(key, leader.start, context, began)
+                    return
+                run = begun
+            await self.fly(key, request, context, leader, run)
+        finally:
+            if leader.left is not None:
+                show(leader.left)
 
     async def fly(
         self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"

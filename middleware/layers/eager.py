@@ -6,7 +6,8 @@ as well, by what asyncio documents for other implementations of tasks ("Extendin
 
 Guaranteed: the run has one task from its first line to its last, and it is not the caller's: what binds itself to
 `asyncio.current_task()` (time-outs, task groups, cancel scopes) sees no difference between before and after its first
-wait. It runs in a copy of the caller's context, as in a task. Whoever cancels the caller does not touch it.
+wait. It runs in a copy of the caller's context, as in a task; `show` lets the caller see what it has set there. Whoever
+cancels the caller does not touch it.
 
 A task that a run without waits left as it found it, so that nobody can tell, serves the next run of the same turn: of
 many requests that come in one turn, as they do under load, the first alone pays for a task. Whatever is left on a task
@@ -27,9 +28,10 @@ from sys import getrefcount
 from typing import Any, Final
 from weakref import getweakrefcount
 
-__all__ = ["begin"]
+__all__ = ["begin", "show"]
 
 _NAME: Final = "tidegate-coalesce-run"
+_UNSET: Final = object()
 
 
 def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
@@ -76,6 +78,16 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
     ):
         here.own = own
     return None
+
+
+def show(left: Context) -> None:
+    """Set the context variables of the caller as a run has left them: as if it had been called, and been no task.
+
+    left: a copy of the run's context from its end.
+    """
+    for variable, value in left.items():
+        if variable.get(_UNSET) is not value:
+            variable.set(value)
 
 
 class _Own:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextvars import Context, copy_context
 
 from tidegate.middleware.layers.asgi import Message, Receive, Scope, Send, repeatable
 from tidegate.middleware.layers.flight import Flight
@@ -14,6 +15,8 @@ class Leader:
     """The connection that the run began for: its `receive` and `send` as the run sees them.
 
     watched: made before the run, so that a session which the scope has now is one from further out.
+
+    left: the context variables as the run has left them; None until it is over.
 
     Until the run waits for the first time nobody can join it: there is no flight then, and what the run says goes to
     the client and is noted for `take_off`.
@@ -32,6 +35,7 @@ class Leader:
         "_session",
         "_used",
         "flight",
+        "left",
         "start",
     )
 
@@ -43,6 +47,7 @@ class Leader:
         self._receive = receive
         self._send = send
         self.start: Message | None = None
+        self.left: Context | None = None
         self._closed = False
         self._outbox: deque[Message] = deque()
         self._called: asyncio.Future[None] | None = None
@@ -109,6 +114,7 @@ class Leader:
 
     def over(self) -> None:
         """The run is."""
+        self.left = copy_context()
         self.end_session()
         if self.flight is not None:
             self.flight.finish()

@@ -12,6 +12,7 @@ compares the two ways on generated lives: messages, records, counts, circuits, f
 
 import asyncio
 from collections.abc import Awaitable
+from contextvars import Context, copy_context
 from typing import Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
@@ -20,7 +21,7 @@ from tidegate.middleware.core.validators import make_etag
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Send
 from tidegate.middleware.layers.breaker import Outcome
 from tidegate.middleware.layers.coalesce import CoalesceLayer
-from tidegate.middleware.layers.eager import begin
+from tidegate.middleware.layers.eager import begin, show
 from tidegate.middleware.layers.etag import Labelling
 from tidegate.middleware.layers.fields import Heads, Pair
 from tidegate.middleware.layers.fused import Missed
@@ -66,9 +67,9 @@ class Way:
 class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
-    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_length",
-                 "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started", "_tag",
-                 "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_left",
+                 "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started",
+                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
 
     def __init__(
         self, way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float,
@@ -85,6 +86,7 @@ class Passage:
         self._breaker = breaker
         self._ticket = ticket
         self._leads = False
+        self._left: Context | None = None
         self._stage = _NEW
         self._labelling: Labelling | None = None
         self._leader: Leader | None = None
@@ -122,6 +124,9 @@ class Passage:
         except BaseException as error:
             self._failed(error)
             raise
+        finally:
+            if self._left is not None:
+                show(self._left)
         if run is not None:
             return self._wait(key, run)
         start = None if context.storable else self._leaders_start()
@@ -149,6 +154,8 @@ class Passage:
             self._watch.failed = True
             raise
         finally:
+            if self._left is not None:
+                show(self._left)
             self._over()
 
     async def _run(self) -> None:
@@ -165,6 +172,7 @@ class Passage:
             self._ending().abandon()
             raise
         finally:
+            self._left = copy_context()
             if self._leader is not None:
                 self._leader.over()
             elif self._waiting is not None:

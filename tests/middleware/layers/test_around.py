@@ -1,13 +1,14 @@
 """What a middleware further out sees of a request's way through the app: the same as without the layers."""
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.driver import call, scope_of
-from tidegate import MemoryStore, Settings, TelemetryLayer, Tidegate
+from tidegate import CoalesceLayer, MemoryStore, RoutePolicy, Settings, TelemetryLayer, Tidegate
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.metrics import Metrics
 from tidegate.settings import CacheSettings
@@ -84,3 +85,46 @@ def test_a_conditional_request_is_counted_under_the_frameworks_route() -> None:
     asyncio.run(call(TelemetryLayer(layer, metrics=metrics), "/things/1", headers=CONDITIONS))
     samples = [sample for metric in registry.collect() for sample in metric.samples if sample.value]
     assert {sample.labels["route"] for sample in samples if "route" in sample.labels} == {Route.path}
+
+
+SAID: ContextVar[str] = ContextVar("said", default="")
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
+@pytest.mark.parametrize("wait", ["first", "last", "never"])
+@pytest.mark.parametrize("stack", ["straight", "general", "coalesce", "busy"])
+def test_what_the_app_says_in_a_context_variable_is_heard_further_out(stack: str, wait: str, fails: bool) -> None:
+    """As an access log wants it, which names the user that a handler has found."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert SAID.get() == "further out"
+        if wait == "first":
+            await asyncio.sleep(0)
+        token = SAID.set("for a while")
+        SAID.reset(token)
+        SAID.set("by the app")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"hi"})
+        if wait == "last":
+            await asyncio.sleep(0)
+        if fails:
+            raise ValueError
+
+    async def body() -> None:
+        layers: dict[str, Any] = {
+            "straight": Tidegate(Settings(), policies=[RoutePolicy(route="/", ttl=60, share="public")]),
+            "general": Tidegate(Settings()),
+            "coalesce": CoalesceLayer,
+            "busy": lambda app: CoalesceLayer(app, max_busy=0),
+        }
+        mounted = layers[stack](app)
+        SAID.set("further out")
+        for path in ("/", "/again") if stack != "busy" else ("/", "/"):
+            SAID.set("further out")
+            try:
+                await call(mounted, path)
+            except ValueError:
+                assert fails
+            assert SAID.get() == "by the app"
+
+    asyncio.run(body())
