@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -37,15 +36,16 @@ async def look_through(
     read: their values. opened: the record of a name and a value. stands: whether nothing has purged it already.
     """
     tally = Tally(tags)
-    ends = time.monotonic() + LOOK_FOR
     try:
-        async for found in names:
-            for start in range(0, len(found), _AT_ONCE):
-                if tally.looked_at >= LOOKED_AT or time.monotonic() > ends:
-                    tally.exact = False
-                    return tally.told()
-                await _look_at(found[start : start + _AT_ONCE], tally, read, opened, stands)
-    except (RedisError, StoreError):
+        # Not only where there is a record: of a server that others use too most keys are none, and it may be silent.
+        async with asyncio.timeout(LOOK_FOR):
+            async for found in names:
+                for start in range(0, len(found), _AT_ONCE):
+                    if tally.looked_at >= LOOKED_AT:
+                        tally.exact = False
+                        return tally.told()
+                    await _look_at(found[start : start + _AT_ONCE], tally, read, opened, stands)
+    except (RedisError, StoreError, TimeoutError):
         tally.exact = False
     return tally.told()
 

@@ -25,13 +25,16 @@ class _LookUps:
     """Those that are under way, and who waits for them, in whichever event loop."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: after a fork the threads are the parent's."""
         self.lock = Lock()
         self.waiting: dict[tuple[str, int], _Waiting] = {}
 
 
 _look_ups: Final = _LookUps()
-# The threads stay with the parent.
-os.register_at_fork(after_in_child=_look_ups.__init__)
+os.register_at_fork(after_in_child=_look_ups.forget)
 
 
 async def connected_to(host: str, port: int) -> socket.socket:

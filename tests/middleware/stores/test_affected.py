@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from tests.middleware.stores.support import ACME, Open, entry, found, new_metric
 from tests.services import RedisServer
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Variants
 from tidegate.middleware.stores import redis_looking
-from tidegate.middleware.stores.affected import SAMPLE, Affects
+from tidegate.middleware.stores.affected import SAMPLE, Affected, Affects
 from tidegate.middleware.stores.base import Aim, Store
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.redis import RedisStore
@@ -130,3 +130,31 @@ def test_a_server_that_is_away_is_told_as_nothing_known() -> None:
             await store.aclose()
 
     asyncio.run(run())
+
+
+async def none_of_ours() -> AsyncIterator[list[bytes]]:
+    while True:
+        await asyncio.sleep(0.001)
+        yield []
+
+
+async def silent() -> AsyncIterator[list[bytes]]:
+    await asyncio.Event().wait()
+    yield []
+
+
+@pytest.mark.parametrize("names", [none_of_ours, silent])
+def test_it_ends_in_time_where_no_record_is_found_or_nobody_answers(
+    names: Callable[[], AsyncIterator[list[bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_looking, "LOOK_FOR", 0.05)
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError("there is nothing to read")
+
+    async def look() -> Affected:
+        async with asyncio.timeout(20.0):
+            looking = redis_looking.look_through
+            return await looking(names(), {ACME: ["a"]}, read=nothing, opened=lambda *_: None, stands=nothing)
+
+    assert asyncio.run(look()) == Affected(exact=False)
