@@ -266,6 +266,8 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
     else:
         opens = found.enabled and found.percentage != 0
         say(f"the flag is {found}: its layer {'opens again' if opens else 'stays shut'}")
+        if not opens and found.limited:
+            say(f"it keeps its conditions; if nobody needs them: tidegate flags shut {flag} --clear")
     finally:
         await actuator.close()
 

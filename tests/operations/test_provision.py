@@ -319,7 +319,7 @@ def test_a_flag_that_is_not_ours_alone_is_not_opened(
         unleash.admin.add_strategy(flag, 100)
     code, _, err = on_unleash.run("flags", "open", flag, "--only", "tenantId=acme")
     assert code == 1
-    told = {"two strategies": "2 strategies", "inverted": "conditions of somebody else", "no flag": "there is no flag"}
+    told = {"two strategies": "2 strategies", "inverted": "conditions, of somebody else", "no flag": "there is no flag"}
     assert told[state] in err
     if state != "no flag":
         assert not unleash.admin.enabled(flag)
@@ -350,9 +350,14 @@ def test_shutting_leaves_the_conditions_of_others(unleash: Unleash, on_unleash: 
     unleash.admin.add_strategy(flag, 50, constraints=(ACME, {**ACME, "contextName": "region"}))
     unleash.admin.turn_on(flag)
     code, out, _ = on_unleash.run("flags", "shut", flag)
-    assert (code, "its conditions are somebody else's and stay" in out) == (0, True)
+    assert (code, "its conditions stay, since they may be somebody else's" in out) == (0, True)
     assert not unleash.admin.enabled(flag)
     assert unleash.admin.percentage(flag) == "50"
+
+    code, out, _ = on_unleash.run("flags", "shut", flag, "--clear")
+    assert (code, out) == (0, f"{flag} in development is off, 0 % by tenantId\n")
+    (strategy,) = unleash.admin.strategies(flag)
+    assert (strategy["parameters"]["rollout"], strategy["constraints"]) == ("0", [])
 
 
 def test_a_condition_at_less_than_100_is_somebody_elses(on_file: Shell) -> None:
@@ -362,9 +367,9 @@ def test_a_condition_at_less_than_100_is_somebody_elses(on_file: Shell) -> None:
     text = json.dumps({"version": 1, "flags": {"tidegate.cache": flag}})
     (on_file.folder / "flags.json").write_text(text)
     code, out, _ = on_file.run("flags", "shut", "tidegate.cache")
-    assert (code, "its conditions are somebody else's and stay" in out) == (0, True)
+    assert (code, "its conditions stay, since they may be somebody else's" in out) == (0, True)
     code, _, err = on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")
-    assert (code, "has conditions of somebody else" in err) == (1, True)
+    assert (code, "has conditions, of somebody else or" in err) == (1, True)
     assert held(on_file) == {"tidegate.cache": flag}
 
 
@@ -493,16 +498,38 @@ def test_who_opens_a_flag_in_shadow_mode_is_told(on_file: Shell) -> None:
     assert "100 % by tenantId where tenantId IN acme as shadow" in on_file.run("flags", "status", "tidegate.cache")[1]
 
 
-def test_what_kill_leaves_of_an_opened_flag_can_be_opened_for_the_same_again_and_taken_away(on_file: Shell) -> None:
+def test_what_kill_leaves_of_an_opened_flag_can_be_taken_away_by_what_open_shut_and_lift_name(on_file: Shell) -> None:
+    on_file.run("flags", "init", "tidegate.cache")
+    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")[0] == 0
+    assert on_file.run("kill", "tidegate.cache")[0] == 0
+    clearing = "tidegate flags shut tidegate.cache --clear"
+    code, out, _ = on_file.run("lift", "tidegate.cache")
+    assert (code, clearing in out) == (0, True)
+    code, out, _ = on_file.run("flags", "shut", "tidegate.cache")
+    assert (code, clearing in out) == (0, True)
+    code, _, err = on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=globex")
+    assert (code, clearing in err) == (1, True)
+
+    code, out, _ = on_file.run(*clearing.split()[1:])
+    assert (code, out) == (0, "tidegate.cache in development is off, 0 % by tenantId\n")
+    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=globex")[0] == 0
+    assert on_file.run("flags", "shut", "tidegate.cache")[0] == 0
+    assert held(on_file)["tidegate.cache"]["strategies"][0]["constraints"] == []
+
+
+def test_what_kill_leaves_can_be_opened_for_the_same_again_at_once(on_file: Shell) -> None:
     on_file.run("flags", "init", "tidegate.cache")
     assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")[0] == 0
     assert on_file.run("kill", "tidegate.cache")[0] == on_file.run("lift", "tidegate.cache")[0] == 0
-    _, out, _ = on_file.run("flags", "shut", "tidegate.cache")
-    assert "open it for the same once more, then shut it" in out
-    assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=globex")[0] == 1
     assert on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme")[0] == 0
-    assert on_file.run("flags", "shut", "tidegate.cache")[0] == 0
-    assert held(on_file)["tidegate.cache"]["strategies"][0]["constraints"] == []
+
+
+def test_clearing_turns_off_first_and_says_what_it_cannot_take_away(on_file: Shell) -> None:
+    two = {"enabled": True, "strategies": [{"percentage": 30}, {"percentage": 3, "stickiness": "userId"}]}
+    (on_file.folder / "flags.json").write_text(json.dumps({"version": 1, "flags": {"tidegate.cache": two}}))
+    code, _, err = on_file.run("flags", "shut", "tidegate.cache", "--clear")
+    assert (code, "is off, but only the conditions of one strategy" in err) == (1, True)
+    assert held(on_file)["tidegate.cache"] == {**two, "enabled": False}
 
 
 def test_many_who_write_the_file_at_once_lose_nothing(on_file: Shell) -> None:

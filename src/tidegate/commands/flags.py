@@ -40,8 +40,10 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     opening.add_argument(
         "--only", metavar="FIELD=VALUE", action="append", required=True, help="tenantId=acme; may be given again"
     )
-    add("shut", _shut, "turn a flag off and take it back to 0 % without conditions").add_argument(
-        "flag", metavar="FLAG"
+    shutting = add("shut", _shut, "turn a flag off and take it back to 0 % without conditions")
+    shutting.add_argument("flag", metavar="FLAG")
+    shutting.add_argument(
+        "--clear", action="store_true", help="take away conditions that may be somebody else's, too (as after a kill)"
     )
 
 
@@ -125,7 +127,7 @@ def _shut(arguments: argparse.Namespace) -> int:
         desk = make_desk(settings, arguments.environment)
         try:
             refuse_if_owned(arguments.flag, desk.environment, settings)
-            await shut(desk, arguments.flag, say)
+            await shut(desk, arguments.flag, say, clear=arguments.clear)
         finally:
             await desk.close()
 

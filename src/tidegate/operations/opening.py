@@ -2,7 +2,8 @@
 
 Guaranteed: nobody but the named units is let in at any instant of it: the percentage is written together with the
 constraint, and only then is the flag turned on; what does not read back as meant is turned off again. A flag that is
-open already in some other way, or that a rollout owns, is not touched.
+open already in some other way, or that a rollout owns, is not touched. Conditions that may be somebody else's are
+taken away only where that is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +75,10 @@ async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> N
     if found.enabled and found.reach != "nobody" and not _is_only(found):
         raise FlagError(f"{name} in {desk.environment} is open already ({found}): tidegate flags shut {name}")
     if found.strategies and not _simple(found) and not _left_by_kill(found, whom):
-        raise FlagError(f"{name} in {desk.environment} has conditions of somebody else ({found}): remove them first")
+        raise FlagError(
+            f"{name} in {desk.environment} has conditions, of somebody else or of what was killed ({found}); "
+            f"if nobody needs them, take them away: {_clearing(name)}"
+        )
     try:
         await desk.aim(name, whom.field, whom.values, 100)
         _expect(await _one(desk, name), whom)
@@ -88,20 +92,28 @@ async def open_for(desk: Desk, name: str, whom: Only, field: str, say: Say) -> N
     say(f"{name} in {desk.environment} is open for {whom} only{f', as {variant}' if variant else ''}")
 
 
-async def shut(desk: Desk, name: str, say: Say) -> None:
+async def shut(desk: Desk, name: str, say: Say, *, clear: bool = False) -> None:
     """Turn the flag off, then take away what `open_for` has written, so that a rollout can begin.
 
+    clear: take away any condition of its one strategy, whoever has written it.
+
     Raises:
-        FlagError: if it does not read back as off at 0 %. It may be off all the same.
+        FlagError: if it does not read back as off at 0 %, or cannot be cleared. It may be off all the same.
     """
     await desk.turn(name, on=False)
     found = await _one(desk, name)
     if found.enabled:
         raise FlagError(f"{name} in {desk.environment} was turned off, but reads back as {found}")
-    if not _simple(found):
+    if clear and (len(found.strategies) != 1 or found.strategies[0].segments):
+        raise FlagError(
+            f"{name} in {desk.environment} is off, but only the conditions of one strategy without segments can be "
+            f"taken away here ({found}): use Unleash's pages, or edit the file"
+        )
+    if not clear and not _simple(found):
+        clearing = f"; if nobody needs them: {_clearing(name)}" if len(found.strategies) == 1 else ""
         say(
-            f"{name} in {desk.environment} is off; its conditions are somebody else's and stay: {found} "
-            "(if they are those of flags open, and kill has set 0 %: open it for the same once more, then shut it)"
+            f"{name} in {desk.environment} is off; its conditions stay, since they may be somebody else's: "
+            f"{found}{clearing}"
         )
         return
     await desk.aim(name, "", (), 0)
@@ -109,6 +121,10 @@ async def shut(desk: Desk, name: str, say: Say) -> None:
     if found.enabled or found.strategies[0].percentage != 0 or found.strategies[0].constraints:
         raise FlagError(f"{name} in {desk.environment} was shut, but reads back as {found}")
     say(f"{name} in {desk.environment} is {found}")
+
+
+def _clearing(name: str) -> str:
+    return f"tidegate flags shut {name} --clear"
 
 
 async def _one(desk: Desk, name: str) -> FlagView:
