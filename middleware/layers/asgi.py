@@ -358,6 +358,7 @@ class ContextResolver:
         context.identity = identity
         context.match = match
         context.decision = decision
+        context.tracer = None  # the one default that most requests read: from the class it takes three times as long
         return context
 
 

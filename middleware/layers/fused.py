@@ -103,13 +103,16 @@ class FusedHits:
         if (not plain and method != "HEAD") or (gate is not None and not gate(context)):
             return None
         decision, identity, policy = context.decision, context.identity, context.match.policy
-        if decision is not None and self._layer is not None and self._layer not in decision.open:
-            return None
-        share, matters = self._share if policy is None else policy.share, _MATTERS
-        if policy is not None and policy.mode != "serve":
-            return None
-        if decision is not None and decision.shadow and "cache" in decision.shadow:
-            return None
+        if decision is not None:
+            if self._layer is not None and self._layer not in decision.open:
+                return None
+            if decision.shadow and "cache" in decision.shadow:
+                return None
+        share, matters = self._share, _MATTERS
+        if policy is not None:
+            share = policy.share
+            if policy.mode != "serve":
+                return None
         if identity is None:
             if share != "public" or self._is_somebodys(scope):
                 return None

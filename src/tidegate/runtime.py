@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from threading import get_ident
+from types import CoroutineType
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
@@ -147,7 +148,7 @@ class Mounted:
             self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
         begun = self._begin(scope, receive, send)
-        if isinstance(begun, Watch):
+        if type(begun) is not CoroutineType and isinstance(begun, Watch):  # the first says of most that they are none
             try:  # `begun.run()`
                 await begun.app(scope, begun.receive, begun.send)
             except Exception:
