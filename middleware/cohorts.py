@@ -37,13 +37,13 @@ from tidegate.vocabulary import (
     COHORT_STORABLE,
 )
 
-__all__ = ["CohortCounters", "CohortTotals"]
+__all__ = ["ASKED", "FIRST_BUCKET", "HITS", "CohortCounters", "CohortTotals"]
 
 OnError = Callable[[str, Exception], None]
 
 # What is kept for a series. Each request is in one bucket, and at most one of `asked` and `hits`, so that a sum over
 # buckets is the number of requests, and no count has to be kept twice.
-_SECONDS, _ERRORS, _ASKED, _HITS, _FIRST_BUCKET = range(5)
+_SECONDS, _ERRORS, ASKED, HITS, FIRST_BUCKET = range(5)
 _FIRST_BOUND: Final = COHORT_BUCKETS[0]
 _BOUNDS: Final = (*(str(bound) for bound in COHORT_BUCKETS), "+Inf")
 _SLOTS: Final = ("seconds", "errors", "asked", "hits", *(f"le={bound}" for bound in _BOUNDS))
@@ -92,7 +92,8 @@ class CohortCounters(Collector):
         self._on_error = on_error if on_error is not None else _logged
         self._lock = threading.Lock()
         self._file: WorkerFile | None = None
-        self._counts = self._private()
+        self.counts = self._private()
+        """All that was counted; others once a file was opened or let go of."""
         self._is_forked = False
         self.unknown = 0
         if self._directory is not None:
@@ -114,7 +115,7 @@ class CohortCounters(Collector):
 
     def _open(self, directory: Path) -> None:
         self._file = WorkerFile.create(directory, self._labels, _SLOTS, groups=_GROUPS, members=self._layout.members)
-        self._counts = self._file.counts
+        self.counts = self._file.counts
         try:
             compact(directory, _SLOTS)
         except OSError as error:
@@ -125,7 +126,7 @@ class CohortCounters(Collector):
         self._lock = threading.Lock()  # a thread that the child does not have may hold the old one
         self._forget()
         if self._file is not None:
-            self._counts = self._private()
+            self.counts = self._private()
             self._file.close()
             self._file = None
             self._is_forked = True
@@ -136,12 +137,12 @@ class CohortCounters(Collector):
             offsets = self._recent[id(cohorts)][1]  # a third of what hashing five labels costs
         except KeyError:
             offsets = self._resolve(cohorts)
-        bucket = _FIRST_BUCKET
+        bucket = FIRST_BUCKET
         if seconds > _FIRST_BOUND:  # few are, and the search takes as long as a count
             bucket += bisect_left(COHORT_BUCKETS, seconds)
-        served = (_HITS if hit else _ASKED) if storable else 0
+        served = (HITS if hit else ASKED) if storable else 0
         seconds = 0.0 + seconds  # a plain number: the addition of another could let other threads in
-        counts = self._counts
+        counts = self.counts
         # No lock, which would cost half of the rest: CPython hands over the GIL at calls and at the loop's end only,
         # not within `+=` on numbers, so that no count is lost, and a row has all of a request or nothing.
         try:
@@ -154,6 +155,11 @@ class CohortCounters(Collector):
                 counts[offset] += seconds
         except ValueError:
             return  # they were closed meanwhile, by another thread
+
+    def place(self, cohorts: tuple[Labels, ...]) -> int | None:
+        """Where in `counts` the one row begins that counts for all of these; None: there is none, or not yet."""
+        known = self._recent.get(id(cohorts))
+        return known[1][0] if known is not None and len(known[1]) == 1 else None
 
     def _resolve(self, cohorts: tuple[Labels, ...]) -> tuple[int, ...]:
         with self._lock:
@@ -183,7 +189,7 @@ class CohortCounters(Collector):
         at = self._layout.group(self._groups)
         self._groups += 1
         for place, offset in enumerate(offsets):
-            self._counts[at + place] = float(offset // _WIDTH + 1)
+            self.counts[at + place] = float(offset // _WIDTH + 1)
         return (at + self._layout.members,)
 
     def _forget(self) -> None:
@@ -210,7 +216,7 @@ class CohortCounters(Collector):
     def _parts(self) -> Iterator[Part]:
         with self._lock:
             # A copy: a view would keep the file from being closed, at the end or in a forked child.
-            file, counts = self._file, list(self._counts)
+            file, counts = self._file, list(self.counts)
         if file is not None or self._directory is None:
             # From memory: the file itself may have been removed by somebody who tidied up.
             yield self._layout.part(counts)
@@ -240,7 +246,7 @@ class CohortCounters(Collector):
         """Let go of the file. It stays: its counts belong to the totals."""
         with self._lock:
             self._forget()
-            self._counts = self._private()
+            self.counts = self._private()
             if self._file is not None:
                 self._file.close()
                 self._file = None
@@ -268,19 +274,19 @@ def _place(slot: str) -> int | None:
     if not slot.startswith("le="):
         return None
     try:
-        return _FIRST_BUCKET + bisect_left(COHORT_BUCKETS, float(slot.removeprefix("le=")))
+        return FIRST_BUCKET + bisect_left(COHORT_BUCKETS, float(slot.removeprefix("le=")))
     except ValueError:
         return None
 
 
 def _totals(values: Sequence[float]) -> CohortTotals:
     return CohortTotals(
-        requests=sum(values[_FIRST_BUCKET:]),
+        requests=sum(values[FIRST_BUCKET:]),
         errors=values[_ERRORS],
-        storable=values[_ASKED] + values[_HITS],
-        hits=values[_HITS],
+        storable=values[ASKED] + values[HITS],
+        hits=values[HITS],
         seconds=values[_SECONDS],
-        buckets=tuple(values[_FIRST_BUCKET:]),
+        buckets=tuple(values[FIRST_BUCKET:]),
     )
 
 

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["LATENCY_BUCKETS", "Ending", "RouteMetrics", "route_metrics"]
+__all__ = ["LATENCY_BUCKETS", "CountsRoutes", "Ending", "RouteMetrics", "route_metrics"]
 
 LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
@@ -76,6 +76,10 @@ class RouteMetrics:
             row = self._rows.setdefault(ending, [0.0] * (len(LATENCY_BUCKETS) + 2))
         row[0 if seconds <= _FIRST_BOUND else bisect_left(LATENCY_BUCKETS, seconds)] += 1.0
         row[-1] += seconds
+
+    def row(self, ending: tuple[str, str, int, str | None, str | None]) -> Row | None:
+        """Where those that end so are counted: one more in the bucket, the seconds in the last; None: none did yet."""
+        return self._rows.get(ending)
 
     def _sums(self, label: Callable[[Ending], tuple[str, ...] | None]) -> dict[tuple[str, ...], Row]:
         """The rows added up by some of their labels; None: a row that does not count there."""
@@ -154,6 +158,10 @@ class _OfWorkers:
             counter.inc()
         bound[1].observe(seconds)
 
+    def row(self, ending: tuple[str, str, int, str | None, str | None]) -> Row | None:
+        """None: they are counted in files."""
+        return None
+
     def _bind(self, ending: Ending) -> tuple[list[Counter], Histogram]:
         counters = [self.requests.labels(ending.route, ending.method, f"{ending.status}xx")]
         if ending.outcome is not None:
@@ -163,6 +171,10 @@ class _OfWorkers:
         return counters, self.seconds.labels(ending.route)
 
 
-def route_metrics(registry: CollectorRegistry) -> "RouteMetrics | _OfWorkers":
+CountsRoutes = RouteMetrics | _OfWorkers
+"""The metrics per route, counted in either way."""
+
+
+def route_metrics(registry: CollectorRegistry) -> CountsRoutes:
     """The metrics per route, in the way that this process is scraped."""
     return _OfWorkers(registry) if "PROMETHEUS_MULTIPROC_DIR" in os.environ else RouteMetrics(registry)

@@ -6,9 +6,10 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.counting import Together
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
@@ -23,11 +24,11 @@ from tidegate.middleware.layers.asgi import (
     always,
     route_label,
 )
-from tidegate.middleware.layers.fused import Answer, Hits
+from tidegate.middleware.layers.fused import Hits
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Span, Tracer, inside
 
-__all__ = ["Quiet", "TelemetryLayer", "Through", "Watch", "debug_fields"]
+__all__ = ["PlainHit", "Quiet", "TelemetryLayer", "Through", "Watch", "debug_fields"]
 
 _HITS = ("hit", "stale")
 _CACHEABLE = ("GET", "HEAD")
@@ -38,6 +39,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 Through = Callable[[Scope, RequestContext, Receive, Send, float], Awaitable[None] | None]
 """Takes a request, begun at that time, through the layers inside, and through this one; None: it is not for that."""
 
+PlainHit = tuple[dict[str, Any], dict[str, Any], RequestContext, float, bool]
+"""A hit that has still to be sent: start, body, the request's context, when it began, whether the layer is open."""
 
 _blank: Final = object.__new__
 
@@ -72,12 +75,18 @@ class TelemetryLayer:
         self.gate = gate
         self.cohorts = cohorts
         self.metrics = metrics if metrics is not None else Metrics.of()
+        routes = self.metrics.routes
         self.tracer = tracer
         self.debug_headers = debug_headers
         self.clock = clock
         self._resolver = resolver if resolver is not None else ContextResolver()
-        self._count = self.metrics.routes.count
-        self._hits = hits
+        self._count = routes.count
+        self._hits = self._misses = self._passes = None
+        if cohorts is not None:
+            self._hits = Together(cohorts, routes, outcome="hit", storable=True)
+            self._misses = Together(cohorts, routes, outcome="miss", storable=True)
+            self._passes = Together(cohorts, routes, outcome="miss", storable=False)
+        self._find = hits
         self.bare = bare if bare is not None else app
         """What `Quiet` requests are for."""
         self._quiet = bare is not None and cohorts is not None
@@ -87,10 +96,20 @@ class TelemetryLayer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = self.begin(scope, receive, send)
+        if isinstance(begun, tuple):
+            try:
+                await send(begun[0])
+            except BaseException as error:
+                self.count_hit(scope, begun, error)
+                raise
+            self.count_hit(scope, begun)  # before the last message leaves, as `Watch` does
+            await send(begun[1])
+            return
         await (begun.run() if isinstance(begun, Watch) else begun)
 
-    def begin(self, scope: Scope, receive: Receive, send: Send) -> "Watch | Awaitable[None]":
-        """As a call, for whoever awaits at once what is returned, or, of a watch, its `run`, or what that does."""
+    def begin(self, scope: Scope, receive: Receive, send: Send) -> "PlainHit | Watch | Awaitable[None]":
+        """As a call, for whoever does the rest of it at once: sends and counts a plain hit, or awaits what is returned,
+        of a watch its `run` or what that does. Each coroutine in between would cost a request as much as its name."""
         if scope["type"] != "http":
             return self.app(scope, receive, send)
         context = self._resolver.of(scope)
@@ -101,33 +120,18 @@ class TelemetryLayer:
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
         started = self.clock()
-        if self._hits is not None and context.tracer is None:
-            answer = self._hits(scope, context)
+        if self._find is not None and context.tracer is None:
+            answer = self._find(scope, context)
             if answer is not None:
-                return self._hit(scope, context, answer, send, started, opened)
+                if opened and self.debug_headers:
+                    answer[0]["headers"] += _debug(hit=True)
+                return answer[0], answer[1], context, started, opened
             if self.through is not None and span is None and context.missed is not None:
                 through = self.through(scope, context, receive, send, started)
                 if through is not None:
                     return through
         watch = Watch(self, self.app, scope, context, receive, send, opened, started)
         return watch if span is None else watch.run(span)
-
-    async def _hit(
-        self, scope: Scope, context: RequestContext, answer: Answer, send: Send, started: float, opened: bool
-    ) -> None:
-        """Send and count a plain hit."""
-        start, body = answer
-        if opened and self.debug_headers:
-            start["headers"] += _debug(hit=True)
-        status: int = start["status"]
-        try:
-            await send(start)
-        except BaseException as error:
-            self._count_broken(scope, context, status, started, opened, error)
-            raise
-        # Before the last message leaves, as `Watch` does.
-        self._count_hit(scope, context, status, self.clock() - started, opened, status >= 500)
-        await send(body)
 
     def _span(self, scope: Scope, context: RequestContext, tracer: Tracer) -> Span:
         """The span of the request. Where nobody will see it, those inside are not made, and a plain hit not held up."""
@@ -137,22 +141,26 @@ class TelemetryLayer:
             context.tracer = tracer
         return span
 
-    def _count_hit(
-        self, scope: Scope, context: RequestContext, status: int, seconds: float, opened: bool, is_error: bool
-    ) -> None:
-        decision, match = context.decision, context.match
+    def count_hit(self, scope: Scope, hit: PlainHit, failure: BaseException | None = None) -> None:
+        """Count a plain hit. failure: what `send` raised at its start: that the client left is no error."""
+        start, _, context, started, opened = hit
+        seconds = self.clock() - started
+        status: int = start["status"]
+        decision, match, together = context.decision, context.match, self._hits
+        if (
+            together is not None and decision is not None and match.policy is not None
+            and opened and failure is None and status == 200 and scope["method"] == "GET"
+        ):  # fmt: skip
+            together.count(decision.cohorts, match.route, seconds)
+            return
         if decision is not None and self.cohorts is not None:
-            self.cohorts.count(decision.cohorts, seconds, is_error, True, True)
+            error = status >= 500
+            if failure is not None:
+                error = (error or isinstance(failure, Exception)) and not isinstance(failure, OSError)
+            self.cohorts.count(decision.cohorts, seconds, error, True, True)
         if opened:
             route = match.route if match.policy is not None else route_label(scope, context)
             self._count((route, scope["method"], status // 100, "hit", None), seconds)
-
-    def _count_broken(
-        self, scope: Scope, context: RequestContext, status: int, started: float, opened: bool, failure: BaseException
-    ) -> None:
-        """Count a plain hit of which the client got nothing. That it left is no error."""
-        is_error = (status >= 500 or isinstance(failure, Exception)) and not isinstance(failure, OSError)
-        self._count_hit(scope, context, status, self.clock() - started, opened, is_error)
 
     def count(
         self, scope: Scope, context: RequestContext, status: int, started: float, opened: bool, error: bool
@@ -176,10 +184,12 @@ class TelemetryLayer:
         """
         seconds = self.clock() - started
         decision, match = context.decision, context.match
-        if decision is not None and self.cohorts is not None:
-            self.cohorts.count(decision.cohorts, seconds, False, storable, False)
         route = match.route if match.policy is not None else route_label(scope, context)
-        self._count((route, "GET", 2, "miss", None), seconds)
+        together = self._misses if storable else self._passes
+        if together is None or decision is None:
+            self._count((route, "GET", 2, "miss", None), seconds)
+        else:
+            together.count(decision.cohorts, route, seconds)
 
 
 def is_storable(scope: Scope, context: RequestContext) -> bool:

@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from tidegate.flags import FlagProvider, Gates, Stops
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
-from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch
+from tidegate.middleware.layers.telemetry import PlainHit, TelemetryLayer, Watch
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
 
@@ -132,10 +132,10 @@ class Mounted:
     @app.setter
     def app(self, app: ASGIApp) -> None:
         self._app = app
-        self._begin: Callable[[Scope, Receive, Send], Watch | Awaitable[None]] = app
+        self._begin: Callable[[Scope, Receive, Send], PlainHit | Watch | Awaitable[None]] = app
         if isinstance(app, TelemetryLayer):
             # What it would do in a call is done here instead: that is a coroutine less for each request.
-            self._begin = app.begin
+            self._begin, self._count_hit = app.begin, app.count_hit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -148,7 +148,15 @@ class Mounted:
             self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
         begun = self._begin(scope, receive, send)
-        if type(begun) is not CoroutineType and isinstance(begun, Watch):  # the first says of most that they are none
+        if type(begun) is tuple:  # the rest of the layer's call, here as below
+            try:
+                await send(begun[0])
+            except BaseException as error:
+                self._count_hit(scope, begun, error)
+                raise
+            self._count_hit(scope, begun)
+            await send(begun[1])
+        elif type(begun) is not CoroutineType and isinstance(begun, Watch):  # the first says of most that they are none
             try:  # `begun.run()`
                 await begun.app(scope, begun.receive, begun.send)
             except Exception:
@@ -158,7 +166,7 @@ class Mounted:
                 if not begun.counted:
                     begun.finish()
         else:
-            await begun
+            await begun  # type: ignore[misc]  # no tuple
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application's lifespan, and ours with it."""

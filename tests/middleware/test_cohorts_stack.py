@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import Answer, User, call
+from tests.driver import Answer, User, call, scope_of
 from tidegate import RoutePolicy, Settings, Tidegate
 from tidegate.flags import FlagContext, ProviderHealth, normalized
 from tidegate.middleware.cohorts import CohortTotals
@@ -76,6 +76,43 @@ def test_a_scrape_before_the_first_request_shows_every_flag_band_and_cohort_at_z
     }
     assert len(expected) == 5 * 13 * 5
     assert expected <= set(page)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+@pytest.mark.parametrize(
+    ("failure", "errors"),
+    [(OSError("it left"), 0), (RuntimeError("no server does this"), 1), (asyncio.CancelledError(), 0)],
+)
+def test_a_hit_that_could_not_be_sent_counts_once_and_as_an_error_unless_the_client_left(
+    failure: BaseException, errors: int, mounted: bool
+) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+        await send({"type": "http.response.body", "body": b"one"})
+
+    async def broken(message: Any) -> None:
+        sent.append(message["type"])
+        raise failure
+
+    sent: list[str] = []
+    tide = Tidegate(
+        provider=Percentages(100), policies=[RoutePolicy(route="/page", ttl=60)], registry=CollectorRegistry()
+    )
+
+    async def run() -> None:
+        layers: Any = tide(app)
+        await tide.start()
+        layers = layers if mounted else layers.app
+        for hits in range(3):
+            assert (await call(layers, "/page", user=ANN)).hit is (hits > 0)
+        with pytest.raises(type(failure)):
+            await layers(scope_of("/page", user=ANN), None, broken)
+        await tide.aclose()
+
+    asyncio.run(run())
+    counted = per_cohort(tide)["canary"]
+    assert (counted.requests, counted.hits, counted.errors) == (4, 3, errors)
+    assert sent == ["http.response.start"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(100, 0), (0, 100)])

@@ -259,6 +259,10 @@ LIVES = {
         Step(path="/ours"),
         Step(path="/ours", shut=frozenset({"etag"})),
     ],
+    "a route with a policy, first with the telemetry's gate open, then with it shut": [
+        Step(path="/tenant", shut=shut)
+        for shut in (frozenset[str](), frozenset[str](), frozenset({"telemetry"}), frozenset[str]())
+    ],
     "the same in shadow mode": [Step(path="/ours"), Step(path="/ours", shadow=True), Step(path="/ours")],
     "nobody, and then somebody with a cookie": [ANYBODY, ANYBODY, replace(ANYBODY, fields=(("cookie", "a=1"),))],
     "or credentials": [ANYBODY, ANYBODY, replace(ANYBODY, fields=(("authorization", "Bearer x"),))],
