@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from tidegate.middleware.core.identity import CREDENTIAL_HEADERS, Identity, parameter_names
 from tidegate.middleware.core.message import list_members
@@ -38,6 +38,9 @@ SCHEMA = b"tidegate-key-1"
 
 _DOTS: Final = re.compile(r"(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z)", re.IGNORECASE)
 """A segment `.` or `..` between slashes, backslashes or such that are encoded still; parameters may follow it."""
+
+_PORTS: Final = {"http": b":80", "https": b":443"}
+"""At the end of a host, what says no more than the scheme does (RFC 9110 4.2.3)."""
 
 _LONGEST_URI = 256
 """Bytes of a URI that stands in its tag as it is."""
@@ -171,17 +174,24 @@ def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
 
     A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
     """
-    return tag_of_encoded(tag_begun(scheme, host), encode_pair(raw_path, query))
+    return tag_of_encoded(tag_begun(scheme, host), raw_path, query, encode_pair(raw_path, query))
 
 
 def tag_begun(scheme: str, host: bytes) -> str:
-    """How all tags of URIs of an origin begin, but those of long ones."""
-    return "uri:" + encode_parts((scheme.encode(), host)).decode("latin-1")
+    """How all tags of URIs of an origin begin, but those of long ones. A port that goes without saying is left out."""
+    port = _PORTS.get(scheme)
+    return "uri:" + encode_parts((scheme.encode(), host.removesuffix(port) if port else host)).decode("latin-1")
 
 
-def tag_of_encoded(origin: str, rest: bytes) -> str:
-    """As `tag_of_uri`. origin: as `tag_begun` has it. rest: the other two parts, encoded."""
-    tag = origin + rest.decode("latin-1")
+def tag_of_encoded(origin: str, raw_path: bytes, query: bytes, encoded: bytes) -> str:
+    """As `tag_of_uri`. origin: as `tag_begun` has it. encoded: the other two parts, as `encode_pair` makes it.
+
+    The keys of `/@` and `/%40` differ, for an app may tell them apart; but most do not, and clients encode as they
+    like: a write by one of the two names clears what is stored under the other (RFC 3986 6.2.2.2).
+    """
+    if b"%" in encoded:
+        encoded = encode_pair(unquote_to_bytes(raw_path), unquote_to_bytes(query))
+    tag = origin + encoded.decode("latin-1")
     if len(tag) <= len("uri:") + _LONGEST_URI:
         return tag
     return "uri:" + blake2b(tag[4:].encode("latin-1"), digest_size=20).hexdigest()

@@ -183,7 +183,7 @@ class Names:
         encoded = encode_pair(raw_path, query)
         hashed = owner.begun.copy()
         hashed.update(encoded)
-        tag = (PUBLIC_SCOPE, tag_of_encoded(owner.origin, encoded))
+        tag = (PUBLIC_SCOPE, tag_of_encoded(owner.origin, raw_path, query, encoded))
         named = Named(owner, (raw_path, query), policy, hashed.digest(), tag, owner.scope)
         mark = hash(sent)
         at = mark % self._remember
