@@ -4,17 +4,21 @@ are whose."""
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 from redis import Redis
 from redis.crc import key_slot
 
-from tests.middleware.stores.support import ACME, entry, eventually, gone, hears, two_processes
+from tests.middleware.stores.support import ACME, entry, eventually, gone, hears, new_metrics, two_processes
 from tests.services import RedisCluster, RedisServer, wait_until
+from tests.services.server import free_port
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.redis import RedisStore
 from tidegate.middleware.stores.tiered import TieredStore
-from tidegate.middleware.stores.tracking_cluster import own_slots
+from tidegate.middleware.stores.tracking import Tracking
+from tidegate.middleware.stores.tracking_cluster import ClusterTracking, own_slots
 
 TENANTS = [f"tenant:{number}" for number in range(12)]
 
@@ -139,6 +143,84 @@ def test_a_replica_that_takes_over_is_followed_before_memory_answers_again(clust
             await gone(one, tenant.encode())
 
     two_processes(cluster.url, body, beside=cluster.servers[0].url)
+
+
+def test_a_replica_that_takes_over_from_a_living_master_loses_no_purge(cluster: RedisCluster) -> None:
+    """A purge that only the old master has had: who made it makes it again before anything is read from the new one."""
+    ousted, heir = cluster.masters[2], cluster.replicas[2]
+
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        theirs = next(tenant for tenant in TENANTS if has(ousted, slot_of(one, tenant)))
+        await known(one, b"key", theirs, "last")
+        ousted.command_reply("ACL", "SETUSER", "default", "-psync", "-sync")
+        ousted.command_reply("CLIENT", "KILL", "TYPE", "replica")
+        assert (await other.purge({theirs: ["last"]})).state == "done"
+        await gone(one, b"key")
+        stamp = other._far.purged_names({theirs: ["last"]})[0]
+        assert (holds(ousted, stamp), holds(heir, stamp)) == (True, False)
+        await asyncio.to_thread(heir.command_reply, "CLUSTER", "FAILOVER", "TAKEOVER")
+        assert b"role:master" in await asyncio.to_thread(heir.command_reply, "INFO", "replication")
+        address = (heir.host, heir.port)
+        followed = other._far.cluster._slots  # type: ignore[attr-defined]
+
+        async def moved() -> bool:
+            with suppress(StoreError):
+                assert (await other.get(b"key")).record is None, "it purged that"
+                return followed[slot_of(other, theirs)] == address
+            return False
+
+        await eventually(moved, "it asks the one that took over", 60.0)
+        assert holds(heir, stamp), "it was made again"
+
+        async def hit_again() -> bool:
+            with suppress(StoreError):
+                for tenant in TENANTS:
+                    await known(one, tenant.encode(), tenant)
+                    assert (await other.purge({tenant: ["it"]})).state == "done"
+                    await gone(one, tenant.encode())
+                return True
+            return False
+
+        await eventually(hit_again, "all is answered from memory, and purged there", 60.0)
+        assert (await one.get(b"key")).record is None, "nor does anybody else get it"
+
+    try:
+        two_processes(cluster.url, body, beside=cluster.servers[0].url)
+    finally:
+        ousted.command_reply("ACL", "SETUSER", "default", "+psync", "+sync")
+
+
+def holds(replica: RedisServer, name: bytes) -> bool:
+    """Whether it has this key, whoever has its slot."""
+    with Redis.from_url(replica.url, single_connection_client=True) as there:
+        there.execute_command("READONLY")
+        return bool(there.exists(name))
+
+
+def test_all_is_void_as_soon_as_slots_move_though_no_master_is_heard_yet() -> None:
+    nobody = ("127.0.0.1", free_port())
+    names = partial(Tracking, prefix=b"g", changed=lambda _: None, void=lambda: None, failed=lambda _: None)
+    everything, half = {nobody: ((0, 16383),)}, {nobody: ((0, 8191),)}
+
+    async def main() -> None:
+        address = f"redis+cluster://{nobody[0]}:{nobody[1]}"
+        cluster = RedisStore(address, metrics=new_metrics()).cluster
+        assert cluster is not None
+        voided = list[str]()
+        tracking = ClusterTracking(cluster, names, lambda: voided.append("all"))
+        tracking.start()
+        try:
+            told = cluster.topology_changed
+            assert told is not None
+            for topology, times in ((everything, 1), (everything, 1), (half, 2), (None, 2), (half, 2), (everything, 3)):
+                told(topology)
+                assert len(voided) == times
+                assert not tracking.live
+        finally:
+            await tracking.aclose()
+            await cluster.aclose()
+
+    asyncio.run(main())
 
 
 def slot_of(store: TieredStore, scope: str) -> int:
