@@ -221,13 +221,13 @@ class Link:
                 self._forget()
 
     async def _connect(self) -> Any:
-        every, within = LONGEST_PAUSE, self._handshake
-        try:
-            connection, renewed = await first_of(
-                self._dialled, every=every, within=within, failed=self._refuse, spare=lambda made: hang_up(made[0])
-            )
-        except TimeoutError as error:
-            raise StoreError(f"no connection within {within:g} s") from error
+        connection, renewed = await first_of(
+            self._dialled,
+            every=LONGEST_PAUSE,
+            within=self._handshake,
+            failed=self._refuse,
+            spare=lambda made: hang_up(made[0]),
+        )
         if renewed != self._renewed:
             await hang_up(connection)
             raise StoreError("the connection was given up before it was used")
@@ -303,6 +303,8 @@ class Link:
 
     def _refuse(self, error: BaseException) -> None:
         """Nobody need wait: what is queued fails, and so do new calls until there is a connection."""
+        if isinstance(error, TimeoutError) and not str(error):  # ours, not the kernel's
+            error = StoreError(f"no connection within {self._handshake:g} s, login included")
         self._refusal = _told(error)
         self._fail(self._out, error)
         self._reads = {}

@@ -1,6 +1,7 @@
 """A TCP proxy that can go silent, late, or away in the middle of a reply: what no server can be made to show."""
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import Self
 
@@ -35,14 +36,18 @@ class SwallowingProxy:
         self.connections = 0
         self.answers = 0
         self._forgotten = 0
+        self._dropping: list[socket.socket] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for each in self._dropping:
+            each.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -64,6 +69,34 @@ class SwallowingProxy:
     def forget(self) -> None:
         """Pass nothing on of connections that there are now, as a firewall does that has lost them: nobody is told."""
         self._forgotten = self.connections
+
+    def drop(self) -> None:
+        """Reset all connections, and from now on whoever asks for one gets no answer at all, as from an address behind
+        a firewall that drops. In any thread but the loop's.
+
+        Nobody accepts, and the one place in the queue is taken: the kernel drops every SYN then.
+        """
+        queue = self._server.sockets[0].dup()
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
+        queue.listen(0)
+        self._dropping = [queue, socket.create_connection(("127.0.0.1", self.port), 5)]
+        with socket.socket() as another:
+            another.settimeout(0.2)
+            with suppress(TimeoutError):
+                another.connect(("127.0.0.1", self.port))
+                raise AssertionError("the kernel drops nothing")
+        self._loop.call_soon_threadsafe(self.cut)
+
+    def accept(self) -> None:
+        """Accept connections again. In any thread but the loop's."""
+        queue, filling = self._dropping
+        self._dropping = []
+        filling.close()
+        accepting = asyncio.start_server(self._accept, sock=queue)
+        self._server = asyncio.run_coroutine_threadsafe(accepting, self._loop).result()
+
+    async def _hang_up(self) -> None:
+        self._server.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

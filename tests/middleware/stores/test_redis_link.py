@@ -6,6 +6,7 @@ import math
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio.connection import Connection
 
 from tests.middleware.stores.support import ACME, SCOPES, entry, eventually, new_metrics, positions, write
 from tests.services import RedisServer
+from tests.services.swallowing import SwallowingProxy
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import Entry
 from tidegate.middleware.stores.redis import RedisStore
@@ -151,13 +153,36 @@ def test_a_connection_that_falls_silent_is_given_up(start_server: Start) -> None
 
         async def noticed() -> bool:
             assert not await answered()
-            return {"redis: no reply for 0.2 s", "redis: no connection within 0.3 s"} <= told
+            return {"redis: no reply for 0.2 s", "redis: no connection within 0.3 s, login included"} <= told
 
         await eventually(noticed, "neither silence nor a server that accepts and says nothing is borne", 20.0)
         await asyncio.to_thread(server.resume)
         await eventually(answered, "it is connected again", 20.0)
 
     with_link(server.port, body, silence=0.2, handshake=0.3)
+
+
+def test_of_a_way_on_which_no_login_is_quick_enough_it_is_said_that_none_is(server: RedisServer) -> None:
+    async def run() -> None:
+        async with SwallowingProxy(server.port) as proxy:
+            proxy.delay = 0.6
+            link = Link(to(proxy.port), handshake=0.3)
+            try:
+                for _ in range(3):
+                    with pytest.raises(StoreError, match=r"^redis: no connection within 0\.3 s, login included$"):
+                        await link.call(b"PING")
+                proxy.delay = 0.0
+
+                async def answered() -> bool:
+                    with suppress(StoreError):
+                        return await link.call(b"PING") == b"PONG"
+                    return False
+
+                await eventually(answered, "it is connected", 20.0)
+            finally:
+                await link.aclose()
+
+    asyncio.run(run())
 
 
 def test_attempts_to_connect_are_few_and_ever_further_apart_and_calls_fail_meanwhile_without_one() -> None:

@@ -200,6 +200,18 @@ FAULTS: Final = (
         lasts=4.0,
     ),
     Fault(
+        name="drops",
+        says="no connection within 2 s, login included",
+        counted=SILENT,
+        severs=True,
+        server=Valkey,
+        begin=lambda place: place.link.drop(),
+        end=lambda place: place.link.accept(),
+        untouched=True,
+        proxied=True,
+        lasts=4.0,
+    ),
+    Fault(
         name="one second late",
         says="get: no answer within 50 ms",
         counted=SILENT,
