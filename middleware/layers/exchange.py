@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from tidegate.middleware.core.identity import REWRITING
 from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse
 from tidegate.middleware.core.storing import Kept, as_strict, client_cache_control
@@ -22,6 +23,9 @@ __all__ = ["Exchange"]
 
 _NOT_REFRESHED: Final = CONDITIONAL_HEADERS | {b"range", b"cache-control", b"pragma"}
 """Fields of the request that began a refresh which say nothing about the refresh."""
+
+_GONE: Final = frozenset({401, 403, 404, 410})
+"""Statuses that say that a resource is not there any more, or not for who asks."""
 
 _UNSTORABLE: Final = Kept(
     lifetime=0.0, stale_while_revalidate=0.0, stale_if_error=0.0, must_revalidate=True, vary=(), rule="refused"
@@ -100,8 +104,21 @@ class Exchange(Parted):
             self._end_session()
             show_scope(self._given, self._scope)
             self._context.explainer = None  # each holds the other: without this it would be for the garbage collector
-        if self._head is not None and self._entry is not None:
+        if self._entry is None:
+            return
+        if self._head is not None:
             await self._freshen(self._entry, self._head)
+        elif self._is_gone(self._entry):
+            await self._replace(self._entry, self._entry, None)
+
+    def _is_gone(self, entry: Entry) -> bool:
+        """Whether the app says that what is stored, and stale, is not to be had any more, in an answer that does not
+        take its place: it is neither to be served while somebody asks again, nor if the app fails.
+        """
+        if self._answered is None or self._answered[0] not in _GONE or self._kept is not None or self._is_ranged:
+            return False
+        is_fresh = entry.born + entry.lifetime > self._config.clock()  # then it is who asks that insists
+        return self._usable.stores and not is_fresh and not any(name in REWRITING for name, _ in self._request)
 
     def _conditions(self, entry: Entry) -> Pairs:
         # The app does not know our ETags; and a part that is missing is not asked for by asking about the whole.

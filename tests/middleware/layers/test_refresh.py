@@ -250,3 +250,61 @@ def test_a_client_that_is_served_stale_does_not_wait_for_the_refresh() -> None:
         return complete
 
     assert run(story)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_what_a_refresh_finds_gone_or_forbidden_is_not_served_again(status: int) -> None:
+    async def story() -> list[Answer]:
+        origin = Origin(b"secret", headers=[SWR])
+        bench = Bench(origin)
+        await bench.get()
+        origin.status, origin.headers, origin.body = status, [], b"no"
+        stale = await bench.get(61)
+        await settled(bench.layer._refreshes)
+        return [stale, await bench.get()]
+
+    stale, after = run(story)
+    assert (stale.status, stale.body) == (200, b"secret"), "nobody knew yet"
+    assert (after.status, after.body, after.hit) == (status, b"no", False)
+
+
+def test_what_the_app_has_said_is_gone_does_not_stand_in_for_it_when_it_fails() -> None:
+    async def story() -> Answer:
+        origin = Origin(b"secret", headers=[("cache-control", "max-age=60, stale-if-error=600")])
+        bench = Bench(origin)
+        await bench.get()
+        origin.status, origin.headers, origin.body = 403, [], b"no"
+        assert (await bench.get(61)).status == 403
+        origin.status = 500
+        return await bench.get()
+
+    failed = run(story)
+    assert (failed.status, failed.hit) == (500, False)
+
+
+@pytest.mark.parametrize("status", [400, 408, 429, 500, 503])
+def test_an_answer_that_says_nothing_of_the_resource_leaves_what_is_stored(status: int) -> None:
+    async def story() -> Answer:
+        origin = Origin(b"page", headers=[SWR])
+        bench = Bench(origin)
+        await bench.get()
+        origin.status, origin.headers = status, []
+        await bench.get(61)
+        await settled(bench.layer._refreshes)
+        return await bench.get()
+
+    again = run(story)
+    assert (again.status, again.body, again.hit) == (200, b"page", True)
+
+
+@pytest.mark.parametrize("field", [("cache-control", "no-cache"), ("x-original-url", "/nowhere")])
+def test_no_request_can_throw_out_what_is_fresh_by_asking_for_an_error(field: tuple[str, str]) -> None:
+    async def story() -> Answer:
+        origin = Origin(b"page", headers=[SWR])
+        bench = Bench(origin)
+        await bench.get()
+        origin.status, origin.headers = 404, []
+        await bench.get(1, ("cache-control", "no-cache"), field)
+        return await bench.get()
+
+    assert run(story).hit
