@@ -5,15 +5,31 @@ scope lie in one, and so do the two of a large record.
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from tidegate.middleware.core.records import WHOLE_SCOPE
 
 __all__ = ["Names"]
 
 REMEMBERED: Final = 16_384
+
+LONGEST: Final = 256
+"""Characters of a scope and a tag whose name is remembered: both are as long as an app makes them."""
+
+Named = TypeVar("Named", bound=Callable[..., bytes])
+
+
+def _remembered(named: Named) -> Named:
+    """The same, with the last names kept: hashing costs more than looking up, and few are asked for often."""
+    kept = lru_cache(REMEMBERED)(named)
+
+    def name(*of: str) -> bytes:
+        return kept(*of) if sum(map(len, of)) <= LONGEST else named(*of)
+
+    return cast(Named, name)
 
 
 class Names:
@@ -28,11 +44,10 @@ class Names:
         """What the names of all stamps begin with."""
         self.stream = self._prefix + b":p"
         """Where purges stand for those who cannot follow the stamps."""
-        # Hashing a name costs more than looking it up; few scopes and tags are asked for often.
-        self._scope = lru_cache(REMEMBERED)(self._hash_scope)
-        self.position = lru_cache(REMEMBERED)(self._position)
-        self.floor = lru_cache(REMEMBERED)(self._floor)
-        self.stamp = lru_cache(REMEMBERED)(self._stamp)
+        self._scope = _remembered(self._hash_scope)
+        self.position = _remembered(self._position)
+        self.floor = _remembered(self._floor)
+        self.stamp = _remembered(self._stamp)
 
     def record(self, key: bytes) -> bytes:
         """Where a record lies, or the token of a large one."""
