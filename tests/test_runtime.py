@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.driver import Origin, User, call
+from tests.driver import Origin, User, call, scope_of
 from tests.flags.following import until
 from tests.middleware.stores.support import entry
 from tests.provider import FixedFlags
-from tidegate import Tidegate
+from tidegate import Settings, Tidegate
+from tidegate.errors import TidegateError
 from tidegate.flags import ProviderHealth
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import StoreStats
@@ -203,3 +204,16 @@ def test_what_is_held_in_memory_shows_in_the_metrics_without_flags_and_without_r
         await tide.aclose()
 
     asyncio.run(serve())
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "http"])
+def test_a_server_that_runs_no_asyncio_is_told_what_is_wrong(kind: str) -> None:
+    """Driven by hand, as trio drives it: no event loop of asyncio's runs."""
+
+    async def nobody(*_: Any) -> Any:
+        raise AssertionError("the app is not reached")
+
+    mounted = Tidegate(Settings())(nobody)
+    scope = {"type": "lifespan"} if kind == "lifespan" else scope_of()
+    with pytest.raises(TidegateError, match="runs on asyncio only"):
+        mounted(scope, nobody, nobody).send(None)  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from types import CoroutineType
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
+from tidegate.errors import TidegateError
 from tidegate.flags import FlagProvider, Gates, Stops
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
 from tidegate.middleware.layers.telemetry import PlainHit, TelemetryLayer, Watch
@@ -56,8 +57,16 @@ class Runtime:
         """Begin to follow the flags and reach for the store. Never raises for a server that cannot be reached.
 
         within: seconds to wait at most. What has not started by then, or when the caller is cancelled, goes on.
+
+        Raises:
+            TidegateError: if asyncio does not run here.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise TidegateError(
+                "Tidegate runs on asyncio only: let the server run the application on it (uvloop is one), not on trio"
+            ) from None
         if self.loop is loop:
             return
         self.loop, self.thread = loop, get_ident()
