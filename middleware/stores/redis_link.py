@@ -201,7 +201,7 @@ class Link:
             while True:
                 try:
                     connection = await self._connect()
-                except (RedisError, OSError, StoreError) as error:
+                except Exception as error:  # noqa: BLE001 - P5; told to who calls: what answers may be no Redis
                     failures += 1
                     self._refuse(error)
                 else:

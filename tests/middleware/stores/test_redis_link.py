@@ -185,12 +185,15 @@ def test_of_a_way_on_which_no_login_is_quick_enough_it_is_said_that_none_is(serv
     asyncio.run(run())
 
 
-def test_attempts_to_connect_are_few_and_ever_further_apart_and_calls_fail_meanwhile_without_one() -> None:
+@pytest.mark.parametrize("error", [ConnectionRefusedError("refused"), AttributeError("refused by what is no Redis")])
+def test_attempts_to_connect_are_few_and_ever_further_apart_and_calls_fail_meanwhile_without_one(
+    error: Exception,
+) -> None:
     attempts: list[float] = []
 
     async def refuse() -> Any:
         attempts.append(asyncio.get_running_loop().time())
-        raise ConnectionRefusedError("refused")
+        raise error
 
     async def run() -> None:
         link = Link(refuse)
