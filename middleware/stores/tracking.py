@@ -138,7 +138,6 @@ class Tracking:
                 connection = await self._dial()
                 ears.attach(connection)
                 self._ears = ears
-                await ears.ask(b"HELLO", b"3")
                 try:
                     await self._tune_in(ears)
                 except RefusedError:
@@ -167,6 +166,7 @@ class Tracking:
     async def _tune_in(self, ears: Ears) -> None:
         """Have the server tell of changes from now on."""
         try:
+            await ears.ask(b"HELLO", b"3")  # who speaks no RESP3 cannot tell of changes either
             await ears.ask(b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", self._prefix)
         except RefusedError as error:
             raise RefusedError(f"the server refuses CLIENT TRACKING: {error}") from error

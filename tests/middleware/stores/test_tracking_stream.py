@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_purge_reaches_every_memory(server: RedisServer, purged: dict[str, lis
             assert (await other.get(key)).record is None
 
     two_processes(deaf_url(server), body, beside=server.url)
+
+
+def test_a_server_that_speaks_no_resp3_tells_of_purges_over_the_stream_too(
+    start_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    less = tmp_path / "less.conf"
+    less.write_text('rename-command HELLO ""')
+    server = start_server(options={"include": str(less)})
+
+    async def body(one: TieredStore, other: TieredStore, client: Any) -> None:
+        await known(one, b"key")
+        await other.purge({ACME: ["client:42"]})
+        await gone(one, b"key")
+
+    url = f"{server.url}?protocol=2"
+    two_processes(url, body, beside=url)
 
 
 def test_a_purge_of_others_leaves_what_is_not_theirs(server: RedisServer) -> None:
