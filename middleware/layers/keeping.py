@@ -1,6 +1,5 @@
 """Stores the responses of plain misses, of which the plan has been made: see `straight`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -12,7 +11,7 @@ from tidegate.middleware.layers.asgi import RequestContext
 from tidegate.middleware.layers.fields import Head, Pair
 from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, tags_of
 from tidegate.middleware.layers.naming import Named
-from tidegate.middleware.stores.base import Keeps, KeepsAlike, Mould, new_entry
+from tidegate.middleware.stores.base import Keeps, MayKeepAlike, Mould, new_entry
 
 __all__ = ["Keeping", "Labelled", "Plan"]
 
@@ -77,7 +76,8 @@ class Keeping:
         self._config = config
         self._clock = config.clock
         self._keep = store.keep
-        self._mould = store.mould if isinstance(store, KeepsAlike) else None
+        self._alike = store.alike() if isinstance(store, MayKeepAlike) else None
+        """The store, if it takes in pieces what is like an entry that it has."""
         self._moulds: dict[tuple[Labelled, str, str], Mould] = {}
         """By plan, scope, and how the tag of the URI begins."""
 
@@ -87,38 +87,34 @@ class Keeping:
     ) -> bool:  # fmt: skip
         """As `keep`, of a response that has this plan, with this Content-Length and ETag."""
         positions = context.positions
-        alike = labelled.alike and context.tags is None and self._mould is not None
-        if alike:
-            name = named.tag[1]
-            cut = name.rfind("/") + 1
-            mould = self._moulds.get((labelled, named.scope, name[:cut]))
-            if mould is None:
-                cut = name.find("/") + 1
-                mould = self._moulds.get((labelled, named.scope, name[:cut]))
-            if mould is not None and mould.positions is positions:
+        store = self._alike if labelled.alike and context.tags is None else None
+        try:
+            if store is not None:
+                name, moulds = named.tag[1], self._moulds
+                cut = name.rfind("/") + 1
+                mould = moulds.get((labelled, named.scope, name[:cut]))
+                if mould is None:
+                    cut = name.find("/") + 1
+                    mould = moulds.get((labelled, named.scope, name[:cut]))
                 now = self._clock()
-                born = now - (now - asked)  # as below
-                try:
-                    if asked <= now and mould.keep(
-                        named.primary, name[cut:].encode(), tag[1], body, born, born + labelled.lasts - now
-                    ):
+                if mould is not None and mould.positions is positions and asked <= now:
+                    born, end = now - (now - asked), name[cut:].encode()  # born: as below
+                    retain = born + labelled.lasts - now
+                    if store.keep_alike(mould, named.primary, end, tag[1], body, born, retain):
                         return True
-                except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
-                    self._config.metrics.fail("store", error)
-                    return True
-        kept = self.keep(labelled.plan, 200, labelled.stored(length, tag), body, named, context, asked, labelled.dated)
-        if alike and kept and labelled.again and positions is not None:
-            self._take_mould(labelled, named, positions)
-        labelled.again = True
+            stored = labelled.stored(length, tag)
+            kept = self.keep(labelled.plan, 200, stored, body, named, context, asked, labelled.dated)
+            if store is not None and kept and labelled.again and positions is not None:
+                mould = store.mould(named.primary, positions)
+                if mould is not None:
+                    if len(self._moulds) >= _MOULDS:
+                        self._moulds.clear()
+                    self._moulds[labelled, named.scope, mould.beginning] = mould
+            labelled.again = True
+        except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
+            self._config.metrics.fail("store", error)
+            return True
         return kept
-
-    def _take_mould(self, labelled: Labelled, named: Named, positions: Mapping[str, int]) -> None:
-        """Keep the next ones that are like the one that was kept under this name by a mould of it, if that can be."""
-        mould = self._mould(named.primary, positions) if self._mould is not None else None
-        if mould is not None:
-            if len(self._moulds) >= _MOULDS:
-                self._moulds.clear()
-            self._moulds[labelled, named.scope, mould.beginning] = mould
 
     def keep(
         self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,

@@ -40,6 +40,7 @@ __all__ = [
     "Keeps",
     "KeepsAlike",
     "Lookup",
+    "MayKeepAlike",
     "Mould",
     "Peeks",
     "Purge",
@@ -245,7 +246,7 @@ class Keeps(Peeks, Protocol):
 
 
 class Mould(Protocol):
-    """Keeps entries that are like one that the store has, without their being made; see `stores.moulds`.
+    """What a store keeps entries by that are like one that it has; see `stores.moulds`.
 
     beginning: of their one tag, which is their URI's. positions: theirs.
     """
@@ -256,18 +257,28 @@ class Mould(Protocol):
     @property
     def positions(self) -> Mapping[str, int]: ...
 
-    def keep(self, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float) -> bool:
+
+class KeepsAlike(Protocol):
+    """A store that need not be given an entry, where it is like one that it has."""
+
+    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
+        """For entries that are like the one under this key, and have these positions; None: there is no such way."""
+        ...
+
+    def keep_alike(
+        self, mould: Any, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
+    ) -> bool:
         """As `Keeps.keep`, of the entry that has this body and ETag, was born then, and is else as the first, but for
         the end of its tag, in UTF-8; its Content-Length is that of the body. False: nothing was done, the store is to
-        be given the entry.
+        be given the entry. mould: of the same store.
         """
         ...
 
 
 @runtime_checkable
-class KeepsAlike(Keeps, Protocol):
-    """A store that need not be given an entry, where it is like one that it has."""
+class MayKeepAlike(Protocol):
+    """Knows of such a store."""
 
-    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
-        """For entries that are like the one under this key, and have these positions; None: there is no such way."""
+    def alike(self) -> KeepsAlike | None:
+        """It is not guarded: whoever asks it for something counts what it raises."""
         ...

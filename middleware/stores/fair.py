@@ -70,27 +70,28 @@ class Fair:
         """Records and bytes of each owner."""
         return {name: (owner.count, owner.bytes) for name, owner in self._owners.items()}
 
+    def more(self, rows: int) -> None:
+        """There are so many rows more, which nobody has."""
+        self.used.extend(bytes(rows))
+        for neighbours in (self._before, self._after):
+            neighbours.frombytes(bytes(rows * neighbours.itemsize))
+
     def add(self, row: int, name: str, size: int) -> None:
-        """An owner has a record more, in this row: the next new one or one that was removed. It is the last to go."""
-        if row == len(self.used):
-            self.used.append(0)
-            self._before.append(row)
-            self._after.append(row)
+        """An owner has a record more, in this row, that was added or removed. It is the last to go."""
         owner = self._owners.get(name)
         if owner is None:
             owner = self._owners[name] = Owner(name)
-        self.used[row] = 0
-        before, after = self._before, self._after
-        if owner.count:
+        before, after, count = self._before, self._after, owner.count
+        if count:
             hand = owner.hand
             last = before[hand]
             before[row], after[row] = last, hand
             after[last] = before[hand] = row
         else:
             owner.hand = before[row] = after[row] = row
-        owner.count += 1
-        owner.bytes += size
-        if owner.bytes > owner.most_bytes or owner.count > owner.most_count:
+        owner.count = count = count + 1
+        owner.bytes = taken = owner.bytes + size
+        if taken > owner.most_bytes or count > owner.most_count:
             takes = self._takes(owner)
             self._file(owner, takes + (takes >> _SLACK))
 
@@ -105,6 +106,7 @@ class Fair:
     def remove(self, row: int, name: str, size: int) -> None:
         """An owner has this record of its own less; without any it is forgotten."""
         owner = self._owners[name]
+        self.used[row] = 0
         owner.count -= 1
         owner.bytes -= size
         if not owner.count:

@@ -25,7 +25,7 @@ from tidegate.middleware.stores.base import (
     Keeps,
     KeepsAlike,
     Lookup,
-    Mould,
+    MayKeepAlike,
     Peeks,
     Purge,
     ReadsOnlyError,
@@ -240,13 +240,9 @@ class GuardedStore:
             self._metrics.fail(self._name, error)
             return False
 
-    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
-        """Of a store that is in this process, if it has such; what it is for is not guarded."""
-        try:
-            return self._here.mould(key, positions) if isinstance(self._here, KeepsAlike) else None
-        except Exception as error:  # noqa: BLE001 - P5; counted
-            self._metrics.fail(self._name, error)
-            return None
+    def alike(self) -> KeepsAlike | None:
+        """The store inside, where it is in this process and is such a one."""
+        return self._here.alike() if isinstance(self._here, MayKeepAlike) else None
 
     async def put(self, key: bytes, record: Record, *, retain: float) -> bool:
         """Take a record for writing. A remote store gets it in the background: True means taken, not kept."""

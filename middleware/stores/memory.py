@@ -17,7 +17,7 @@ from tidegate.middleware.stores.affected import Affected, Tally
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.ledger import Judge, Ledger
 from tidegate.middleware.stores.moulds import Mould, mould_of
-from tidegate.middleware.stores.pressing import Form, released, size_of
+from tidegate.middleware.stores.pressing import LENGTHS, Form, released, size_of
 from tidegate.middleware.stores.rows import ROW, Rows
 
 __all__ = ["MemoryStore", "size_of"]
@@ -182,6 +182,10 @@ class MemoryStore(Rows):
         finally:
             lock.release()
 
+    def alike(self) -> "MemoryStore":
+        """Itself."""
+        return self
+
     def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
         """See `KeepsAlike`."""
         with self._lock:
@@ -189,17 +193,24 @@ class MemoryStore(Rows):
             form = self._records[row] if row is not None else None
             if type(form) is not Form or self._ledger.positions(tuple(positions)) != positions:
                 return None
-            return mould_of(form, positions, self._ledger.stamp, self._keep_alike)
+            return mould_of(form, positions, self._ledger.stamp)
 
-    def _keep_alike(self, mould: Mould, key: bytes, own: bytes, body: bytes, born: float, retain: float) -> bool:
-        form, size = mould.form, ROW + len(key) + len(own) + len(body)
+    def keep_alike(
+        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
+    ) -> bool:
+        """See `KeepsAlike`."""
+        form, length = mould.form, len(end)
+        size = ROW + len(key) + 1 + length + len(etag) + len(body)
+        if retain <= 0 or length >= len(LENGTHS) or size > self._max_entry_bytes:
+            return False
         lock = self._lock
         lock.acquire()
         try:
-            if mould.stamp != self._ledger.stamp or not form.shared or size > self._max_entry_bytes:
+            if mould.stamp != self._ledger.stamp or not form.shared:
                 return False
             form.rows += 1
             now = self._clock()
+            own = LENGTHS[length] + end + etag  # as `Forms.press` gives it
             self._place(key, form, own, body, born, now + retain, size, mould.stamp, form.owner)
             while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
                 self._make_room(now)

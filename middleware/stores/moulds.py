@@ -10,18 +10,15 @@ purge of its scopes concerns; and it is of no use any more once there was a purg
 gone. Then, and where a piece is too long, the next one is an entry again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from tidegate.middleware.stores.pressing import ETAG, LENGTHS, Form
+from tidegate.middleware.stores.pressing import ETAG, Form
 
 __all__ = ["Mould", "mould_of"]
 
 _PIECES: Final = 2
 """The end of its URI's tag, and its ETag."""
-
-Keep = Callable[["Mould", bytes, bytes, bytes, float, float], bool]
-"""Keeps an entry of a mould: its key, own part, body, when it was born, and for how many seconds."""
 
 
 class Mould:
@@ -31,29 +28,21 @@ class Mould:
     them. stamp: the ledger's, when that was so.
     """
 
-    __slots__ = ("_keep", "beginning", "form", "positions", "stamp")
+    __slots__ = ("beginning", "form", "positions", "stamp")
 
-    def __init__(self, form: Form, beginning: str, positions: Mapping[str, int], stamp: int, keep: Keep) -> None:
+    def __init__(self, form: Form, beginning: str, positions: Mapping[str, int], stamp: int) -> None:
         self.form = form
         self.beginning = beginning
         self.positions = positions
         self.stamp = stamp
-        self._keep = keep
-
-    def keep(self, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float) -> bool:
-        """See `base.Mould`."""
-        length = len(end)
-        if length >= len(LENGTHS) or retain <= 0:
-            return False
-        return self._keep(self, key, LENGTHS[length] + end + etag, body, born, retain)
 
 
-def mould_of(form: Form, positions: Mapping[str, int], stamp: int, keep: Keep) -> Mould | None:
-    """A mould of an entry with this form, if its own part is what `Mould.keep` makes.
+def mould_of(form: Form, positions: Mapping[str, int], stamp: int) -> Mould | None:
+    """A mould of an entry with this form, if its own parts are those two alone.
 
     positions, stamp: the ledger's now.
     """
     _, headers, _, _, _, _, _, _, tags, held, _ = form.key
     if not form.shared or form.pieces != _PIECES or len(tags) != 1 or ETAG not in headers:
         return None
-    return Mould(form, tags[0][1], positions, stamp, keep) if dict(held) == positions else None
+    return Mould(form, tags[0][1], positions, stamp) if dict(held) == positions else None

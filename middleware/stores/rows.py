@@ -124,6 +124,7 @@ class Rows:
         self._records.extend(_NO_RECORDS)
         for numbers in (self._born, self._sizes, self._expires, self._valid_at):
             numbers.frombytes(bytes(_MORE * numbers.itemsize))
+        self._fair.more(_MORE)
         self._free.extend(range(row + _MORE - 1, row, -1))
         return row
 

@@ -69,9 +69,9 @@ def test_what_is_stored_in_pieces_is_what_the_general_way_stores() -> None:
         assert held(straight) == held(general)
         assert straight.cohorts.totals() == general.cohorts.totals()
         assert metrics_of(straight) == metrics_of(general)
-        alike.append(straight.memory.alike)
+        alike.append(straight.memory.in_pieces)
         kept.append(len(general.memory.kept))
-        assert general.memory.alike == 0
+        assert general.memory.in_pieces == 0
 
     @settings(
         max_examples=50,
@@ -97,22 +97,22 @@ def test_the_fifth_response_of_a_kind_is_stored_in_pieces_and_one_that_a_handler
         stack = Stack(straight=True, alone=False)
         for number in range(8):
             await stack.live(*fresh(number))
-        before = stack.memory.alike
+        before = stack.memory.in_pieces
         assert before >= 4
         tagged = (*fresh(8)[:2], "tags")
         await stack.live(*tagged)
-        assert stack.memory.alike == before
+        assert stack.memory.in_pieces == before
         assert "list" in repr(stack.memory.kept[-1])
         await stack.live(*fresh(9))
-        assert stack.memory.alike == before + 1
+        assert stack.memory.in_pieces == before + 1
         # After a purge, in whatever scope, the first is an entry again.
         await stack.store.purge({"tenant:evil": ("other",)})
         for number in (10, 11):
             await stack.live(*fresh(number))
-        assert stack.memory.alike == before + 2
+        assert stack.memory.in_pieces == before + 2
         # And so are those that another route's plan, or another tenant, has made.
         await stack.live(replace(fresh(12)[0], user=2), 200, "whole")
-        assert stack.memory.alike == before + 2
+        assert stack.memory.in_pieces == before + 2
 
     asyncio.run(body())
 
@@ -143,13 +143,13 @@ def test_what_was_asked_for_before_a_purge_is_not_stored_by_the_mould_of_what_ca
         await stack.store.purge({"tenant:acme": ("",)})
         for number in (7, 8):
             await stack.live(*fresh(number))
-        last, before = stack.memory.kept[-1][0], stack.memory.alike
+        last, before = stack.memory.kept[-1][0], stack.memory.in_pieces
         assert before > 1
         stack.on.set()
         await raced
         key = stack.memory.kept[-1][0]
         assert key != last
-        assert stack.memory.alike == before
+        assert stack.memory.in_pieces == before
         assert stack.memory.peek(last) is not None
         assert stack.memory.peek(key) is None
 
@@ -166,7 +166,7 @@ def test_the_time_that_the_app_takes_counts_whichever_way_the_clock_goes(passes:
                 await stack.live(*fresh(number))
         straight, general = stacks
         assert straight.memory.kept == general.memory.kept
-        assert (straight.memory.alike >= 4) is (passes > 0)
+        assert (straight.memory.in_pieces >= 4) is (passes > 0)
 
     asyncio.run(body())
 
@@ -176,7 +176,7 @@ def test_uris_of_which_each_has_a_folder_of_its_own_are_alike_too() -> None:
         stack = Stack(straight=True, alone=False)
         for number in range(8):
             await stack.live(Step(path="/user", query=f"at=/{number}/x"), 200, "whole")
-        assert stack.memory.alike >= 4
+        assert stack.memory.in_pieces >= 4
 
     asyncio.run(body())
 
@@ -196,7 +196,7 @@ def test_moulds_that_are_remembered_are_bounded() -> None:
         await stack.live(*fresh(7))
         assert len(keeping._moulds) == 1
         await stack.live(*fresh(8))
-        assert stack.memory.alike > 1
+        assert stack.memory.in_pieces > 1
 
     asyncio.run(body())
 

@@ -124,17 +124,20 @@ class Noting(MemoryStore):
     def __init__(self, **of: Any) -> None:
         super().__init__(**of)
         self.kept: list[tuple[bytes, Record, float]] = []
-        self.alike = 0
+        self.in_pieces = 0
 
     def keep(self, key: bytes, record: Record, *, retain: float) -> bool:
         self.kept.append((key, record, retain))
         return super().keep(key, record, retain=retain)
 
-    def _keep_alike(self, mould: Mould, key: bytes, own: bytes, body: bytes, born: float, retain: float) -> bool:
-        kept = super()._keep_alike(mould, key, own, body, born, retain)
+    def keep_alike(
+        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
+    ) -> bool:
+        kept = super().keep_alike(mould, key, end, etag, body, born, retain)
         if kept:
-            self.kept.append((key, released(mould.form, own, body, born), retain))
-            self.alike += 1
+            row = self._rows[key]
+            self.kept.append((key, released(mould.form, self._owns[row], body, born), retain))
+            self.in_pieces += 1
         return kept
 
 

@@ -225,6 +225,7 @@ def _keys_of(store: MemoryStore) -> dict[str, set[bytes]]:
 
 def test_owners_that_come_and_go_leave_nothing_behind() -> None:
     fair = Fair(max_bytes=10**6, max_entries=1000)
+    fair.more(1)
     for number in range(5000):
         fair.add(0, f"tenant:{number}", 100)
         assert len(fair) == 1
@@ -235,6 +236,7 @@ def test_owners_that_come_and_go_leave_nothing_behind() -> None:
 
 def test_records_in_use_are_passed_over_but_not_without_end() -> None:
     fair = Fair(max_bytes=10**6, max_entries=1000)
+    fair.more(500)
     for row in range(500):
         fair.add(row, "tenant:a", 100)
     fair.used[:] = b"\1" * 500

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.middleware.stores.support import new_metrics
+from tests.property.test_fused import Closed
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry
-from tidegate.middleware.stores.base import Mould
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.moulds import Mould
 from tidegate.middleware.stores.rows import ROW
 
 TENANTS = ("tenant:acme", "tenant:evil", PUBLIC_SCOPE)
@@ -83,7 +84,7 @@ class Lived:
         mould = self.moulds.get((fill.tenant, fill.route)) if self.moulds is not None else None
         if mould is not None and mould.positions is positions and fill.end.isascii():
             etag = entry.headers[2][1]
-            if mould.keep(key, fill.end.encode(), etag, fill.body, entry.born, fill.retain):
+            if self.store.keep_alike(mould, key, fill.end.encode(), etag, fill.body, entry.born, fill.retain):
                 self.alike += 1
                 return
         self.store.keep(key, entry, retain=fill.retain)
@@ -226,17 +227,17 @@ def test_a_mould_is_of_no_use_once_its_form_is_gone_or_its_store_was_emptied() -
     lived = filled()
     (mould,) = lived.moulds.values() if lived.moulds is not None else ()
     of = (b"5", b'"5"', b"body", lived.now, 60.0)
-    assert mould.keep(b"key", *of)
+    assert lived.store.keep_alike(mould, b"key", *of)
     for number in range(5):
         lived.store.drop(f"tenant:acme/things/{number}".encode())
-    assert mould.keep(b"key", *of)
+    assert lived.store.keep_alike(mould, b"key", *of)
     lived.store.drop(b"key")
-    assert not mould.keep(b"key", *of)
+    assert not lived.store.keep_alike(mould, b"key", *of)
     assert lived.held() == Lived(moulds=True).held() | {"stats": lived.store.stats()}
     lived = filled()
     (mould,) = lived.moulds.values() if lived.moulds is not None else ()
     asyncio.run(lived.store.aclose())
-    assert not mould.keep(b"key", *of)
+    assert not lived.store.keep_alike(mould, b"key", *of)
     assert lived.store.stats().entries == 0
 
 
@@ -244,22 +245,13 @@ def test_what_does_not_fit_is_kept_by_no_mould() -> None:
     lived = filled(max_entry_bytes=ROW + 200)
     (mould,) = lived.moulds.values() if lived.moulds is not None else ()
     room = 200 - len(b"key") - len(b"\x011")
-    assert mould.keep(b"key", b"1", b"e", b"b" * (room - 1), lived.now, 60.0)
-    assert not mould.keep(b"key", b"1", b"e", b"b" * room, lived.now, 60.0)
-    assert not mould.keep(b"key", b"1", b"e", b"b", lived.now, 0.0)
-    assert not mould.keep(b"key", b"1" * 255, b"e", b"", lived.now, 60.0)
+    assert lived.store.keep_alike(mould, b"key", b"1", b"e", b"b" * (room - 1), lived.now, 60.0)
+    assert not lived.store.keep_alike(mould, b"key", b"1", b"e", b"b" * room, lived.now, 60.0)
+    assert not lived.store.keep_alike(mould, b"key", b"1", b"e", b"b", lived.now, 0.0)
+    assert not lived.store.keep_alike(mould, b"key", b"1" * 255, b"e", b"", lived.now, 60.0)
 
 
-def test_a_guarded_store_gives_the_mould_of_a_store_in_this_process_and_counts_one_that_fails() -> None:
-    metrics = new_metrics()
-    lived = filled()
-    positions = lived.store.positions(TENANTS[:1] + TENANTS[2:])
-    guarded = GuardedStore(lived.store, metrics=metrics)
-    assert guarded.mould(b"tenant:acme/things/4", positions) is not None
-
-    def fails(*_: Any) -> Any:
-        raise ValueError
-
-    lived.store.mould = fails  # type: ignore[method-assign]
-    assert guarded.mould(b"tenant:acme/things/4", positions) is None
-    assert metrics.errors.labels("store")._value.get() == 1
+def test_a_guarded_store_knows_of_the_one_inside_if_that_is_in_this_process_and_such_a_one() -> None:
+    store = filled().store
+    assert GuardedStore(store, metrics=new_metrics()).alike() is store
+    assert GuardedStore(Closed(store), metrics=new_metrics()).alike() is None
