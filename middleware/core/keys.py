@@ -27,8 +27,10 @@ __all__ = [
     "primary_parts",
     "scope_of",
     "tag_begun",
+    "tag_end",
     "tag_of_encoded",
     "tag_of_uri",
+    "tag_room",
     "variant_values",
 ]
 
@@ -42,6 +44,10 @@ _DOTS: Final = re.compile(r"(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z
 _PORTS: Final = {"http": b":80", "https": b":443"}
 """At the end of a host, what says no more than the scheme does (RFC 9110 4.2.3)."""
 
+_SHORT: Final = 256
+_BEFORE: Final = [b"\x01%d:" % size for size in range(_SHORT)]
+"""What stands before a part that is there, by its length."""
+
 _LONGEST_URI = 256
 """Bytes of a URI that stands in its tag as it is."""
 
@@ -52,8 +58,11 @@ def encode_parts(parts: Iterable[bytes | None]) -> bytes:
 
 
 def encode_pair(one: bytes, other: bytes) -> bytes:
-    """What `encode_parts` makes of two parts that are there, in half of the time."""
-    return b"\x01%d:%b\x01%d:%b" % (len(one), one, len(other), other)
+    """What `encode_parts` makes of two parts that are there, in a third of the time."""
+    size, other_size = len(one), len(other)
+    if size < _SHORT and other_size < _SHORT:
+        return b"".join((_BEFORE[size], one, _BEFORE[other_size], other))
+    return encode_parts((one, other))
 
 
 def primary_parts(
@@ -174,7 +183,7 @@ def tag_of_uri(scheme: str, host: bytes, raw_path: bytes, query: bytes) -> str:
 
     A long one is hashed: the ledger counts tags, and what any client may send is not to fill the memory.
     """
-    return tag_of_encoded(tag_begun(scheme, host), raw_path, query, encode_pair(raw_path, query))
+    return tag_of_encoded(tag_begun(scheme, host), tag_end(raw_path, query, encode_pair(raw_path, query)))
 
 
 def tag_begun(scheme: str, host: bytes) -> str:
@@ -183,15 +192,23 @@ def tag_begun(scheme: str, host: bytes) -> str:
     return "uri:" + encode_parts((scheme.encode(), host.removesuffix(port) if port else host)).decode("latin-1")
 
 
-def tag_of_encoded(origin: str, raw_path: bytes, query: bytes, encoded: bytes) -> str:
-    """As `tag_of_uri`. origin: as `tag_begun` has it. encoded: the other two parts, as `encode_pair` makes it.
+def tag_room(origin: str) -> int:
+    """Bytes of the other two parts, encoded, up to which a tag that begins so is the one after the other."""
+    return len("uri:") + _LONGEST_URI - len(origin)
+
+
+def tag_end(raw_path: bytes, query: bytes, encoded: bytes) -> bytes:
+    """The other two parts of a tag, encoded. encoded: as `encode_pair` makes it of them as they were sent.
 
     The keys of `/@` and `/%40` differ, for an app may tell them apart; but most do not, and clients encode as they
     like: a write by one of the two names clears what is stored under the other (RFC 3986 6.2.2.2).
     """
-    if b"%" in encoded:
-        encoded = encode_pair(unquote_to_bytes(raw_path), unquote_to_bytes(query))
-    tag = origin + encoded.decode("latin-1")
-    if len(tag) <= len("uri:") + _LONGEST_URI:
+    return encode_pair(unquote_to_bytes(raw_path), unquote_to_bytes(query)) if b"%" in encoded else encoded
+
+
+def tag_of_encoded(origin: str, end: bytes) -> str:
+    """As `tag_of_uri`. origin: as `tag_begun` has it. end: as `tag_end`."""
+    tag = origin + end.decode("latin-1")
+    if len(end) <= tag_room(origin):
         return tag
     return "uri:" + blake2b(tag[4:].encode("latin-1"), digest_size=20).hexdigest()

@@ -10,7 +10,7 @@ from tidegate.middleware.core.storing import Kept
 from tidegate.middleware.layers.asgi import RequestContext
 from tidegate.middleware.layers.fields import Head, Pair
 from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, tags_of
-from tidegate.middleware.layers.naming import Named
+from tidegate.middleware.layers.naming import Named, Owner
 from tidegate.middleware.stores.base import Keeps, MayKeepAlike, Mould, new_entry
 
 __all__ = ["Keeping", "Labelled", "Plan"]
@@ -78,8 +78,8 @@ class Keeping:
         self._keep = store.keep
         self._alike = store.alike() if isinstance(store, MayKeepAlike) else None
         """The store, if it takes in pieces what is like an entry that it has."""
-        self._moulds: dict[tuple[Labelled, str, str], Mould] = {}
-        """By plan, scope, and how the tag of the URI begins."""
+        self._moulds: dict[tuple[Labelled, str, str, bytes], Mould] = {}
+        """By plan, scope, origin of the URI, and how its path and query begin, whole."""
 
     def keep_labelled(
         self, labelled: Labelled, length: bytes, tag: Pair, body: bytes, named: Named, context: RequestContext,
@@ -88,17 +88,19 @@ class Keeping:
         """As `keep`, of a response that has this plan, with this Content-Length and ETag."""
         positions = context.positions
         store = self._alike if labelled.alike and context.tags is None else None
+        owner, whole = named.owner, named.end
         try:
-            if store is not None:
-                name, moulds = named.tag[1], self._moulds
-                cut = name.rfind("/") + 1
-                mould = moulds.get((labelled, named.scope, name[:cut]))
+            if store is not None and len(whole) <= owner.room:
+                moulds, cut = self._moulds, whole.rfind(b"/") + 1
+                mould = moulds.get((labelled, owner.scope, owner.origin, whole[:cut]))
                 if mould is None:
-                    cut = name.find("/") + 1
-                    mould = moulds.get((labelled, named.scope, name[:cut]))
+                    cut = whole.find(b"/") + 1
+                    mould = moulds.get((labelled, owner.scope, owner.origin, whole[:cut]))
                 now = self._clock()
                 if mould is not None and mould.positions is positions and asked <= now:
-                    born, end = now - (now - asked), name[cut:].encode()  # born: as below
+                    born, end = now - (now - asked), whole[cut:]  # born: as below
+                    if not end.isascii():
+                        end = end.decode("latin-1").encode()
                     retain = born + labelled.lasts - now
                     if store.keep_alike(mould, named.primary, end, tag[1], body, born, retain):
                         return True
@@ -107,14 +109,20 @@ class Keeping:
             if store is not None and kept and labelled.again and positions is not None:
                 mould = store.mould(named.primary, positions)
                 if mould is not None:
-                    if len(self._moulds) >= _MOULDS:
-                        self._moulds.clear()
-                    self._moulds[labelled, named.scope, mould.beginning] = mould
+                    self._remember(labelled, owner, whole, mould)
             labelled.again = True
         except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
             self._config.metrics.fail("store", error)
             return True
         return kept
+
+    def _remember(self, labelled: Labelled, owner: Owner, whole: bytes, mould: Mould) -> None:
+        """Keep the next ones by this mould, whose URIs begin like that which ends so."""
+        if len(self._moulds) >= _MOULDS:
+            self._moulds.clear()
+        for cut in (whole.rfind(b"/") + 1, whole.find(b"/") + 1):
+            if mould.beginning == owner.origin + whole[:cut].decode("latin-1"):
+                self._moulds[labelled, owner.scope, owner.origin, whole[:cut]] = mould
 
     def keep(
         self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,

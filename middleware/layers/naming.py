@@ -20,15 +20,17 @@ from tidegate.middleware.core.keys import (
     primary_parts,
     scope_of,
     tag_begun,
+    tag_end,
     tag_of_encoded,
     tag_of_uri,
+    tag_room,
     variant_values,
 )
 from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.layers.asgi import Scope
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, ScopedTag
 
-__all__ = ["Named", "Names", "Uri", "host_of", "uri_of"]
+__all__ = ["Named", "Names", "Owner", "Uri", "host_of", "uri_of"]
 
 Values = tuple[tuple[bytes, bytes | None], ...]
 """Request fields that select a variant, with their values; None: absent."""
@@ -51,66 +53,78 @@ class Uri(NamedTuple):
         return PUBLIC_SCOPE, tag_of_uri(self.scheme, self.host, self.raw_path, self.query)
 
 
-class _Owner:
+class Owner:
     """What all names of one share at one host have in common: the first parts of their keys, and the ledger scope.
 
-    begun: the hash of these parts, to go on from. origin: scheme and host, as they begin the tag of a URI.
-    size: bytes and characters of what a client may choose of it.
+    begun: the hash of these parts, to go on from. origin: scheme and host, as they begin the tag of a URI. room: bytes
+        of path and query, encoded, up to which that is the one after the other.
+    scopes: those of its entries' tags. size: bytes and characters of what a client may choose of it.
     """
 
-    __slots__ = ("begun", "host", "origin", "parts", "scheme", "scope", "size")
+    __slots__ = ("begun", "host", "origin", "parts", "room", "scheme", "scope", "scopes", "size")
 
     def __init__(self, uri: Uri, parts: tuple[bytes | None, ...], naming_key: bytes, scope: str, size: int) -> None:
         self.parts = parts
         self.begun = digest_begun(encode_parts(parts), naming_key)
         self.scheme, self.host = uri.scheme, uri.host
         self.origin = tag_begun(uri.scheme, uri.host)
+        self.room = tag_room(self.origin)
         self.scope = scope
+        self.scopes = (scope,) if scope == PUBLIC_SCOPE else (scope, PUBLIC_SCOPE)
         self.size = size
 
 
 class Named:
     """A resource as one share sees it: its URI, what its keys are made of, and the primary key.
 
-    policy: by which the query's parts were counted. tag: the URI's. scope: the ledger scope of its entries' own tags.
+    owner: what it has in common with others. end: path and query, as they end the tag of the URI, see `Owner.room`.
+    policy: by which the query's parts were counted.
     """
 
     # A plain class with slots: made in half of the time that a tuple with names takes, and read in a quarter. Every
     # request makes or reads one; few ask for the URI and the parts, which are put together when they are asked for.
-    __slots__ = ("_owner", "_rest", "policy", "primary", "scope", "tag")
+    __slots__ = ("_rest", "end", "owner", "policy", "primary")
 
     def __init__(
         self,
-        owner: _Owner,
+        owner: Owner,
         rest: tuple[bytes, ...],
+        end: bytes,
         policy: RoutePolicy | None,
         primary: bytes,
-        tag: ScopedTag,
-        scope: str,
     ) -> None:
-        self._owner = owner
+        self.owner = owner
         self._rest = rest
+        self.end = end
         self.policy = policy
         self.primary = primary
-        self.tag = tag
-        self.scope = scope
 
     @property
     def uri(self) -> Uri:
         """The resource's."""
         raw_path, query = self._rest[:2]
-        return Uri(self._owner.scheme, self._owner.host, raw_path, query)
+        return Uri(self.owner.scheme, self.owner.host, raw_path, query)
+
+    @property
+    def tag(self) -> ScopedTag:
+        """The URI's."""
+        return PUBLIC_SCOPE, tag_of_encoded(self.owner.origin, self.end)
+
+    @property
+    def scope(self) -> str:
+        """The ledger scope of its entries' own tags."""
+        return self.owner.scope
 
     @property
     def parts(self) -> tuple[bytes | None, ...]:
         """What the primary key is made of."""
-        return self._owner.parts + self._rest
+        return self.owner.parts + self._rest
 
     def apart(self, mark: bytes, naming_key: bytes) -> "Named":
         """See `Names.apart`."""
         rest = (*self._rest, mark)
-        primary = digest(self._owner.parts + rest, naming_key)
-        return Named(self._owner, rest, self.policy, primary, self.tag, self.scope)
+        primary = digest(self.owner.parts + rest, naming_key)
+        return Named(self.owner, rest, self.end, self.policy, primary)
 
 
 class Names:
@@ -129,7 +143,7 @@ class Names:
         self.naming_key = naming_key
         self._remember = remember
         self._seen: OrderedDict[tuple[str | bytes | None, ...], Named] = OrderedDict()
-        self._owners: OrderedDict[tuple[str | bytes | None, ...], _Owner] = OrderedDict()
+        self._owners: OrderedDict[tuple[str | bytes | None, ...], Owner] = OrderedDict()
         self._variants: OrderedDict[tuple[bytes, Values], bytes] = OrderedDict()
         self._once = array("q", bytes(8 * remember))
 
@@ -183,9 +197,10 @@ class Names:
         encoded = encode_pair(raw_path, query)
         hashed = owner.begun.copy()
         hashed.update(encoded)
-        tag = (PUBLIC_SCOPE, tag_of_encoded(owner.origin, raw_path, query, encoded))
-        named = Named(owner, (raw_path, query), policy, hashed.digest(), tag, owner.scope)
-        mark = hash(sent)
+        primary = hashed.digest()
+        end = tag_end(raw_path, query, encoded)
+        named = Named(owner, (raw_path, query), end, policy, primary)
+        mark = hash(primary)
         at = mark % self._remember
         if self._once[at] != mark:
             self._once[at] = mark
@@ -197,7 +212,7 @@ class Names:
 
     def _owner(
         self, asks: tuple[Any, ...], scope: Scope, policy: RoutePolicy | None, share: Share, identity: Identity | None
-    ) -> _Owner:
+    ) -> Owner:
         """asks: what it is made of."""
         uri = uri_of(scope, policy, asks[-1])
         parts = primary_parts(
@@ -210,7 +225,7 @@ class Names:
             query=uri.query,
         )
         size = _length(asks)
-        owner = _Owner(uri, parts[:-2], self.naming_key, scope_of(identity, share), size)
+        owner = Owner(uri, parts[:-2], self.naming_key, scope_of(identity, share), size)
         if size <= _LONGEST:
             if len(self._owners) >= self._remember:
                 self._owners.popitem(last=False)

@@ -31,7 +31,7 @@ from tidegate.middleware.layers.keeping import Keeping, Labelled, Plan
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Keeps
+from tidegate.middleware.stores.base import Keeps
 
 __all__ = ["Miss", "Misses"]
 
@@ -83,8 +83,7 @@ class Misses:
             return None  # what is stored in part may be completed
         if scope.get("session") is not None or scope.get("http_version") not in FRAMED:
             return None  # the general way sees whether a session is read, and whether a body comes
-        own = named.scope
-        positions = self._positions((own,) if own == PUBLIC_SCOPE else (own, PUBLIC_SCOPE))  # `looked_up`
+        positions = self._positions(named.owner.scopes)
         if positions is None:
             return None
         context.positions, context.outcome = positions, "miss"

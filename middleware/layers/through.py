@@ -19,7 +19,7 @@ from tidegate.middleware.layers.asgi import (
 from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
-from tidegate.middleware.layers.joining import PlainKeys
+from tidegate.middleware.layers.joining import Key, PlainKeys
 from tidegate.middleware.layers.passage import Passage, Way
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 
@@ -55,6 +55,8 @@ class Throughway(Way):
         self._gate = gate
         self._open: object = _UNKNOWN
         """The set of open layers for which the gate was open last, by identity: the flags give the same one again."""
+        self._both = (True, True)
+        """How keys begin then, see `key_of`."""
         self._circuit = breaker.circuit
         self._keys = PlainKeys()
 
@@ -78,13 +80,17 @@ class Throughway(Way):
         if opened is not self._open:
             if not self._gate(context):
                 return None
-            self._open = opened
+            self._open, self._both = opened, (context.is_open("breaker"), context.is_open("etag"))
         positions = self.misses.begin(scope, named, context)
         if positions is None:
             return None
-        if context.coalesce_key is None and scope.get("extensions") and has_client_certificate(scope):
+        narrowed, hashed = context.coalesce_key, None
+        if narrowed is not None:
+            key: Key = (*self._both, (narrowed, "GET"))
+        elif scope.get("extensions") and has_client_certificate(scope):
             return None
-        key, hashed = self._keys.of(scope, context, named)
+        else:
+            key, hashed = self._keys.of(scope, context, named)
         alone = self.coalesce.alone(key, hashed)
         if alone is None:
             return None
