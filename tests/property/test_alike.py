@@ -27,7 +27,13 @@ PATHS = (
     "/vary",
     "/tags/",
 )
-QUERIES = (*(f"n={number}" for number in range(40)), *(f"at=/{number}/x" for number in range(4)), "é=1", "n" * 300)
+QUERIES = (
+    *(f"n={number}" for number in range(40)),
+    *(f"at=/{number}/x" for number in range(4)),
+    "é=1",
+    "n" * 230,
+    "n" * 300,
+)
 ASKS = st.tuples(
     st.builds(
         Step,
@@ -35,6 +41,7 @@ ASKS = st.tuples(
         path=st.sampled_from(PATHS),
         query=st.sampled_from(QUERIES),
         user=st.sampled_from([0, 0, 0, 0, 0, 1, 2]),
+        more=st.integers(0, 9).map(lambda n: {} if n else {"scheme": "https"}),
         shut=st.integers(0, 29).map(lambda n: frozenset[str]() if n else frozenset({"etag"})),
     ),
     st.just(200),
@@ -177,6 +184,25 @@ def test_uris_of_which_each_has_a_folder_of_its_own_are_alike_too() -> None:
         for number in range(8):
             await stack.live(Step(path="/user", query=f"at=/{number}/x"), 200, "whole")
         assert stack.memory.in_pieces >= 4
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Step(path="/user", query="n" * 230), Step(path="/user", query="n=9", more={"scheme": "https"})],
+    ids=["a URI too long to stand in its tag", "another origin"],
+)
+def test_a_uri_whose_tag_begins_otherwise_has_its_own(other: Step) -> None:
+    async def body() -> None:
+        stacks = Stack(straight=True, alone=False), Stack(straight=False, alone=False)
+        for stack in stacks:
+            for number in range(6):
+                await stack.live(*fresh(number))
+            await stack.live(other, 200, "whole")
+        straight, general = stacks
+        assert straight.memory.in_pieces > 0
+        assert straight.memory.kept == general.memory.kept
 
     asyncio.run(body())
 
