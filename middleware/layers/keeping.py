@@ -79,7 +79,7 @@ class Keeping:
         self._alike = store.alike() if isinstance(store, MayKeepAlike) else None
         """The store, if it takes in pieces what is like an entry that it has."""
         self._moulds: dict[tuple[Labelled, str, str, bytes], Mould] = {}
-        """By plan, scope, origin of the URI, and how its path and query begin, whole."""
+        """By plan, scope, origin of the URI, and how its path and query begin, see `Named.end`."""
 
     def keep_labelled(
         self, labelled: Labelled, length: bytes, tag: Pair, body: bytes, named: Named, context: RequestContext,
@@ -88,17 +88,17 @@ class Keeping:
         """As `keep`, of a response that has this plan, with this Content-Length and ETag."""
         positions = context.positions
         store = self._alike if labelled.alike and context.tags is None else None
-        owner, whole = named.owner, named.end
+        owner, ending = named.owner, named.end
         try:
-            if store is not None and len(whole) <= owner.room:
-                moulds, cut = self._moulds, whole.rfind(b"/") + 1
-                mould = moulds.get((labelled, owner.scope, owner.origin, whole[:cut]))
+            if store is not None and len(ending) <= owner.room:
+                moulds, cut = self._moulds, ending.rfind(b"/") + 1
+                mould = moulds.get((labelled, owner.scope, owner.origin, ending[:cut]))
                 if mould is None:
-                    cut = whole.find(b"/") + 1
-                    mould = moulds.get((labelled, owner.scope, owner.origin, whole[:cut]))
+                    cut = ending.find(b"/") + 1
+                    mould = moulds.get((labelled, owner.scope, owner.origin, ending[:cut]))
                 now = self._clock()
                 if mould is not None and mould.positions is positions and asked <= now:
-                    born, end = now - (now - asked), whole[cut:]  # born: as below
+                    born, end = now - (now - asked), ending[cut:]  # born: as below
                     if not end.isascii():
                         end = end.decode("latin-1").encode()
                     retain = born + labelled.lasts - now
@@ -109,20 +109,20 @@ class Keeping:
             if store is not None and kept and labelled.again and positions is not None:
                 mould = store.mould(named.primary, positions)
                 if mould is not None:
-                    self._remember(labelled, owner, whole, mould)
+                    self._remember(labelled, owner, ending, mould)
             labelled.again = True
         except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
             self._config.metrics.fail("store", error)
             return True
         return kept
 
-    def _remember(self, labelled: Labelled, owner: Owner, whole: bytes, mould: Mould) -> None:
-        """Keep the next ones by this mould, whose URIs begin like that which ends so."""
+    def _remember(self, labelled: Labelled, owner: Owner, ending: bytes, mould: Mould) -> None:
+        """Keep the next ones by this mould, whose URIs begin like that one. ending: of its tag."""
         if len(self._moulds) >= _MOULDS:
             self._moulds.clear()
-        for cut in (whole.rfind(b"/") + 1, whole.find(b"/") + 1):
-            if mould.beginning == owner.origin + whole[:cut].decode("latin-1"):
-                self._moulds[labelled, owner.scope, owner.origin, whole[:cut]] = mould
+        for cut in (ending.rfind(b"/") + 1, ending.find(b"/") + 1):
+            if mould.beginning == owner.origin + ending[:cut].decode("latin-1"):
+                self._moulds[labelled, owner.scope, owner.origin, ending[:cut]] = mould
 
     def keep(
         self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,
