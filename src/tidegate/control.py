@@ -1,6 +1,6 @@
 """Joins the controller with its adapters, as the settings say; what each command of `tidegate.cli` does.
 
-Needs the extra `rollout`.
+Importing it needs no extra, nor does moving a flag file: what needs the extra `rollout` is imported where it is used.
 """
 
 import asyncio
@@ -17,13 +17,8 @@ from pathlib import Path
 from tidegate.errors import FlagError, Problems, RolloutError
 from tidegate.rollout.actuator import Actuator
 from tidegate.rollout.actuator_local import LocalActuator
-from tidegate.rollout.actuator_unleash import UnleashActuator
-from tidegate.rollout.controller import Controller
-from tidegate.rollout.daemon import Daemon
 from tidegate.rollout.machine import FINAL, Event, after
-from tidegate.rollout.prometheus import PrometheusSource
 from tidegate.rollout.records import ConflictError, Rollout
-from tidegate.rollout.scrape import ScrapeSource
 from tidegate.rollout.source import MetricsSource
 from tidegate.rollout.spec import RolloutSpec
 from tidegate.rollout.store import Journal
@@ -60,6 +55,8 @@ def make_actuator(settings: Settings) -> Actuator:
     flags = settings.flags
     if flags.provider == "local":
         return LocalActuator(flags.file, flags.environment)
+    from tidegate.rollout.actuator_unleash import UnleashActuator
+
     return UnleashActuator(flags.unleash_url, settings.rollout.admin_token)
 
 
@@ -74,7 +71,11 @@ def make_source(settings: Settings) -> MetricsSource:
     problems.raise_if_any()
     rollout = settings.rollout
     if rollout.prometheus_url is not None:
+        from tidegate.rollout.prometheus import PrometheusSource
+
         return PrometheusSource(rollout.prometheus_url)
+    from tidegate.rollout.scrape import ScrapeSource
+
     return ScrapeSource(rollout.metrics_urls)
 
 
@@ -217,6 +218,9 @@ async def run_controller(settings: Settings, *, once: bool) -> bool:
     Raises:
         ConfigError, RolloutError: if it cannot run with these settings.
     """
+    from tidegate.rollout.controller import Controller
+    from tidegate.rollout.daemon import Daemon
+
     rollout = settings.rollout
     problems = Problems("settings")
     if rollout.listen is not None and not rollout.alert_token:

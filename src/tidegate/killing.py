@@ -4,7 +4,7 @@ The stop record overrides every source of flags and works while Unleash or its d
 works while Redis is away. Each way has its own deadline, and what becomes of it is said as soon as it is known. The
 flag is called shut only if at least one of the two surely shuts it.
 
-Needs the extra `rollout`.
+A flag file, and a record in a file, need no extra; Unleash needs `rollout`, a record in Redis `redis`.
 """
 
 import asyncio
@@ -159,6 +159,10 @@ class _Killing:
         except TimeoutError:
             self._warn(f"{flag} in {environment} was not turned off: no answer within {_MOVE_WITHIN:g} s")
             return "failed"
+        except ModuleNotFoundError as error:
+            told = f"{error.name} is not installed: pip install 'tidegate[rollout]'"
+            self._warn(f"{flag} in {environment} was not turned off: {told}")
+            return "failed"
         except Exception as error:  # noqa: BLE001 - the other way must not end with this one; it is told
             self._warn(f"{flag} in {environment} was not turned off: {error}")
             return "failed"
@@ -255,6 +259,9 @@ async def lift(flag: str, environment: str | None, settings: Settings, say: Say,
         actuator = make_actuator(settings)
     except ConfigError as error:
         warn(f"the state of the flag is not known: {error}")
+        return
+    except ModuleNotFoundError as error:
+        warn(f"the state of the flag is not known: {error.name} is not installed: pip install 'tidegate[rollout]'")
         return
     try:
         async with asyncio.timeout(_MOVE_WITHIN):

@@ -295,7 +295,7 @@ def test_a_server_that_is_not_there_is_named_without_its_query(capsys: Any) -> N
     port = free_port()
     assert cli.main(["cache", "explain", "GET", f"http://127.0.0.1:{port}/a?token=s3cr3t"]) == 1
     told = capsys.readouterr().err
-    assert f"http://127.0.0.1:{port}/a could not be asked: ConnectError; is it running there?" in told
+    assert f"http://127.0.0.1:{port}/a could not be asked: ConnectionRefusedError; is it running there?" in told
     assert "s3cr3t" not in told
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.operations.running import Shell
 from tests.services.unleash import Unleash
-from tidegate.operations import desk_unleash
+from tidegate.operations import desk
 
 FLAG = "tidegate.cache"
 COMMANDS = (("init", FLAG), ("open", FLAG, "--only", "tenantId=acme"), ("shut", FLAG))
@@ -21,7 +21,7 @@ def test_while_unleash_or_its_database_hangs_nothing_is_done_and_nothing_wrong_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Hazard 5: without its database Unleash answers in the end that there is no such flag."""
-    monkeypatch.setattr(desk_unleash, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(desk, "ANSWER_SECONDS", 1.0)
     shell = Shell(tmp_path, capsys, monkeypatch)
     unleash = start_unleash(own_postgres=True)
     shell.on(unleash, flags=f'unleash_token = "{unleash.development_token}"')

@@ -70,24 +70,22 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _over_http(method: str, url: str, headers: list[tuple[bytes, bytes]], arguments: argparse.Namespace) -> int:
     """Ask a running server, and say what its answer tells. Only Cache-Status is known of it, not its policies."""
-    import httpx2
-
     from tidegate.middleware.core.explain_status import read_cache_status
     from tidegate.middleware.core.explain_text import printable
+    from tidegate.operations.asking import Unanswered, ask
 
     try:
-        answer = httpx2.request(method, url, headers=headers, timeout=10.0, follow_redirects=False)
-    except httpx2.HTTPError as error:
+        answer = ask(method, url, headers=headers, limit=0)
+    except Unanswered as error:
         # The text of some holds the URL, and so a token.
         fix = "is it running there? --app MODULE:NAME needs no server"
-        raise TidegateError(f"{url.partition('?')[0]} could not be asked: {type(error).__name__}; {fix}") from None
-    pairs = [(name.lower(), value) for name, value in answer.headers.raw]
-    said = read_cache_status(pairs)
+        raise TidegateError(f"{url.partition('?')[0]} could not be asked: {error.kind}; {fix}") from None
+    said = read_cache_status(answer.headers)
     if arguments.json:
-        found: dict[str, Any] = {"status": answer.status_code, "caches": said and [asdict(one) for one in said]}
+        found: dict[str, Any] = {"status": answer.status, "caches": said and [asdict(one) for one in said]}
         say(json.dumps(found, indent=2))
         return 0
-    say(f"{method} answered {answer.status_code}")
+    say(f"{method} answered {answer.status}")
     if not said:
         what = "cannot be read (RFC 9211)" if said is None else "is absent"
         say(f"Cache-Status {what}: the cache is shut for this request, in shadow mode, or not there")

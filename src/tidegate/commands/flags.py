@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
+from typing import cast
 
 from tidegate.commands.shared import Commands, Run, say, settings_of
 from tidegate.errors import FlagError
@@ -53,7 +54,6 @@ def _complain(line: str) -> None:
 
 def _init(arguments: argparse.Namespace) -> int:
     from tidegate.flags import UNIT_FIELDS
-    from tidegate.operations.desk_unleash import UnleashDesk
     from tidegate.operations.make import make_desk
     from tidegate.operations.provision import chosen, init
 
@@ -64,13 +64,15 @@ def _init(arguments: argparse.Namespace) -> int:
         desk = make_desk(settings, arguments.environment)
         tell = _complain if arguments.token else say
         try:
-            if arguments.token and not isinstance(desk, UnleashDesk):
+            if arguments.token and settings.flags.provider != "unleash":
                 raise FlagError("--token: a flag file needs no token")
             await init(desk, names, UNIT_FIELDS[settings.flags.unit], tell, dry_run=arguments.dry_run)
             if arguments.token and arguments.dry_run:
                 tell(f"would print a backend token for {desk.environment}")
-            elif arguments.token and isinstance(desk, UnleashDesk):
-                say(await desk.backend_token())
+            elif arguments.token:
+                from tidegate.operations.desk_unleash import UnleashDesk
+
+                say(await cast(UnleashDesk, desk).backend_token())
         finally:
             await desk.close()
 

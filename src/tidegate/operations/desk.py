@@ -10,7 +10,10 @@ from typing import Protocol
 
 from tidegate.flags.views import FlagView
 
-__all__ = ["Desk"]
+__all__ = ["ANSWER_SECONDS", "Desk"]
+
+ANSWER_SECONDS = 5.0
+"""Seconds that a person waits for a source of flags."""
 
 
 class Desk(Protocol):

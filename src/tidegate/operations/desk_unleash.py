@@ -13,27 +13,25 @@ from urllib.parse import quote
 
 from tidegate.errors import FlagError
 from tidegate.flags.views import FlagView, view_of_unleash
+from tidegate.operations import desk
 from tidegate.rollout.actuator_unleash import UnleashActuator
 from tidegate.rollout.unleash_api import GRADUAL, Json, Refused, UnleashApi, objects, ours, understood
 
-__all__ = ["ANSWER_SECONDS", "TOKEN_NAME", "UnleashDesk"]
+__all__ = ["TOKEN_NAME", "UnleashDesk"]
 
 TOKEN_NAME: Final = "tidegate"
 """Under which Unleash shows the backend token that is made here."""
-
-ANSWER_SECONDS = 5.0
-"""Seconds that a person waits for an answer of Unleash."""
 
 _OTHER_MAKER = 3.0
 """Seconds in which another who is making the same flag is expected to have given it its strategy."""
 
 
 class UnleashDesk:
-    """A Desk on one environment of one Unleash project. timeout: seconds for an answer; ANSWER_SECONDS by default."""
+    """A Desk on one environment of one Unleash project. timeout: seconds for an answer, desk.ANSWER_SECONDS if none."""
 
     def __init__(self, url: str, token: str, environment: str, *, timeout: float | None = None) -> None:
         self.environment = environment
-        self._api = UnleashApi(url, token, timeout=ANSWER_SECONDS if timeout is None else timeout)
+        self._api = UnleashApi(url, token, timeout=desk.ANSWER_SECONDS if timeout is None else timeout)
         self.shown = self._api.shown
         self._actuator = UnleashActuator(url, token, api=self._api)
 

@@ -73,7 +73,8 @@ async def _bounded(about: str, probe: Probe, settings: Settings) -> list[Finding
     except TimeoutError:
         text, fix = f"no answer within {PROBE_SECONDS:g} s", "is it running, and may this machine reach it?"
     except ModuleNotFoundError as error:
-        text, fix = f"{error.name} is not installed", "pip install 'tidegate[all]'"
+        extra = "rollout" if error.name == "httpx2" else "all"
+        text, fix = f"{error.name} is not installed", f"pip install 'tidegate[{extra}]'"
     except ConfigError as error:
         text, fix = "; ".join(map(str, error.problems)), "correct it there"
     except TidegateError as error:

@@ -7,7 +7,6 @@ from tidegate.control import check_actuator
 from tidegate.errors import FlagError, Problems, RolloutError
 from tidegate.operations.desk import Desk
 from tidegate.operations.desk_local import LocalDesk
-from tidegate.operations.desk_unleash import UnleashDesk
 from tidegate.rollout.records import Rollout
 from tidegate.rollout.store import Journal
 from tidegate.settings import Settings
@@ -28,6 +27,8 @@ def make_desk(settings: Settings, environment: str | None = None) -> Desk:
     flags = settings.flags
     if flags.provider == "local":
         return LocalDesk(flags.file, environment or flags.environment)
+    from tidegate.operations.desk_unleash import UnleashDesk  # it needs the extra `rollout`
+
     return UnleashDesk(flags.unleash_url, settings.rollout.admin_token, environment or flags.environment)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from tidegate.errors import FlagError
 from tidegate.flags.views import FlagView
+from tidegate.operations.asking import Unanswered, ask
 from tidegate.operations.doctor import Finding
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread, shown_place
@@ -19,6 +20,8 @@ from tidegate.vocabulary import FLAGS
 __all__ = ["admin_token", "clock", "flags", "resolved", "stop_records"]
 
 _ANSWER_SECONDS: Final = 2.5
+_GET_SECONDS: Final = 2.75
+"""For an HTTP request in a thread: a little more than its own time, whose error says more."""
 _CLOCK_SECONDS: Final = 5.0
 """Clocks may differ by this; the Date of an answer has whole seconds."""
 
@@ -93,10 +96,10 @@ def _environment_of(token: str, environment: str) -> list[Finding]:
 
 async def admin_token(settings: Settings) -> list[Finding]:
     """Whether the controller, and `tidegate kill`, may move flags in Unleash."""
-    from tidegate.rollout.unleash_api import UnleashApi
-
     if settings.flags.provider != "unleash":
         return []
+    from tidegate.rollout.unleash_api import UnleashApi
+
     token = settings.rollout.admin_token
     if not token:
         told, fix = "none: no rollout and no kill in Unleash", "set TIDEGATE_ROLLOUT_ADMIN_TOKEN where those run"
@@ -121,19 +124,15 @@ async def admin_token(settings: Settings) -> list[Finding]:
 
 async def clock(settings: Settings) -> list[Finding]:
     """Whether Unleash's clock and ours agree: `until` of a stop and the controller's ticks go by the wall clock."""
-    import httpx2
-
     if settings.flags.provider != "unleash":
         return []
     await resolved(settings.flags.unleash_url)
     root = settings.flags.unleash_url.rstrip("/").removesuffix("/api")
-    secure = not root.lower().startswith("http://")  # http needs no certificates, and loading them takes time
-    async with httpx2.AsyncClient(timeout=_ANSWER_SECONDS, follow_redirects=False, verify=secure) as client:
-        try:
-            answer = await client.get(f"{root}/health")
-        except httpx2.HTTPError as error:
-            raise FlagError(f"{root} could not be asked: {str(error) or type(error).__name__}") from error
-    date = answer.headers.get("date")
+    try:
+        answer = await in_thread(lambda: ask("GET", f"{root}/health", timeout=_ANSWER_SECONDS), _GET_SECONDS, root)
+    except Unanswered as error:
+        raise FlagError(f"{root} could not be asked: {error}") from error
+    date = answer.header("date")
     if date is None:
         return []
     apart = abs(parsedate_to_datetime(date).timestamp() - time.time())

@@ -11,14 +11,15 @@ from typing import Any, Protocol
 from tidegate.errors import ConfigError, FlagError, Problem
 from tidegate.flags import Flag, FlagContext, is_open, parse_flags
 from tidegate.flags.views import FlagView, view_of_flag, view_of_unleash
-from tidegate.operations import desk_unleash
-from tidegate.operations.desk_unleash import UnleashDesk
+from tidegate.operations import desk
 from tidegate.rollout.flag_file import FlagFile
-from tidegate.rollout.unleash_api import Json, UnleashApi, objects
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread
 
 __all__ = ["Source", "read_flags"]
+
+
+_Json = Mapping[str, Any]
 
 
 class Source(Protocol):
@@ -55,7 +56,7 @@ class _FromUnleash:
     Those of the Admin API have neither; where they count, nothing is decided.
     """
 
-    def __init__(self, features: Mapping[str, Json], origin: str, *, whole: bool) -> None:
+    def __init__(self, features: Mapping[str, _Json], origin: str, *, whole: bool) -> None:
         self.origin = origin
         self._features = features
         self._whole = whole
@@ -85,7 +86,7 @@ class _FromUnleash:
 async def read_flags(
     settings: Settings, environment: str, names: Collection[str], *, within: float | None = None
 ) -> Source:
-    """Read the flags. within: seconds for the file, or each answer of Unleash; ANSWER_SECONDS by default.
+    """Read the flags. within: seconds for the file, or each answer of Unleash; desk.ANSWER_SECONDS by default.
 
     Raises:
         FlagError: if the source cannot be read.
@@ -93,15 +94,18 @@ async def read_flags(
     """
     flags = settings.flags
     if flags.provider == "local":
-        seconds = desk_unleash.ANSWER_SECONDS if within is None else within
+        seconds = desk.ANSWER_SECONDS if within is None else within
         return await in_thread(lambda: _from_file(flags.file), seconds, f"the flag file {flags.file}")
     if flags.provider != "unleash":
         raise _unusable("flags.provider", flags.provider, "has no flags: every layer is open", "use local or unleash")
+    from tidegate.operations.desk_unleash import UnleashDesk
+    from tidegate.rollout.unleash_api import UnleashApi, objects
+
     if flags.unleash_token and environment == flags.environment:
         api = UnleashApi(
             flags.unleash_url,
             flags.unleash_token,
-            timeout=desk_unleash.ANSWER_SECONDS if within is None else within,
+            timeout=desk.ANSWER_SECONDS if within is None else within,
             setting="TIDEGATE_FLAGS_UNLEASH_TOKEN",
         )
         try:
@@ -113,12 +117,12 @@ async def read_flags(
     if not settings.rollout.admin_token:
         fix = "set TIDEGATE_FLAGS_UNLEASH_TOKEN, or TIDEGATE_ROLLOUT_ADMIN_TOKEN"
         raise _unusable("flags.unleash_token", "", f"reads no flags of {environment}", fix)
-    desk = UnleashDesk(flags.unleash_url, settings.rollout.admin_token, environment, timeout=within)
+    admin = UnleashDesk(flags.unleash_url, settings.rollout.admin_token, environment, timeout=within)
     try:
-        found = await desk.states(names)
+        found = await admin.states(names)
     finally:
-        await desk.close()
-    return _FromUnleash(found, f"Unleash's Admin API at {desk.shown}", whole=False)
+        await admin.close()
+    return _FromUnleash(found, f"Unleash's Admin API at {admin.shown}", whole=False)
 
 
 def _from_file(path: str) -> Source:
@@ -134,8 +138,10 @@ def _from_file(path: str) -> Source:
     return _FromFile(parse_flags(content, path), f"the file {path}")
 
 
-def _live(feature: Json) -> Json:
+def _live(feature: _Json) -> _Json:
     """The feature with the strategies that count, as clients get it."""
+    from tidegate.rollout.unleash_api import objects
+
     return {**feature, "strategies": [one for one in objects(feature.get("strategies")) if not one.get("disabled")]}
 
 
