@@ -1,11 +1,19 @@
 """Who asks: the tenant and user that a stored response is kept for, and the credentials that forbid keeping one."""
 
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["CREDENTIAL_HEADERS", "CREDENTIAL_QUERY", "REWRITING", "Credentials", "Identity", "parameter_names"]
+__all__ = [
+    "CREDENTIAL_HEADERS",
+    "CREDENTIAL_QUERY",
+    "REWRITING",
+    "Credentials",
+    "Identity",
+    "identified",
+    "parameter_names",
+]
 
 CREDENTIAL_HEADERS: frozenset[bytes] = frozenset(
     {b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key", b"x-auth-token"}
@@ -64,6 +72,19 @@ class Identity:
             raise ValueError("Identity.tenant: '' is empty; return None from identify() when there is no tenant")
         if self.user == "":
             raise ValueError("Identity.user: '' is empty; pass None when only the tenant is known")
+
+
+def identified(found: object) -> Identity:
+    """What `identify` has found, if that is an identity.
+
+    Raises:
+        TypeError: if it is not. A coroutine is ended, for nobody will await it.
+    """
+    if isinstance(found, Identity):
+        return found
+    if isinstance(found, Coroutine):
+        cast(Coroutine[object, object, object], found).close()
+    raise TypeError(f"identify() gave a {type(found).__name__}; it is to give an Identity or None, and not to be async")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

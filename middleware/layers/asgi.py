@@ -10,7 +10,7 @@ from uuid import UUID
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.explain import Explanation, aside
-from tidegate.middleware.core.identity import Credentials, Identity
+from tidegate.middleware.core.identity import Credentials, Identity, identified
 from tidegate.middleware.core.policy import FIELD_NAME, Match, Policies
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.tracing import Tracer
@@ -334,7 +334,8 @@ class ContextResolver:
             scope["headers"] = list(fields)
         identity: Identity | None = None
         try:
-            identity = self._identify(scope)
+            found = self._identify(scope)
+            identity = found if found is None or type(found) is Identity else identified(found)
         except Exception as error:  # noqa: BLE001 - P5: the app answers whatever identify() does; counted by on_error
             self._on_error("identify", error)
         decision: Decision | None = None

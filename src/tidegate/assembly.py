@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -285,6 +286,10 @@ def _checked(identify: object, policies: object) -> tuple[RoutePolicy, ...]:
     problems = Problems("Tidegate")
     if not callable(identify):
         problems.add("identify", identify, "cannot be called", "give a function of the scope, or trusted_headers(…)")
+    elif iscoroutinefunction(identify):
+        problems.add(
+            "identify", identify, "is async", "let authentication further out find who asks, and read its result here"
+        )
     is_list = _is_list(policies)
     if not is_list:
         problems.add("policies", policies, "is not a list", "write [RoutePolicy(route=…)]")

@@ -1,12 +1,15 @@
 """Who asks, out of headers and out of Starlette's user: whom it has seen before it names as if it had not."""
 
+import asyncio
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.driver import User, scope_of
+from tests.driver import Origin, User, call, scope_of
+from tidegate import CacheLayer, MemoryStore, Settings, Tidegate
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.layers.asgi import ContextResolver, starlette_user, trusted_headers
@@ -129,3 +132,35 @@ def test_what_is_decided_by_names_is_decided_for_whoever_asks_and_is_shut_where_
     supposed = resolver.as_if(scope_of("/"), Identity("acme", "ann")).decision
     assert supposed is not None
     assert supposed.open == {"cache"}
+
+
+async def asynchronous(_scope: Any) -> Identity:
+    return Identity("acme", "ann")
+
+
+@pytest.mark.parametrize(
+    "identify",
+    [asynchronous, lambda _: "ann", lambda _: ("acme", "ann"), lambda _: {"tenant": "acme"}, lambda _: True],
+    ids=["async", "text", "tuple", "dict", "flag"],
+)
+def test_what_is_no_identity_counts_as_nobody_and_as_an_error_and_the_app_answers(identify: Any) -> None:
+    errors: list[tuple[str, Exception]] = []
+    resolver = ContextResolver(identify=identify, on_error=lambda what, error: errors.append((what, error)))
+    origin = Origin(headers=[("cache-control", "max-age=60")])
+    layer = CacheLayer(origin, store=MemoryStore(), resolver=resolver)
+    answers = [asyncio.run(call(layer)) for _ in range(2)]
+    assert [answer.body for answer in answers] == [b"hello"] * 2
+    assert {answer.header("cache-status") for answer in answers} == {"Tidegate; fwd=bypass; detail=no-identity"}
+    assert [(what, type(error)) for what, error in errors] == [("identify", TypeError)] * 2
+
+
+def test_an_identity_of_a_class_of_its_own_is_one() -> None:
+    class Person(Identity):
+        pass
+
+    assert ContextResolver(identify=lambda _: Person("acme", "ann")).of(scope_of()).identity == Person("acme", "ann")
+
+
+def test_an_async_identify_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="is async"):
+        Tidegate(Settings(), identify=asynchronous)  # type: ignore[arg-type]
