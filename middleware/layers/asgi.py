@@ -352,8 +352,12 @@ class ContextResolver:
             self._on_error("flags", error)
             decision = _SHUT
         path: str = scope["path"]
+        try:
+            mounted = scope["root_path"]
+        except KeyError:  # a server may leave it out; most do not, and `get` takes twice as long
+            mounted = None
         match = self._known.get(path)
-        if match is None or scope.get("root_path"):
+        if match is None or mounted:
             match = self._match(route_path(scope))
         context = scope["tidegate"] = _blank(RequestContext)  # its `__init__` takes as long as all the rest of it
         context.identity = identity

@@ -71,8 +71,6 @@ class FusedHits:
     names: those of the cache layer.
     gate, share, credentials: as the cache layer has them.
     clock: wall-clock seconds.
-
-    taken: hits that were answered here.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class FusedHits:
         credentials: Credentials,
         clock: Callable[[], float],
     ) -> None:
-        self.taken = 0
         self._peek = peek
         self._names = names
         self._layer = gate.layer if isinstance(gate, FlagGate) else None
@@ -165,7 +162,6 @@ class FusedHits:
         except KeyError:
             notes = self._note(seconds)
         given = [*entry.headers, *notes]
-        self.taken += 1
         context.storable, context.outcome = True, "hit"
         status, body = entry.status, entry.body
         if conditional and _has_it(tag, headers, given, status):
@@ -187,7 +183,6 @@ class FusedHits:
         if left <= 0 or record.no_cache or (record.own_etag and not context.is_open("etag")):
             return None
         seconds = (int(age) if age > 0 else 0, int(left))
-        self.taken += 1
         context.storable, context.outcome = True, "hit"
         given = [*record.headers, *(self._notes.get(seconds) or self._note(seconds))]
         return (

@@ -15,6 +15,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from tests.driver import Origin, User, call
+from tests.middleware.layers.taking import hits_taken
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver
 from tidegate.middleware.layers.cache import CacheLayer
@@ -89,19 +90,18 @@ def test_what_is_not_sampled_makes_no_span_inside_and_is_still_what_the_app_runs
         seen.append((within.is_valid, within.trace_flags.sampled))
         await origin(scope, receive, send)
 
-    cache = CacheLayer(app, store=MemoryStore(), resolver=resolver, metrics=metrics)
-    layers = TelemetryLayer(
-        cache, resolver=resolver, metrics=metrics, tracer=provider.get_tracer("test"), hits=cache.leave_hits()
-    )
-
     async def run() -> list[bool]:
+        cache = CacheLayer(app, store=MemoryStore(), resolver=resolver, metrics=metrics)
+        layers = TelemetryLayer(
+            cache, resolver=resolver, metrics=metrics, tracer=provider.get_tracer("test"), hits=cache.leave_hits()
+        )
         return [(await call(layers, user=ANN)).hit for _ in range(2)]
 
-    assert asyncio.run(run()) == [False, True]
+    with hits_taken() as taken:
+        assert asyncio.run(run()) == [False, True]
     assert seen == [(True, False)]
     assert exporter.get_finished_spans() == ()
-    assert cache.hits is not None
-    assert cache.hits.taken == 1
+    assert taken.total() == 1
 
 
 def test_an_exception_is_noted_on_the_span_of_its_request() -> None:

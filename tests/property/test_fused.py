@@ -5,9 +5,11 @@ one in another process has; in one every request goes through the general layers
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.driver import Answer, App, User, call, scope_of
+from tests.middleware.layers.taking import hits_taken
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver, FlagGate, Gate, RequestContext, always
@@ -282,7 +285,7 @@ def test_a_plain_hit_is_what_the_general_layers_would_have_answered_and_counted(
     taken: dict[How, int] = {"peeks": 0, "asks": 0}
     hits: list[int] = []
 
-    async def live(steps: list[Step], debug: bool, telemetry: bool) -> None:
+    async def live(steps: list[Step], debug: bool, telemetry: bool, answered: Counter[FusedHits]) -> None:
         stacks = {how: Stack(how, debug=debug, telemetry=telemetry) for how in HOWS}
         general = stacks.pop("general")
         for step in steps:
@@ -296,17 +299,18 @@ def test_a_plain_hit_is_what_the_general_layers_would_have_answered_and_counted(
             assert fused.cohorts.totals() == general.cohorts.totals(), how
             assert metrics_of(fused) == metrics_of(general), how
             assert fused.cache.hits is not None
-            taken[how] += fused.cache.hits.taken
+            taken[how] += answered[fused.cache.hits]
         assert stacks["asks"].closed.asked == general.closed.asked, "nobody asks twice"
 
     @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(lives(), st.booleans(), st.integers(0, 3))
     def compare(steps: list[Step], debug: bool, alone: int) -> None:
-        asyncio.run(live(steps, debug, alone != 0))
+        with hits_taken() as answered:
+            asyncio.run(live(steps, debug, alone != 0, answered))
 
-    for steps in LIVES.values():
-        for telemetry in (True, False):
-            asyncio.run(live(steps, True, telemetry))
+    for steps, telemetry in product(LIVES.values(), (True, False)):
+        with hits_taken() as answered:
+            asyncio.run(live(steps, True, telemetry, answered))
     compare()
     assert sum(hits) > 300, sum(hits)
     assert taken["peeks"] > sum(hits) * 0.5, f"{taken} of {sum(hits)}: most hits are plain, and were answered in one go"
