@@ -1,6 +1,8 @@
 """Counted together, requests count as they do in cohorts and per route one after the other."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tidegate.middleware.cohort_files import Labels
-from tidegate.middleware.cohorts import CohortCounters
+from tidegate.middleware.cohorts import CohortCounters, CohortTotals
 from tidegate.middleware.counting import Together
 from tidegate.middleware.routes import LATENCY_BUCKETS, CountsRoutes, RouteMetrics, route_metrics
 from tidegate.vocabulary import COHORT_BUCKETS
@@ -49,7 +51,7 @@ class Counted:
         self.cohorts.count(cohorts, seconds, False, storable, outcome == "hit")
         self.routes.count((route, "GET", 2, outcome, None), seconds)
 
-    def told(self) -> tuple[object, ...]:
+    def told(self) -> tuple[Mapping[Labels, CohortTotals], list[str]]:
         lines = generate_latest(self.registry).decode().splitlines()
         return self.cohorts.totals(), sorted(line for line in lines if "_created" not in line)
 
@@ -86,6 +88,30 @@ def test_cohorts_that_are_made_for_one_request_are_not_taken_for_those_before() 
         other.one_by_one(request)
         del request
     assert one.told() == other.told()
+
+
+def test_several_threads_count_exactly() -> None:
+    class Slow(float):
+        """Seconds whose addition lets other threads in: between the reading of a count and its writing."""
+
+        def __radd__(self, other: float) -> float:
+            time.sleep(0)
+            return float(self) + other
+
+    counted = Counted()
+
+    def count() -> None:
+        for _ in range(500):
+            counted.at_once((COHORTS[0], "/a", Slow(0.25), 0))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    totals, lines = counted.told()
+    assert all(totals[label].requests == 2000 and totals[label].seconds == 500.0 for label in COHORTS[0])
+    assert 'tidegate_request_duration_seconds_sum{route="/a"} 500.0' in lines
 
 
 def let_go(cohorts: CohortCounters) -> None:
