@@ -116,10 +116,32 @@ def test_what_cannot_be_purged_is_said(
     assert problem in capsys.readouterr().err
 
 
-def test_a_store_that_is_away_is_no_purge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["purge", "dry run"])
+def test_a_store_that_is_away_is_no_purge(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
     path = config(tmp_path, f"redis://127.0.0.1:{free_port()}/0")
-    assert main(["cache", "purge", "list", "--config", path]) != 0
+    assert main(["cache", "purge", "list", "--config", path, *more]) == 1
     assert "Connect call failed" in capsys.readouterr().err
+
+
+def test_what_a_client_has_written_into_a_tag_does_nothing_to_the_terminal(
+    valkey: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run() -> None:
+        store = RedisStore(valkey.url, metrics=new_metrics())
+        try:
+            tags = ((ACME, "\x1b]0;owned\x07\n"), (ACME, "half \ud800"), (ACME, "list"))
+            await write(store, b"a", entry(tags=tags, positions=await positions(store)))
+        finally:
+            await store.aclose()
+
+    asyncio.run(run())
+    words = ["cache", "purge", "list", "--tenant", "acme", "--dry-run", "--config", config(tmp_path, valkey.url)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "tenant:acme/\\x1b]0;owned\\x07\\x0a, tenant:acme/half \\xd800, tenant:acme/list\n" in told
+    assert told.count("\n") == 2
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sample"][0]["tags"][0] == ["tenant:acme", "\x1b]0;owned\x07\n"]
 
 
 def test_tags_without_a_tenant_are_those_of_nobody(valkey: RedisServer, tmp_path: Path) -> None:

@@ -34,18 +34,26 @@ async def look_through(
     """What a purge of these would take, among the records with these names.
 
     read: their values. opened: the record of a name and a value. stands: whether nothing has purged it already.
+
+    Raises:
+        StoreError: if not even the first names are told.
     """
     tally = Tally(tags)
+    answered = False
     try:
         # Not only where there is a record: of a server that others use too most keys are none, and it may be silent.
         async with asyncio.timeout(LOOK_FOR):
             async for found in names:
+                answered = True
                 for start in range(0, len(found), _AT_ONCE):
                     if tally.looked_at >= LOOKED_AT:
                         tally.exact = False
                         return tally.told()
                     await _look_at(found[start : start + _AT_ONCE], tally, read, opened, stands)
-    except (RedisError, StoreError, TimeoutError):
+    except (RedisError, StoreError, TimeoutError) as error:
+        if not answered:
+            late = isinstance(error, TimeoutError)
+            raise StoreError(f"redis: no answer within {LOOK_FOR:g} s" if late else str(error)) from error
         tally.exact = False
     return tally.told()
 

@@ -95,6 +95,8 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
+    from tidegate.middleware.core.explain_text import printable
+
     if "state" in told:
         durable = {True: "; a replica has it", False: "; no replica has said that it has it", None: ""}
         return [f"{told['state']}{durable[told['durable']]}"]
@@ -102,5 +104,6 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
     lines = [f"{count} would be purged, of {told['looked_at']} that were looked at; nothing was changed"]
     for one in told["sample"]:
         tags = ", ".join(f"{scope}/{tag}" for scope, tag in one["tags"])
-        lines.append(f"  status {one['status']}, {one['size']} bytes, {one['age']:.0f} s old: {tags}")
+        # A tag may have in it what any client wrote into a URL.
+        lines.append(printable(f"  status {one['status']}, {one['size']} bytes, {one['age']:.0f} s old: {tags}"))
     return lines

@@ -9,6 +9,7 @@ import pytest
 
 from tests.middleware.stores.support import ACME, Open, entry, found, new_metrics, positions, write
 from tests.services import RedisServer
+from tidegate.errors import StoreError
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Variants
 from tidegate.middleware.stores import redis_looking
 from tidegate.middleware.stores.affected import SAMPLE, Affected, Affects
@@ -85,8 +86,6 @@ def test_of_more_than_it_looks_at_it_says_at_least(server: RedisServer, monkeypa
             assert told.looked_at == 20
             assert 15 <= told.entries <= 20
             monkeypatch.setattr(redis_looking, "LOOKED_AT", 10_000)
-            monkeypatch.setattr(redis_looking, "LOOK_FOR", -1.0)
-            assert (await store.affected({PUBLIC_SCOPE: [WHOLE_SCOPE]})).exact is False
             monkeypatch.setattr(redis_looking, "LOOK_FOR", 60.0)
             large = entry(bytes(100_000), tags=((ACME, "list"),), positions=await positions(store))
             await write(store, b"large", large)
@@ -126,6 +125,7 @@ def test_a_server_that_is_away_is_told_as_nothing_known() -> None:
         try:
             told = await store.affected({ACME: ["list"]})
             assert (told.entries, told.exact, told.looked_at) == (0, False, 0)
+            assert metrics.errors.labels("store")._value.get() == 1
         finally:
             await store.aclose()
 
@@ -144,7 +144,7 @@ async def silent() -> AsyncIterator[list[bytes]]:
 
 
 @pytest.mark.parametrize("names", [none_of_ours, silent])
-def test_it_ends_in_time_where_no_record_is_found_or_nobody_answers(
+def test_it_ends_in_time_where_no_record_is_found_and_fails_where_nobody_answers(
     names: Callable[[], AsyncIterator[list[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_looking, "LOOK_FOR", 0.05)
@@ -157,4 +157,8 @@ def test_it_ends_in_time_where_no_record_is_found_or_nobody_answers(
             looking = redis_looking.look_through
             return await looking(names(), {ACME: ["a"]}, read=nothing, opened=lambda *_: None, stands=nothing)
 
-    assert asyncio.run(look()) == Affected(exact=False)
+    if names is silent:
+        with pytest.raises(StoreError, match=r"no answer within 0\.05 s"):
+            asyncio.run(look())
+    else:
+        assert asyncio.run(look()) == Affected(exact=False)
