@@ -16,6 +16,7 @@ from starlette.routing import Route
 from tests.driver import Answer, Origin, User, call
 from tests.flags.following import until
 from tests.middleware.stores.support import eventually
+from tests.provider import FixedFlags
 from tests.services import Valkey, wait_until
 from tidegate import RoutePolicy, Settings, Tidegate, TidegateMiddleware, trusted_headers
 from tidegate.errors import ConfigError, StoreError
@@ -384,6 +385,29 @@ def test_flags_that_cannot_be_decided_shut_every_layer() -> None:
         (200, None, None)
     ] * 2
     assert registry.get_sample_value("tidegate_errors_total", {"component": "flags"}) == 2
+
+
+def test_visitors_are_served_what_is_public_where_properties_give_them_a_unit_and_get_no_identity_by_it() -> None:
+    def properties(_scope: Any) -> dict[str, str]:
+        return {"tenantId": "visitors"}
+
+    async def run(**options: Any) -> list[Answer]:
+        origin = Origin(b"plans")
+        policies = [RoutePolicy(route="/", ttl=60, share="public"), RoutePolicy(route="/own", ttl=60, share="tenant")]
+        tide = Tidegate(policies=policies, provider=FixedFlags(is_open=True), registry=CollectorRegistry(), **options)
+        layers = tide(origin)
+        answers = [await call(layers) for _ in range(2)]
+        answers.append(await call(layers, headers=[("cookie", "a=b")]))
+        answers += [await call(layers, "/own") for _ in range(2)]
+        await tide.aclose()
+        return answers
+
+    without = asyncio.run(run())
+    assert [one.header("cache-status") for one in without] == [None] * 5
+    first, second, somebody, *own = asyncio.run(run(properties=properties))
+    assert (first.header("cache-status"), second.hit) == ("Tidegate; fwd=miss; stored", True)
+    assert somebody.header("cache-status") == "Tidegate; fwd=bypass; detail=credential"
+    assert [one.header("cache-status") for one in own] == ["Tidegate; fwd=bypass; detail=no-identity"] * 2
 
 
 class Unstartable(Users):

@@ -17,7 +17,7 @@ from tidegate.middleware.core.policy import Match, RoutePolicy, Share
 from tidegate.middleware.core.records import Entry, ScopedTag
 from tidegate.middleware.core.reuse import Reuse, is_refused
 from tidegate.middleware.core.storing import Bypass, Kept, Refused, RequestDirectives, Usable
-from tidegate.vocabulary import CONTROL, FLAGS, LAYERS
+from tidegate.vocabulary import CONTROL, FLAGS, LAYERS, NO_COHORT
 
 __all__ = [
     "SHADOWED",
@@ -160,7 +160,7 @@ def _layer(layer: str, flag: str, decision: Opened, known: tuple[str, str] | Non
         why = asked(flag) if asked is not None else f"{flag} does not let this unit in, is stopped, or is not known yet"
         why += f"; it is in the band of {band} %"
     else:
-        why = f"{flag}: no unit is known (no identity), so it is shut"
+        why = f"{flag}: no unit is known (no identity), and for such requests it is shut, at 100 % too"
     return LayerState(layer=layer, open=is_open, why=why, flag=flag, band=band, cohort=cohort)
 
 
@@ -202,6 +202,8 @@ def shut_step(layers: Sequence[LayerState]) -> Step:
     """The cache's gate is shut for this request."""
     cache = next(layer for layer in layers if layer.layer == "cache")
     fix = f"tidegate flags status {cache.flag}" + (" --unit NAME" if cache.cohort == CONTROL else "")
+    if cache.cohort == NO_COHORT:
+        fix = "let identify() name who asks, or Tidegate(properties=...) a unit for such requests: docs/flags.md"
     return Step(about="layer", found="the cache is shut: nothing is served or stored", because=cache.why,
                 source="P1", fix=fix)  # fmt: skip
 

@@ -217,6 +217,18 @@ def test_of_a_flag_it_says_whether_its_percentage_or_a_stop_shuts_the_layer(
     assert (words == "lets this unit in") == cache["open"] == ("the cache is shut" not in told["steps"][0]["found"])
 
 
+def test_of_a_request_without_a_unit_it_says_that_no_percentage_opens_the_cache_and_what_does(
+    module: str, tmp_path: Path, capsys: Any
+) -> None:
+    whole = {"version": 1, "flags": {FLAG: {"enabled": True, "strategies": [{"percentage": 100}]}}}
+    (tmp_path / "flags.json").write_text(json.dumps(whole), encoding="utf-8")
+    (tmp_path / "tidegate.toml").write_text('[flags]\nprovider = "local"\n', encoding="utf-8")
+    step = explained(capsys, "GET", "http://app.test/clients", "--app", f"{module}:app")["steps"][0]
+    assert "no unit is known (no identity), and for such requests it is shut, at 100 % too" in step["because"]
+    assert "Tidegate(properties=...)" in step["fix"]
+    assert "flags status" not in step["fix"]
+
+
 def test_a_limit_that_bites_is_named_in_words_and_in_cache_status(module: str, capsys: Any) -> None:
     told = explained(capsys, "GET", "http://app.test/large", "--app", f"{module}:app", "--as", "acme/ann")
     assert (told["stored"], told["cache_status"]) == (False, "Tidegate; fwd=miss; detail=limit-headers")

@@ -195,6 +195,15 @@ def test_the_file_is_shown_alike_and_decides_as_its_provider_does(on_file: Shell
     assert len(set(found.values())) == 2
 
 
+def test_a_flag_at_100_is_not_called_open_for_requests_without_a_unit(on_file: Shell) -> None:
+    whole = {"version": 1, "flags": {"tidegate.cache": {"enabled": True, "strategies": [{"percentage": 100}]}}}
+    (on_file.folder / "flags.json").write_text(json.dumps(whole))
+    told = "tidegate.cache: on, 100 % by tenantId; open for every tenant, but not for requests without one"
+    assert told in on_file.run("flags", "status")[1].splitlines()
+    assert f"ok    {told}" in on_file.run("doctor")[1].splitlines()
+    assert status_of(on_file, "tidegate.cache")["reach"] == "everybody"
+
+
 def test_a_stop_and_the_rollout_that_moves_a_flag_are_shown(on_file: Shell) -> None:
     spec = on_file.folder / "canary.yaml"
     spec.write_text(

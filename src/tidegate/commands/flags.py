@@ -94,7 +94,7 @@ def _status(arguments: argparse.Namespace) -> int:
         )
     else:
         say(f"{environment}, read now from {origin}")
-        for line in [line for one in flags for line in lines_of(one, settings.flags.bands)]:
+        for line in [line for one in flags for line in lines_of(one, settings.flags.bands, settings.flags.unit)]:
             say(line)
     return int(bool(arguments.flags) and any(one.view is None for one in flags))
 

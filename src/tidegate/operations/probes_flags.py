@@ -70,17 +70,18 @@ async def flags(settings: Settings) -> list[Finding]:
 
 def _flag(name: str, view: FlagView | None, settings: Settings) -> Finding:
     from tidegate.flags import UNIT_FIELDS
+    from tidegate.operations.status import told_reach
 
     if view is None:
         return Finding(level="warn", about=name, text="does not exist: shut", fix=f"tidegate flags init {name}")
     field = UNIT_FIELDS[settings.flags.unit]
     faults = view.faults(field)
+    told = f"{view}; open for {told_reach(view.reach, settings.flags.unit)}"
     if not faults:
-        return Finding(level="ok", about=name, text=f"{view}; open for {view.reach}")
+        return Finding(level="ok", about=name, text=told)
     percent_wrong = any(one.percentage is None and one.name == "flexibleRollout" for one in view.strategies)
     grave = view.enabled and (percent_wrong or not view.strategies or view.reach == "everybody")
-    told = "; ".join(faults)
-    return Finding(level="FAIL" if grave else "warn", about=name, text=f"{view}; open for {view.reach}; it {told}")
+    return Finding(level="FAIL" if grave else "warn", about=name, text=f"{told}; it {'; '.join(faults)}")
 
 
 def _environment_of(token: str, environment: str) -> list[Finding]:

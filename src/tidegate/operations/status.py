@@ -15,9 +15,9 @@ from tidegate.operations.make import owner_of
 from tidegate.operations.sources import Source, read_flags
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread, show_time, stop_home
-from tidegate.vocabulary import FLAGS
+from tidegate.vocabulary import FLAGS, Unit
 
-__all__ = ["FlagStatus", "flag_status", "lines_of", "read_status", "shown", "stopped_flags"]
+__all__ = ["FlagStatus", "flag_status", "lines_of", "read_status", "shown", "stopped_flags", "told_reach"]
 
 _STOPS_WITHIN = 2.5
 
@@ -131,9 +131,14 @@ def _of_those(strategy: StrategyView) -> str:
     return " (of those who meet the conditions)" if strategy.constraints or strategy.segments else ""
 
 
-def lines_of(status: FlagStatus, bands: Sequence[int]) -> list[str]:
-    """A flag for the terminal."""
-    lines = [f"{status.name}: {status.view or 'no such flag'}; open for {status.reach}"]
+def told_reach(reach: Reach, unit: Unit) -> str:
+    """Whom a layer is open for. A gate is shut for requests without a unit, however far its flag is open."""
+    return f"every {unit}, but not for requests without one" if reach == "everybody" else reach
+
+
+def lines_of(status: FlagStatus, bands: Sequence[int], unit: Unit) -> list[str]:
+    """A flag for the terminal. unit: what percentages are drawn over."""
+    lines = [f"{status.name}: {status.view or 'no such flag'}; open for {told_reach(status.reach, unit)}"]
     strategies = status.view.strategies if status.view else ()
     inside = [band for band in bands if strategies and band <= (strategies[0].percentage or 0)]
     if status.reach == "some" and len(strategies) == 1 and inside:
