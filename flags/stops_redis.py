@@ -10,7 +10,7 @@ Every call has a deadline. The connections are not those of the store, whose que
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -37,6 +37,16 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3] .. string.format('%.0f', number) ..
 -- Who may not publish can stop a flag all the same.
 local heard = redis.pcall('PUBLISH', KEYS[1], ARGV[1])
 return type(heard) == 'number' and heard or -1
+"""
+
+_MAY: Final = """#!lua flags=no-writes,allow-oom
+-- KEYS: records. Which of the two the user that asks may not do on the channel of that name.
+local lacking = {}
+for _, command in ipairs({'SUBSCRIBE', 'PUBLISH'}) do
+  local asked = command == 'PUBLISH' and {command, KEYS[1], ''} or {command, KEYS[1]}
+  if not redis.acl_check_cmd(unpack(asked)) then lacking[#lacking + 1] = string.lower(command) end
+end
+return lacking
 """
 
 _SLICE: Final = 0.25
@@ -136,6 +146,22 @@ class RedisHome:
         except (RedisError, OSError) as error:
             raise self._failed("written", error) from error
         return heard if heard >= 0 else None
+
+    def lacking(self) -> tuple[str, ...]:
+        """Which of `subscribe` and `publish` the user of this address may not do on the channel. Nothing is sent there.
+
+        Raises:
+            FlagError: if Redis does not answer in time, or refuses.
+        """
+        try:
+            told: list[bytes] = self._redis().eval(_MAY, 1, self._key)
+        except (RedisError, OSError) as error:
+            raise self._failed("asked about", error) from error
+        return tuple(one.decode() for one in told)
+
+    def rights(self, lacking: Iterable[str]) -> str:
+        """What the ACL of Redis has to grant for these."""
+        return " ".join([*(f"+{one}" for one in lacking), f"&{self._key}"])
 
     def close(self) -> None:
         """Let go of the connections; a later call makes new ones."""

@@ -122,6 +122,8 @@ class _Killing:
         until = "until it is lifted" if record.until is None else f"until {show_time(record.until)}"
         told = "" if heard is None else f"; told {heard} listening process{'' if heard == 1 else 'es'} at once"
         self._say(f"{flag} in {self._environment} is stopped {until}: record in {home}{told}")
+        if heard is None and "://" in place_of(settings):
+            self._warn("nobody could be told of it at once, for this user of Redis may not publish: tidegate doctor")
         return self._counts(heard)
 
     def _counts(self, heard: int | None) -> bool:

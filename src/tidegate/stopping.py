@@ -25,6 +25,7 @@ __all__ = [
     "shown_place",
     "stop_home",
     "stop_of",
+    "unheard",
     "why_stopped",
     "write_stop",
 ]
@@ -155,6 +156,28 @@ async def write_stop(home: WritableHome, record: StopRecord) -> int | None:
             home.close()
 
     return await in_thread(write, _WRITE_WITHIN, f"the stop records in {home}")
+
+
+async def unheard(settings: Settings, environment: str) -> str:
+    """What the ACL of the stop records' Redis lacks for a kill to be heard at once; empty: nothing, or it is a file.
+
+    Raises:
+        FlagError: if Redis does not answer within a second and a half, or refuses.
+        ConfigError: as `stop_home`.
+    """
+    place = place_of(settings)
+    if "://" not in place:
+        return ""
+    home = _redis().RedisHome(place, environment, namespace=settings.flags.stops_namespace)
+
+    def ask() -> str:
+        try:
+            lacking = home.lacking()
+            return str(home.rights(lacking)) if lacking else ""
+        finally:
+            home.close()
+
+    return await in_thread(ask, _READ_WITHIN, f"the stop records in {home}")
 
 
 def show_time(at: float) -> str:

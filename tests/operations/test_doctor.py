@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from threading import Thread
 
 import pytest
 
+from tests.docs.pages import Page
 from tests.operations.running import Shell, until_clients_know
 from tests.services import Prometheus, Redis, RedisCluster, SentinelTrio, Unleash, Valkey
 from tests.services.server import free_port
@@ -263,6 +265,38 @@ def test_a_store_of_many_servers_is_asked_as_a_whole(
         one.command_reply("CONFIG", "SET", "maxmemory-policy", "noeviction")
     assert level == "FAIL"
     assert "allkeys-lru may evict purge stamps" in text
+
+
+@pytest.mark.parametrize("servers", ["valkey", "redis_server"])
+def test_a_user_who_may_not_hear_of_kills_or_tell_of_them_is_told_what_to_grant(
+    servers: str, request: pytest.FixtureRequest, shell: Shell
+) -> None:
+    server: Redis | Valkey = request.getfixturevalue(servers)
+    redis = " ".join(Page.of("docs/mounting.md").section("Redis").split())
+    store, *_, hear = (
+        told.split() for told in re.findall(r"`([~+][^`]*)`", redis.partition("A user of an ACL needs")[2])
+    )
+    channel = "&tidegate:stops:development"
+
+    def stops(*rights: str) -> list[tuple[str, str]]:
+        server.command_reply("ACL", "SETUSER", "app", "reset", "on", ">x", *rights)
+        return examined(shell)[1]["stops"]
+
+    shell.settings(f'[flags]\nprovider = "local"\n[store]\nurl = "redis://app:x@127.0.0.1:{server.port}/0"\n')
+    assert shell.run("flags", "init")[0] == 0
+    try:
+        ((level, told),) = stops(*store)
+        assert (level, "is not heard at once but within 2 s" in told) == ("warn", True)
+        assert f"grant it +subscribe +publish {channel}" in told
+        code, _, err = shell.run("kill", "tidegate.cache")
+        assert (code, "nobody could be told of it at once" in err) == (0, True)
+        assert shell.run("lift", "tidegate.cache")[0] == 0
+        assert f"grant it +publish {channel} " in stops(*store, "+subscribe", channel)[0][1]
+        assert stops(*store, "+publish", "+subscribe")[0][0] == "warn", "without the channel it helps nobody"
+        assert stops(*store, *hear)[0][0] == "ok"
+        assert "nobody could be told" not in shell.run("kill", "tidegate.cache")[2]
+    finally:
+        server.command_reply("ACL", "DELUSER", "app")
 
 
 def test_a_policy_that_may_evict_stamps_fails(start_redis: Callable[..., Redis], shell: Shell) -> None:

@@ -14,7 +14,7 @@ from tidegate.flags.views import FlagView
 from tidegate.operations.asking import Unanswered, ask
 from tidegate.operations.doctor import Finding
 from tidegate.settings import Settings
-from tidegate.stopping import in_thread, shown_place
+from tidegate.stopping import in_thread, shown_place, unheard
 from tidegate.vocabulary import FLAGS
 
 __all__ = ["admin_token", "clock", "flags", "resolved", "stop_records"]
@@ -148,11 +148,17 @@ async def stop_records(settings: Settings) -> list[Finding]:
 
     if settings.flags.provider == "none":
         return []
+    environment = settings.flags.environment
     async with asyncio.timeout(_ANSWER_SECONDS):
-        stopped = await stopped_flags(settings, settings.flags.environment, tuple(FLAGS.values()))
-    if not stopped:
-        return [Finding(level="ok", about="stops", text=f"no flag is stopped ({shown_place(settings)})")]
-    return [
+        stopped = await stopped_flags(settings, environment, tuple(FLAGS.values()))
+        rights = await unheard(settings, environment)
+    found = [
         Finding(level="warn", about="stops", text=f"{name} is stopped {told}", fix=f"tidegate lift {name}")
         for name, told in stopped.items()
     ]
+    if rights:
+        told = f"a kill is not heard at once but within {settings.flags.poll_interval:g} s: the user in the address of"
+        fix = f"grant it {rights} (docs/mounting.md, Redis)"
+        text = f"{told} {shown_place(settings)} may not use the channel"
+        found.append(Finding(level="warn", about="stops", text=text, fix=fix))
+    return found or [Finding(level="ok", about="stops", text=f"no flag is stopped ({shown_place(settings)})")]
