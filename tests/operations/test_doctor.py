@@ -135,7 +135,7 @@ def test_flags_that_are_dangerous_fail_and_flags_that_are_odd_warn(
         "tidegate.breaker": "warn",
         "tidegate.etag": "FAIL",
     }
-    assert "open for everybody" in found["tidegate.etag"][0][1]
+    assert "open for every tenant" in found["tidegate.etag"][0][1]
     assert "'12.5'" in found["tidegate.cache"][0][1]
     assert "sticky by 'userId'" in found["tidegate.breaker"][0][1]
     assert "tidegate flags init tidegate.coalesce" in found["tidegate.coalesce"][0][1]
