@@ -104,6 +104,7 @@ async def _refuse(scope: Scope, send: Send, retry_after: float) -> None:
         (b"content-length", b"20"),
         (b"retry-after", b"%d" % max(1, math.ceil(retry_after))),
         (b"cache-control", b"no-store"),
+        (b"proxy-status", b'Tidegate; error=destination_unavailable; details="breaker"'),  # RFC 9209: who answered
     ]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": text, "more_body": False})

@@ -69,6 +69,7 @@ def test_a_route_that_keeps_failing_is_answered_with_503_and_not_asked(status: i
         assert bench.origin.calls == 3
         assert answer.status == 503
         assert answer.header("retry-after") == "3"
+        assert answer.header("proxy-status") == 'Tidegate; error=destination_unavailable; details="breaker"'
         assert answer.header("cache-control") == "no-store"
         assert answer.header("content-length") == str(len(answer.body))
         assert answer.complete
