@@ -8,6 +8,7 @@ app = tide(app)
 
 from tidegate.assembly import Tidegate, TidegateMiddleware
 from tidegate.errors import ConfigError, FlagError, MetricsError, RolloutError, StoreError, TidegateError
+from tidegate.logs import speak_up
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import RoutePolicy
 from tidegate.middleware.layers.asgi import trusted_headers
@@ -40,3 +41,5 @@ __all__ = [
     "TidegateMiddleware",
     "trusted_headers",
 ]
+
+speak_up()
