@@ -121,12 +121,21 @@ def test_lift_says_that_an_open_flag_opens_again_and_that_there_was_no_stop(desk
     assert "the flag is on at 20 %: its layer opens again" in out
 
 
-def test_kill_of_a_misspelt_flag_shuts_nothing_and_says_so(desk: Desk) -> None:
+def test_kill_of_a_misspelt_flag_of_a_layer_does_nothing_and_names_the_one_that_is_meant(desk: Desk) -> None:
     code, out, err = desk.run("kill", "tidegate.cahce")
+    assert (code, out) == (2, "")
+    assert "'tidegate.cahce' is the flag of no layer, so nothing was shut" in err
+    assert "did you mean tidegate.cache?" in err
+    assert desk.stop(flag="tidegate.cahce") == {}
+    assert desk.flag == (True, 20)
+
+
+def test_kill_of_another_flag_that_nobody_knows_shuts_nothing_and_says_so(desk: Desk) -> None:
+    code, out, err = desk.run("kill", "cahce")
     assert code == 1
-    assert "there is no flag 'tidegate.cahce'" in err
-    assert "nothing is known to be shut" in err
-    assert "tidegate lift tidegate.cahce" in err
+    assert "there is no flag 'cahce'" in err
+    assert "nothing is known to be shut: no flag 'cahce' in development; did you mean tidegate.cache?" in err
+    assert "tidegate lift cahce" in err
     _, _, told = desk.run("kill", FLAG, "--env", "prodution")
     assert told.strip().endswith(f"tidegate lift {FLAG} --environment prodution")
     assert "shut in every worker" not in out
@@ -266,7 +275,7 @@ def test_an_app_with_a_provider_of_its_own_is_stopped_by_the_record_alone(desk: 
     assert f"it opens again only after: tidegate lift {FLAG}" in out
     assert "the stop record alone shuts the flag" in err
     assert json.loads((desk.folder / "stops.json").read_text())["stops"]["development"][FLAG]["stopped"] is True
-    assert desk.run("kill", "tidegate.cahce")[0] == 1
+    assert desk.run("kill", "cahce")[0] == 1
     code, out, _ = desk.run("lift", FLAG)
     assert (code, "is not stopped any more" in out) == (0, True)
 

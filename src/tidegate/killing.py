@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final, Literal
 
 from tidegate.control import make_actuator, mark_stopped
@@ -54,9 +55,11 @@ async def kill(
 
     Raises:
         FlagError: if neither way surely shut the flag, or if nobody knows a flag of this name.
-        ConfigError: if the settings name no source of flags at all: there is no gate to shut.
+        ConfigError: if the settings name no source of flags at all: there is no gate to shut. Also, before anything is
+            done, if the flag is named as that of a layer and there is no such layer.
     """
     _refuse_without_gates(settings)
+    _refuse_misspelt(order.flag)
     environment = order.environment or settings.flags.environment
     killing = _Killing(order, environment, settings, say, warn, unread or {})
     stopped, off = await asyncio.gather(killing.write_record(), killing.turn_off())
@@ -66,8 +69,11 @@ async def kill(
     await killing.close()
     ours = order.flag in FLAGS.values() and environment == settings.flags.environment
     if off == "unknown" and not ours:
+        near = get_close_matches(f"tidegate.{order.flag.removeprefix('tidegate.')}", FLAGS.values(), n=1)
         raise FlagError(
             f"nothing is known to be shut: no flag {order.flag!r} in {environment}"
+            f"{f'; did you mean {near[0]}?' if near and near[0] != order.flag else ''}"
+            # It stays: Unleash without its database says of every flag that there is none.
             f"{f'; its stop record stands: {killing.lifting}' if killing.written else ''}"
         )
     if off != "off" and not stopped:
@@ -292,6 +298,19 @@ def _refuse_without_gates(settings: Settings) -> None:
     fix = "use local or unleash, or name flags.stops if the app has a provider of its own"
     told = "has no flag to move, and no place for its stop record is named"
     raise ConfigError("settings", [Problem(path="flags.provider", value="none", problem=told, fix=fix)])
+
+
+def _refuse_misspelt(flag: str) -> None:
+    """In an emergency a misspelt name must be loud, and leave nothing.
+
+    Raises:
+        ConfigError: naming the flag that may be meant.
+    """
+    if flag.startswith("tidegate.") and flag not in FLAGS.values():
+        near = get_close_matches(flag, FLAGS.values(), n=1)
+        fix = f"did you mean {near[0]}?" if near else f"use {', '.join(FLAGS.values())}"
+        problem = Problem(path="FLAG", value=flag, problem="is the flag of no layer, so nothing was shut", fix=fix)
+        raise ConfigError("kill", [problem])
 
 
 async def _read(actuator: Actuator, flag: str, environment: str, settings: Settings) -> FlagState:

@@ -402,6 +402,13 @@ def test_a_stopped_flag_is_not_opened(unleash: Unleash, on_unleash: Shell, made:
     assert not unleash.admin.enabled(made)
 
 
+def test_several_values_in_one_are_refused_with_the_way_to_write_them(on_file: Shell) -> None:
+    assert on_file.run("flags", "init", "tidegate.cache")[0] == 0
+    code, _, err = on_file.run("flags", "open", "tidegate.cache", "--only", "tenantId=acme,globex")
+    assert (code, "write --only tenantId=acme --only tenantId=globex" in err) == (2, True)
+    assert held(on_file)["tidegate.cache"]["enabled"] is False
+
+
 @pytest.mark.parametrize("only", ["acme", "tenantId=", "=acme"])
 def test_whom_to_open_for_must_be_said_well(on_unleash: Shell, only: str) -> None:
     code, _, err = on_unleash.run("flags", "open", "any", "--only", only)

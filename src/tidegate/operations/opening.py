@@ -44,6 +44,9 @@ def only(texts: Sequence[str]) -> Only:
     for text, (field, _, value) in zip(texts, pairs, strict=True):
         if not field or not value:
             problems.add("--only", text, "names no field and value", "write tenantId=acme")
+        elif "," in value:
+            each = " ".join(f"--only {field}={one.strip()}" for one in value.split(",") if one.strip())
+            problems.add("--only", text, "is one value with a comma in it, not several", f"write {each}")
         elif (meant := _FIELDS.get(_bare(field))) not in (None, field):
             problems.add(
                 "--only", text, "names a field that no request has, so it would let nobody in", f"write {meant}={value}"
