@@ -118,6 +118,10 @@ def test_a_question_follows_no_redirect_keeps_what_it_may_and_opens_no_file() ->
         answer = ask("GET", f"{url}/", headers=[(b"cookie", b"a=1"), (b"cookie", b"b=2")], limit=3)
     assert (answer.status, answer.header("location"), answer.body, answer.whole) == (302, "/elsewhere", b"mov", False)
     assert [one["cookie"] for one in asked] == ["a=1; b=2"]
+    with server(200, {}, b"") as (url, asked):
+        assert ask("GET", url.replace("//", "//ann:p%40ss@")).status == 200
+        assert ask("GET", url.replace("//", "//ann:x@"), headers=[(b"authorization", b"own")]).status == 200
+    assert [one["authorization"] for one in asked] == ["Basic YW5uOnBAc3M=", "own"]
     for nowhere in ("file:///etc/hostname", f"http://127.0.0.1:{free_port()}/", "http://127.0.0.1:1\n/"):
         with pytest.raises(Unanswered):
             ask("GET", nowhere, timeout=2)

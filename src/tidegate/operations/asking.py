@@ -5,11 +5,12 @@ Proxies are those of the environment (`http_proxy`, `no_proxy`). Blocks: call it
 """
 
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 __all__ = ["Answer", "Unanswered", "ask"]
@@ -62,7 +63,7 @@ def ask(
 ) -> Answer:
     """Send a request without a body. timeout: seconds for each step, and for the body. limit: bytes of it to keep.
 
-    Fields of one name are sent as one, joined as RFC 9110 5.3 has it.
+    Fields of one name are sent as one, joined as RFC 9110 5.3 has it; a user in the URL as Authorization (RFC 7617).
 
     Raises:
         Unanswered: if there is no answer, or none that is HTTP.
@@ -75,6 +76,11 @@ def ask(
     try:
         if not url.lower().startswith(("http://", "https://")):  # urllib opens files, too
             raise ValueError("not an http or https URL")
+        parts = urlsplit(url)
+        login, at, host = parts.netloc.rpartition("@")
+        if at:
+            fields["authorization"] = f"Basic {b64encode(unquote(login).encode()).decode()}"
+            url = parts._replace(netloc=host).geturl()
         request = Request(quote(url, safe=f"{_KEPT}%"), method=method, headers=fields | own)
         with build_opener(_AsItIs()).open(request, timeout=timeout) as answer:
             body, whole = _body(answer, limit, time.monotonic() + timeout)
