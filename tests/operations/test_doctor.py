@@ -362,6 +362,32 @@ def test_where_nobody_is_counted_it_says_that_flags_are_lacking_or_the_mount(
         assert (level, told in text) == ("FAIL", True)
 
 
+def test_an_app_that_was_started_without_flags_is_told_so(app_metrics: Callable[[str], str], shell: Shell) -> None:
+    url = app_metrics("tidegate_flags_ready 1\n")
+    shell.settings(f'[flags]\nprovider = "local"\n[rollout]\nmetrics_urls = ["{url}"]\n')
+    ((level, text),) = examined(shell)[1]["app"]
+    assert (level, "runs without flags: start it anew with these settings" in text) == ("FAIL", True)
+    assert "mount" not in text
+
+
+def test_an_unleash_and_stop_records_that_are_not_there_are_told_with_what_to_do(shell: Shell) -> None:
+    port = free_port()
+    shell.settings(
+        f'[flags]\nprovider = "unleash"\nunleash_url = "http://127.0.0.1:{port}/api"\nunleash_token = "x"\n'
+        f'stops = "redis://127.0.0.1:{port}/0"\n[rollout]\nadmin_token = "x"\n'
+    )
+    _, found = examined(shell)
+    for part in ("flags", "admin token", "clock"):
+        ((level, text),) = found[part]
+        assert (level, "is Unleash running there, is flags.unleash_url right" in text) == ("FAIL", True), part
+    ((level, text),) = found["stops"]
+    assert (level, "is that Redis running, and is flags.stops" in text) == ("FAIL", True)
+    shell.settings('[flags]\nprovider = "local"\nstops = "stops.json"\n')
+    (shell.folder / "stops.json").mkdir()
+    ((level, text),) = examined(shell)[1]["stops"]
+    assert (level, "may this user read that file" in text) == ("FAIL", True)
+
+
 def test_a_store_that_is_not_there_is_told_with_the_setting_that_names_it(shell: Shell) -> None:
     shell.settings(f'[store]\nurl = "redis://127.0.0.1:{free_port()}/0"\n')
     ((level, text),) = examined(shell)[1]["store"]

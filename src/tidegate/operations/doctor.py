@@ -13,7 +13,7 @@ from tidegate.errors import ConfigError, TidegateError
 from tidegate.operations.masking import Mask
 from tidegate.settings import Settings
 
-__all__ = ["PROBE_SECONDS", "SECTIONS", "Finding", "Probe", "examine", "load", "shown_as"]
+__all__ = ["PROBE_SECONDS", "SECTIONS", "Finding", "Probe", "ProbeError", "examine", "load", "shown_as"]
 
 PROBE_SECONDS: Final = 3.0
 """Seconds for each probe; they run at the same time."""
@@ -29,6 +29,14 @@ class Finding:
     about: str
     text: str
     fix: str = ""
+
+
+class ProbeError(TidegateError):
+    """What a probe could not do, and what to do about it."""
+
+    def __init__(self, told: str, fix: str) -> None:
+        super().__init__(told)
+        self.fix = fix
 
 
 Probe = Callable[[Settings], Awaitable[list[Finding]]]
@@ -78,7 +86,7 @@ async def _bounded(about: str, probe: Probe, settings: Settings) -> list[Finding
     except ConfigError as error:
         text, fix = "; ".join(map(str, error.problems)), "correct it there"
     except TidegateError as error:
-        text, fix = str(error), ""
+        text, fix = str(error), error.fix if isinstance(error, ProbeError) else ""
     except Exception as error:  # noqa: BLE001 - a probe that breaks must not hide what the others found; it is a line
         text, fix = f"{type(error).__name__}: {error}", "this should not happen; please report it"
     return [Finding(level="FAIL", about=about, text=text, fix=fix)]

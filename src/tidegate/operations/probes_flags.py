@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, cast
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from tidegate.errors import FlagError
 from tidegate.flags.views import FlagView
 from tidegate.operations.asking import Unanswered, ask
-from tidegate.operations.doctor import Finding
+from tidegate.operations.doctor import Finding, ProbeError
 from tidegate.settings import Settings
 from tidegate.stopping import in_thread, shown_place, unheard
 from tidegate.vocabulary import FLAGS
@@ -20,10 +21,22 @@ from tidegate.vocabulary import FLAGS
 __all__ = ["admin_token", "clock", "flags", "resolved", "stop_records"]
 
 _ANSWER_SECONDS: Final = 2.5
+_UNLEASH: Final = "is Unleash running there, is flags.unleash_url right, and may this machine reach it?"
 _GET_SECONDS: Final = 2.75
 """For an HTTP request in a thread: a little more than its own time, whose error says more."""
 _CLOCK_SECONDS: Final = 5.0
 """Clocks may differ by this; the Date of an answer has whole seconds."""
+
+
+@contextmanager
+def _what_to_do(fix: str) -> Generator[None]:
+    """Name the fix where nobody answers; who answers and refuses has said why."""
+    try:
+        yield
+    except FlagError as error:
+        if hasattr(error, "status"):  # Refused, whose module needs the extra `rollout`
+            raise
+        raise ProbeError(str(error), fix) from error
 
 
 async def resolved(url: str) -> None:
@@ -60,9 +73,11 @@ async def flags(settings: Settings) -> list[Finding]:
             fix = "tidegate flags init --token prints one for TIDEGATE_FLAGS_UNLEASH_TOKEN"
             return [Finding(level="FAIL", about="flags", text="no backend token: apps keep their layers shut", fix=fix)]
         found = _environment_of(given.unleash_token, given.environment)
-        await resolved(given.unleash_url)
+        with _what_to_do(_UNLEASH):
+            await resolved(given.unleash_url)
     asked = time.monotonic()
-    source = await read_flags(settings, given.environment, tuple(FLAGS.values()), within=_ANSWER_SECONDS)
+    with _what_to_do(_UNLEASH if given.provider == "unleash" else "may this user read it?"):
+        source = await read_flags(settings, given.environment, tuple(FLAGS.values()), within=_ANSWER_SECONDS)
     took = (time.monotonic() - asked) * 1000
     found.append(Finding(level="ok", about="flags", text=f"{source.origin} answers in {took:.0f} ms"))
     return found + [_flag(name, source.view(name), settings) for name in FLAGS.values()]
@@ -105,13 +120,14 @@ async def admin_token(settings: Settings) -> list[Finding]:
     if not token:
         told, fix = "none: no rollout and no kill in Unleash", "set TIDEGATE_ROLLOUT_ADMIN_TOKEN where those run"
         return [Finding(level="warn", about="admin token", text=told, fix=fix)]
-    await resolved(settings.flags.unleash_url)
-    api = UnleashApi(settings.flags.unleash_url, token, timeout=_ANSWER_SECONDS)
-    try:
-        answer = await api.request("GET", "/api/admin/user")
-        known = await api.names()  # unlike the user, this asks Unleash's database
-    finally:
-        await api.close()
+    with _what_to_do(_UNLEASH):
+        await resolved(settings.flags.unleash_url)
+        api = UnleashApi(settings.flags.unleash_url, token, timeout=_ANSWER_SECONDS)
+        try:
+            answer = await api.request("GET", "/api/admin/user")
+            known = await api.names()  # unlike the user, this asks Unleash's database
+        finally:
+            await api.close()
     user = cast(Mapping[str, Any], (answer or {}).get("user") or {})
     who = user.get("email") or user.get("username") or "somebody"
     return [
@@ -127,12 +143,13 @@ async def clock(settings: Settings) -> list[Finding]:
     """Whether Unleash's clock and ours agree: `until` of a stop and the controller's ticks go by the wall clock."""
     if settings.flags.provider != "unleash":
         return []
-    await resolved(settings.flags.unleash_url)
     root = settings.flags.unleash_url.rstrip("/").removesuffix("/api")
-    try:
-        answer = await in_thread(lambda: ask("GET", f"{root}/health", timeout=_ANSWER_SECONDS), _GET_SECONDS, root)
-    except Unanswered as error:
-        raise FlagError(f"{root} could not be asked: {error}") from error
+    with _what_to_do(_UNLEASH):
+        await resolved(settings.flags.unleash_url)
+        try:
+            answer = await in_thread(lambda: ask("GET", f"{root}/health", timeout=_ANSWER_SECONDS), _GET_SECONDS, root)
+        except Unanswered as error:
+            raise FlagError(f"Unleash's clock: {root} could not be asked: {error}") from error
     date = answer.header("date")
     if date is None:
         return []
@@ -149,9 +166,12 @@ async def stop_records(settings: Settings) -> list[Finding]:
     if settings.flags.provider == "none":
         return []
     environment = settings.flags.environment
-    async with asyncio.timeout(_ANSWER_SECONDS):
-        stopped = await stopped_flags(settings, environment, tuple(FLAGS.values()))
-        rights = await unheard(settings, environment)
+    place = "is that Redis running, and is flags.stops (else store.url) right?"
+    fix = place if "://" in shown_place(settings) else "may this user read that file, and is flags.stops right?"
+    with _what_to_do(f"{fix} An app that starts now keeps its layers shut"):
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            stopped = await stopped_flags(settings, environment, tuple(FLAGS.values()))
+            rights = await unheard(settings, environment)
     found = [
         Finding(level="warn", about="stops", text=f"{name} is stopped {told}", fix=f"tidegate lift {name}")
         for name, told in stopped.items()

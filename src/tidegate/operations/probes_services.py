@@ -177,10 +177,11 @@ def _judged(url: str, text: str, flags: FlagSettings) -> Finding:
     from prometheus_client.parser import text_string_to_metric_families
 
     ages: list[float] = []
-    counted = False
+    counted = ours = False
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
+                ours |= sample.name.startswith("tidegate_")
                 counted |= sample.name == COHORT_REQUESTS
                 if sample.name == _STALENESS:
                     ages.append(sample.value)
@@ -191,6 +192,8 @@ def _judged(url: str, text: str, flags: FlagSettings) -> Finding:
         fix = "mount Tidegate's metrics_app there"
         if flags.provider == "none":
             fix = "set flags.provider: without flags nobody is counted"
+        elif ours:  # it is mounted
+            fix = "the app that answers runs without flags: start it anew with these settings (flags.provider)"
         return Finding(level="FAIL", about="app", text=told, fix=fix)
     if ages and max(ages) > flags.max_staleness:
         told = f"{url}: its flags are {max(ages):.0f} s old, so partly open ones are shut"
