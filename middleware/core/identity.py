@@ -82,9 +82,10 @@ def identified(found: object) -> Identity:
     """
     if isinstance(found, Identity):
         return found
+    kind = type(found).__name__
     if isinstance(found, Coroutine):
         cast(Coroutine[object, object, object], found).close()
-    raise TypeError(f"identify() gave a {type(found).__name__}; it is to give an Identity or None, and not to be async")
+    raise TypeError(f"identify() gave a {kind}; it is to give an Identity or None, and not to be async")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
