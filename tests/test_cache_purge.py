@@ -46,28 +46,44 @@ def with_store(url: str, *, filling: bool = False) -> dict[bytes, str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "left"),
+    ("words", "left", "said"),
     [
-        (["client:1", "--tenant", "acme"], ["none", "hit", "hit"]),
-        (["list", "other", "--tenant", "acme"], ["none", "none", "none"]),
-        (["list", "--tenant", "acme", "--soft"], ["stale", "stale", "hit"]),
-        (["client:2", "list", "--tenant", "acme", "--all-of"], ["hit", "none", "hit"]),
-        (["list"], ["hit", "hit", "hit"]),
-        (["list", "--tenant", "acme", "--dry-run"], ["hit", "hit", "hit"]),
-        (["--everything", "--tenant", "acme"], ["none", "none", "none"]),
-        (["--everything"], ["none", "none", "none"]),
-        (["--everything", "--tenant", "other"], ["hit", "hit", "hit"]),
-        (["--everything", "--tenant", "acme", "--soft"], ["stale", "stale", "stale"]),
+        (["client:1", "--tenant", "acme"], ["none", "hit", "hit"], "1 tag of the tenant acme"),
+        (["list", "other", "--tenant", "acme"], ["none", "none", "none"], "2 tags of the tenant acme"),
+        (["list", "--tenant", "acme", "--soft"], ["stale", "stale", "hit"], "1 tag of the tenant acme, made stale"),
+        (
+            ["client:2", "list", "--tenant", "acme", "--all-of"],
+            ["hit", "none", "hit"],
+            "2 tags of the tenant acme, together",
+        ),
+        (["list"], ["hit", "hit", "hit"], "1 public tag"),
+        (["list", "--tenant", "acme", "--dry-run"], ["hit", "hit", "hit"], "1 tag of the tenant acme"),
+        (["--everything", "--tenant", "acme"], ["none", "none", "none"], "everything of the tenant acme and its users"),
+        (["--everything"], ["none", "none", "none"], "everything of everybody"),
+        (["list", "--tenant", "ACME\x1b[31m"], ["hit", "hit", "hit"], "1 tag of the tenant ACME\\x1b[31m"),
+        (
+            ["--everything", "--tenant", "acme", "--soft"],
+            ["stale", "stale", "stale"],
+            "everything of the tenant acme and its users, made stale",
+        ),
     ],
     ids=["tag", "any", "soft", "all of", "nobody's", "dry run", "everything", "of everybody", "another's", "all soft"],
 )
 def test_it_purges_what_it_says(
-    valkey: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], left: list[str]
+    valkey: RedisServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    left: list[str],
+    said: str,
 ) -> None:
     assert set(with_store(valkey.url, filling=True).values()) == {"hit"}
     assert main(["cache", "purge", *words, "--config", config(tmp_path, valkey.url)]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("2 would be purged, of 3 that were looked at" if "--dry-run" in words else "done\n")
+    if "--dry-run" in words:
+        assert told.startswith(f"2 would be purged ({said}), of 3 that were looked at")
+    else:
+        assert told == f"done: {said}\n"
     assert list(with_store(valkey.url).values()) == left
     if "--dry-run" in words:
         assert "status 200, 4 bytes, 0 s old: tenant:acme/list, tenant:acme/client:" in told
@@ -85,7 +101,7 @@ def test_for_programs_it_speaks_json(
 
     seen = told("--dry-run")
     assert (seen["dry_run"], seen["entries"], seen["exact"], seen["looked_at"]) == (True, 2, True, 3)
-    assert told() == {"state": "done", "durable": None}
+    assert told() == {"state": "done", "durable": None, "note": None, "scope": ACME}
     assert told("--dry-run")["entries"] == 0
     words = ["--everything", *words[1:]]
     left = told("--dry-run")
@@ -120,7 +136,9 @@ def test_what_cannot_be_purged_is_said(
 def test_a_store_that_is_away_is_no_purge(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
     path = config(tmp_path, f"redis://127.0.0.1:{free_port()}/0")
     assert main(["cache", "purge", "list", "--config", path, *more]) == 1
-    assert "Connect call failed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Connect call failed" in said
+    assert ("nothing is known to be purged, and nothing is kept to be purged later" in said) == (not more)
 
 
 def test_what_a_client_has_written_into_a_tag_does_nothing_to_the_terminal(
@@ -129,7 +147,7 @@ def test_what_a_client_has_written_into_a_tag_does_nothing_to_the_terminal(
     async def run() -> None:
         store = RedisStore(valkey.url, metrics=new_metrics())
         try:
-            tags = ((ACME, "\x1b]0;owned\x07\n"), (ACME, "half \ud800"), (ACME, "list"))
+            tags = ((ACME, "\x1b]0;owned\x07\n"), (ACME, "half \ud800"), (PUBLIC_SCOPE, "uri:^A4:http"), (ACME, "list"))
             await write(store, b"a", entry(tags=tags, positions=await positions(store)))
         finally:
             await store.aclose()
@@ -138,7 +156,9 @@ def test_what_a_client_has_written_into_a_tag_does_nothing_to_the_terminal(
     words = ["cache", "purge", "list", "--tenant", "acme", "--dry-run", "--config", config(tmp_path, valkey.url)]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "tenant:acme/\\x1b]0;owned\\x07\\x0a, tenant:acme/half \\xd800, tenant:acme/list\n" in told
+    assert (
+        "tenant:acme/\\x1b]0;owned\\x07\\x0a, tenant:acme/half \\xd800, public/its own URL, tenant:acme/list\n" in told
+    )
     assert told.count("\n") == 2
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sample"][0]["tags"][0] == ["tenant:acme", "\x1b]0;owned\x07\n"]

@@ -11,7 +11,7 @@ from tidegate.middleware.core.records import ScopedTag
 if TYPE_CHECKING:  # an explanation shows itself by what is here
     from tidegate.middleware.core.explain import Explanation, LayerState, Step, Stored
 
-__all__ = ["as_json", "lines_of", "printable"]
+__all__ = ["as_json", "hidden", "lines_of", "printable", "shown_tag"]
 
 
 def lines_of(told: "Explanation") -> list[str]:
@@ -40,15 +40,20 @@ def as_json(told: "Explanation") -> dict[str, Any]:
         found["identity"] = {
             "tenant": told.identity.tenant, "user": told.identity.user, "grants": bool(told.identity.grants),
         }  # fmt: skip
-    found |= {"tags": _hidden(told.tags), "purges": _hidden(told.purges), "served": told.served}
+    found |= {"tags": hidden(told.tags), "purges": hidden(told.purges), "served": told.served}
     if told.found is not None:
-        found["found"]["tags"] = _hidden(told.found.tags)
+        found["found"]["tags"] = hidden(told.found.tags)
     return found
 
 
-def _hidden(tags: Sequence[ScopedTag]) -> list[ScopedTag]:
+def hidden(tags: Sequence[ScopedTag]) -> list[ScopedTag]:
     """The tag of a URL holds its query, and that perhaps a token."""
     return [(scope, "uri" if tag.startswith("uri:") else tag) for scope, tag in tags]
+
+
+def shown_tag(tag: str) -> str:
+    """A tag for a person: that of a URL holds its query, and that perhaps a token."""
+    return "its own URL" if tag.startswith("uri:") else tag
 
 
 def printable(line: str) -> str:
@@ -104,7 +109,7 @@ def _key(key: Key) -> list[str]:
 def _tags(title: str, tags: Sequence[ScopedTag]) -> list[str]:
     if not tags:
         return []
-    return [title, *(f"  {scope}: {'its own URL' if tag.startswith('uri:') else tag}" for scope, tag in tags)]
+    return [title, *(f"  {scope}: {shown_tag(tag)}" for scope, tag in tags)]
 
 
 def _layers(layers: "Sequence[LayerState]") -> list[str]:

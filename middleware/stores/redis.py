@@ -48,6 +48,7 @@ from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
 from tidegate.middleware.stores.redis_cluster import Cluster
 from tidegate.middleware.stores.redis_connect import connect_to
+from tidegate.middleware.stores.redis_held import Held, held_in, say_whose
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_looking import look_through
 from tidegate.middleware.stores.redis_names import Names
@@ -153,17 +154,21 @@ class RedisStore:
 
     @property
     def checked(self) -> bool:
-        """Whether the server's eviction policy has been looked at."""
+        """Whether the server's eviction policy, and what lies there, have been looked at."""
         return self._check is not None and self._check.done()
 
     async def start(self) -> None:
-        """Look in the background whether the server may evict stamps; connections are made when they are needed."""
+        """Look in the background whether the server may evict stamps, and who sealed what lies there; connections are
+        made when they are needed."""
         if self._seals is not None:
             self._seals.start()
         self._servers.open()
         if self._check is None or self._check.cancelled():
-            check = check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics)
-            self._check = asyncio.get_running_loop().create_task(check, name="tidegate-redis-check")
+            self._check = asyncio.get_running_loop().create_task(self._look_round(), name="tidegate-redis-check")
+
+    async def _look_round(self) -> None:
+        await check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics)
+        await say_whose(self.held, self._metrics)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -260,6 +265,15 @@ class RedisStore:
         marks = [self._names.mark(scope) for scope, targets in tags.items() if targets]
         reached = await asyncio.gather(*[self._servers.reached(mark) for mark in marks])
         return None if None in reached or not reached else all(reached)
+
+    async def held(self) -> Held:
+        """What the records that lie there are sealed with, and whether this process has the keys.
+
+        Raises:
+            StoreError: if Redis cannot be reached.
+        """
+        ids = None if self._seals is None else frozenset(key.id for key in self._seals.ring.keys)
+        return await self._run(held_in(self._servers, self._names, ids))
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, among the records that are looked at: see `redis_looking`."""

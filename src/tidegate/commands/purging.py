@@ -5,15 +5,23 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.commands.shared import Commands, say, settings_of
-from tidegate.errors import ConfigError, Problem, Problems, TidegateError
+from tidegate.errors import ConfigError, Problem, Problems, StoreError, TidegateError
+from tidegate.middleware.core.explain_text import hidden, printable, shown_tag
+
+if TYPE_CHECKING:  # the extra `redis`
+    from tidegate.middleware.stores.redis import RedisStore
 
 __all__ = ["register"]
 
 WITHIN: Final = 5.0
 """Seconds that the store has."""
+
+_AGAIN: Final = "nothing is known to be purged, and nothing is kept to be purged later: ask again once it answers"
+
+_NOTHING: Final = "no response of Tidegate's is stored there at all; is store.url that of the app, database and all?"
 
 
 def register(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -61,12 +69,28 @@ def _purge(arguments: argparse.Namespace) -> int:
         problem = Problem(path="--all-of", value=len(tags), problem=str(error), fix="name fewer tags")
         raise ConfigError("cache purge", [problem]) from None
     told = asyncio.run(_in_store(settings, targets, dry=arguments.dry_run))
+    told["scope"] = next(iter(targets))
     if arguments.json:
+        for one in told.get("sample", ()):
+            one["tags"] = hidden(one["tags"])
         say(json.dumps(told, indent=2))
         return 0
-    for line in _lines(told):
-        say(line)
+    for line in _lines(told, _what(arguments)):
+        say(printable(line))
     return 0
+
+
+def _what(arguments: argparse.Namespace) -> str:
+    """What was to be purged, and whose: a forgotten --tenant is seen here."""
+    tenant = arguments.tenant
+    if arguments.everything:
+        what = "everything of everybody" if tenant is None else f"everything of the tenant {tenant} and its users"
+    elif len(arguments.tags) == 1:
+        what = "1 public tag" if tenant is None else f"1 tag of the tenant {tenant}"
+    else:
+        together = ", together" if arguments.all_of else ""
+        what = f"{len(arguments.tags)} {'public tags' if tenant is None else f'tags of the tenant {tenant}'}{together}"
+    return f"{what}, made stale" if arguments.soft else what
 
 
 async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry: bool) -> dict[str, Any]:
@@ -74,6 +98,7 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
 
     Raises:
         TidegateError: if the store did not answer in time.
+        ConfigError: if what lies there is sealed with other keys, or with none, so that nothing would be purged.
     """
     from prometheus_client import CollectorRegistry
 
@@ -82,28 +107,51 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
 
     metrics = Metrics.of(CollectorRegistry())
     store = shared_store_of(settings, metrics, seals_of(settings, metrics))
+    so = "nothing was changed" if dry else _AGAIN
     try:
         async with asyncio.timeout(WITHIN):
+            note = await _looked(store)
             if dry:
-                return {"dry_run": True, **asdict(await store.affected(targets))}
+                return {"dry_run": True, **asdict(await store.affected(targets)), "note": note}
             purge = await store.purge(targets)
-            return {"state": purge.state, "durable": await store.settled(targets)}
+            try:
+                durable = await store.settled(targets)
+            except StoreError:  # what is done is done
+                durable = False
+            return {"state": purge.state, "durable": durable, "note": note}
     except TimeoutError:
-        raise TidegateError(f"nothing is known to be purged: the store did not answer within {WITHIN:g} s") from None
+        raise TidegateError(f"the store did not answer within {WITHIN:g} s; {so}") from None
+    except StoreError as error:
+        raise TidegateError(f"{error}; {so}") from error
     finally:
         await store.aclose()
 
 
-def _lines(told: Mapping[str, Any]) -> list[str]:
-    from tidegate.middleware.core.explain_text import printable
+async def _looked(store: "RedisStore") -> str | None:
+    """What to say of what lies there.
 
+    Raises:
+        ConfigError: if this process' purges do not reach it.
+    """
+    try:
+        held = await store.held()
+    except StoreError as error:  # a user who may purge and not look; if Redis is away, the purge says so
+        return f"whether it reaches what is stored there could not be seen: {error}"
+    if (problem := held.problem()) is not None:
+        raise ConfigError("cache purge: nothing was purged", [problem])
+    return _NOTHING if held.is_nothing else None
+
+
+def _lines(told: Mapping[str, Any], what: str) -> list[str]:
+    note = [f"note: {told['note']}"] if told["note"] is not None else []
     if "state" in told:
         durable = {True: "; a replica has it", False: "; no replica has said that it has it", None: ""}
-        return [f"{told['state']}{durable[told['durable']]}"]
+        lines = [f"{told['state']}: {what}{durable[told['durable']]}"]
+        return [*lines, *note]
     count = f"{'' if told['exact'] else 'at least '}{told['entries']}"
-    lines = [f"{count} would be purged, of {told['looked_at']} that were looked at; nothing was changed"]
+    lines = [f"{count} would be purged ({what}), of {told['looked_at']} that were looked at; nothing was changed"]
     for one in told["sample"]:
-        tags = ", ".join(f"{scope}/{tag}" for scope, tag in one["tags"])
-        # A tag may have in it what any client wrote into a URL.
-        lines.append(printable(f"  status {one['status']}, {one['size']} bytes, {one['age']:.0f} s old: {tags}"))
-    return lines
+        tags = ", ".join(f"{scope}/{shown_tag(tag)}" for scope, tag in one["tags"])
+        # A tag may have in it what any client wrote into a URL: `printable` is for all lines.
+        lines.append(f"  status {one['status']}, {one['size']} bytes, {one['age']:.0f} s old: {tags}")
+    return [*lines, *note]

@@ -1,5 +1,6 @@
 """What `tidegate doctor` asks about the rest: settings, extras, the store, metrics, the controller."""
 
+import asyncio
 import json
 import os
 import time
@@ -105,9 +106,12 @@ async def keys(settings: Settings) -> list[Finding]:
     read = ring_reader(given)
     if read is None:
         told = "none: whoever may read Redis can read the responses"
-        return [Finding(level="warn", about="keys", text=told, fix="tidegate keys new FILE, and store.key_file")]
+        found = await _held(settings)
+        return found or [
+            Finding(level="warn", about="keys", text=told, fix="tidegate keys new FILE, and store.key_file")
+        ]
     ring = await in_thread(read, _ANSWER_SECONDS, "the keys")
-    found: list[Finding] = []
+    found = await _held(settings)
     if not ring.naming_key:
         told = "no naming key: names of tenants can be guessed by whoever may read Redis"
         found.append(Finding(level="warn", about="keys", text=told, fix="tidegate keys new --print shows one"))
@@ -117,6 +121,27 @@ async def keys(settings: Settings) -> list[Finding]:
     sealing = ring.sealing(time.time()).id.hex()
     told = f"{len(ring.keys)}, of which {sealing} seals; see tidegate keys check"
     return found or [Finding(level="ok", about="keys", text=told)]
+
+
+async def _held(settings: Settings) -> list[Finding]:
+    """Whether the records that lie there are sealed with other keys, or with none: purges would reach nothing."""
+    from prometheus_client import CollectorRegistry
+
+    from tidegate.adapters import seals_of, shared_store_of
+    from tidegate.middleware.metrics import Metrics
+
+    metrics = Metrics.of(CollectorRegistry())
+    store = shared_store_of(settings, metrics, seals_of(settings, metrics))
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            problem = (await store.held()).problem()
+    except (StoreError, TimeoutError):
+        return []  # the line of the store tells of it
+    finally:
+        await store.aclose()
+    if problem is None:
+        return []
+    return [Finding(level="FAIL", about="keys", text=f"{problem.path} {problem.problem}", fix=problem.fix)]
 
 
 def _policies(url: str) -> list[str]:
