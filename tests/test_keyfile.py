@@ -131,8 +131,10 @@ def test_the_commands_make_add_and_look_without_showing_a_secret(shell: Shell) -
     assert "will seal from" in run("new", code=0)
     assert "opens; will seal from" in run("check", code=0)
     assert "wait until it does" in run("new", code=2)
-    for lead in ("-1", "nan", "1e99"):
+    for lead in ("-1", "nan", "1e99", "soon"):
         assert "--lead" in run("new", "other.txt", "--lead", lead, code=2)
+    run("new", "hours.txt", code=0)
+    assert "will seal from" in run("new", "hours.txt", "--lead", "2h", code=0)
     assert "cannot be written" in run("new", "none/k.txt", code=2)
     path = shell.folder / "k.txt"
     path.write_text(path.read_text().replace("tgn1_", "# tgn1_"))

@@ -99,6 +99,14 @@ def test_an_app_that_has_one_message_and_list_for_the_starts_of_all_answers_answ
     assert len(set(answers)) == 3
 
 
+def test_who_purges_nothing_or_a_text_for_a_list_is_told_what_to_give() -> None:
+    tide = Tidegate(registry=CollectorRegistry())
+    with pytest.raises(ValueError, match=r"give tags or all_of, or use purge_all"):
+        asyncio.run(tide.purge())
+    with pytest.raises(TypeError, match=r"give a list of tags: all_of=\['ab'\]"):
+        asyncio.run(tide.purge(all_of="ab"))
+
+
 @pytest.mark.parametrize("wrong", [["more"], 42, b"list", None, ""])
 def test_who_purges_what_is_no_tag_hears_of_it_and_writes_go_on_and_purge(wrong: Any) -> None:
     tide = Tidegate(

@@ -26,7 +26,8 @@ def lines_of(told: "Explanation") -> list[str]:
     lines += ["why", *(line for step in told.steps for line in _step(step))]
     if told.key is not None:
         lines += ["key", *(f"  {line}" for line in _key(told.key))]
-    lines += _tags("tags", told.tags)
+    stored = told.found.tags if told.found is not None and told.served else ()
+    lines += _tags("tags", tuple(dict.fromkeys((*told.tags, *stored))))
     lines += _tags("purges", told.purges)
     lines += ["layers", *(f"  {line}" for line in _layers(told.layers))]
     return [printable(line) for line in lines]

@@ -188,6 +188,8 @@ def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = 
         ValueError: if that is nothing, or `all_of` is no aim.
         TypeError: if one of them is no text: a list of tags instead of some, or a number that no response carries.
     """
+    if isinstance(all_of, str):
+        raise TypeError(f"purge: all_of={all_of!r} is one text; give a list of tags: all_of=[{all_of!r}]")
     tags, all_of = tuple(tags), tuple(all_of)
     for tag in (*tags, *all_of):
         if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -199,5 +201,5 @@ def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = 
     elif together:
         targets.append(Aim(together, soft=soft))
     if not targets:
-        raise ValueError("nothing is named to purge")
+        raise ValueError("nothing is named to purge; give tags or all_of, or use purge_all for everything")
     return tuple(targets)

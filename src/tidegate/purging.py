@@ -49,14 +49,15 @@ class Purging:
         """Purge what carries any of these tags of a tenant, or public ones; for code that changes data outside an HTTP
         request.
 
-        all_of: what carries all of these, up to 16. soft: what is purged becomes stale, to be served while the app is
-            asked for a new response; else it is void. dry_run: change nothing; return what it would take.
+        all_of: what carries all of these, up to 16; with tags, as well as what carries any of them.
+        soft: what is purged becomes stale, to be served while the app is asked for a new response; else it is void.
+        dry_run: change nothing; return what it would take.
 
         Raises:
             ValueError: if no tag is named, or an empty one, which would be everything.
             TypeError: if a tag is no text.
         """
-        if WHOLE_SCOPE in tags or WHOLE_SCOPE in all_of:
+        if WHOLE_SCOPE in tags or (WHOLE_SCOPE in all_of and not isinstance(all_of, str)):
             raise ValueError('purge: "" is no tag; give a name, or use purge_all for everything')
         targets = {scope_of_tenant(tenant): aimed(tags, all_of=all_of, soft=soft)}
         return await (self.store.affected(targets) if dry_run else self.store.purge(targets))

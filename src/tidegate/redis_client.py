@@ -10,7 +10,7 @@ from redis.sentinel import Sentinel
 
 from tidegate.addresses import Address
 
-__all__ = ["memory_of", "open_client"]
+__all__ = ["is_replica", "memory_of", "open_client"]
 
 # redis-py's annotations leave much open; what comes from it is annotated where it is taken.
 _redis: Any = Redis
@@ -57,3 +57,15 @@ def memory_of(client: Any) -> list[dict[str, Any]]:
         told: Any = _cluster.info(client, "memory", target_nodes=_cluster.PRIMARIES)
         return [told] if "maxmemory_policy" in told else list(told.values())
     return [client.info("memory")]
+
+
+def is_replica(client: Any) -> bool:
+    """Whether the server follows another and takes no writes. Of a cluster, and behind Sentinels, masters are asked.
+
+    Raises:
+        RedisError: if it cannot be asked.
+    """
+    if isinstance(client, RedisCluster):
+        return False
+    told = client.info("replication")
+    return bool(told.get("role") == "slave")

@@ -92,6 +92,13 @@ def test_of_a_file_that_is_not_there_nothing_is_said_to_be_well(shell: Shell) ->
     assert "nope.toml" in said[1]
 
 
+def test_of_a_file_that_cannot_be_read_it_says_that_the_rest_is_about_defaults(shell: Shell) -> None:
+    shell.settings("[store\n")
+    _, found = examined(shell)
+    told = "what follows is about the defaults, not about your settings"
+    assert [text.partition(";")[0] == told for _, text in found["settings"]].count(True) == 1
+
+
 def test_a_whole_installation_that_is_well_is_called_so(
     start_unleash: Callable[..., Unleash], valkey: Valkey, app_metrics: Callable[[str], str], shell: Shell
 ) -> None:
@@ -394,6 +401,24 @@ def test_a_store_that_is_not_there_is_told_with_the_setting_that_names_it(shell:
     assert (level, "is it running there, and is store.url (REDIS_URL) right?" in text) == ("FAIL", True)
 
 
+def test_a_store_that_takes_no_writes_fails(start_redis: Callable[..., Redis], shell: Shell) -> None:
+    redis = start_redis()
+    shell.settings(f'[store]\nurl = "{redis.url}"\n')
+    redis.command_reply("CONFIG", "SET", "maxmemory", "1")
+    ((level, text),) = examined(shell)[1]["store"]
+    assert (level, "is full (maxmemory 1): nothing is stored, and purges pend" in text) == ("FAIL", True)
+    redis.command_reply("CONFIG", "SET", "maxmemory", "0")
+    redis.command_reply("REPLICAOF", "127.0.0.1", str(free_port()))
+    ((level, text),) = examined(shell)[1]["store"]
+    assert (level, "is a replica: nothing can be stored or purged there" in text) == ("FAIL", True)
+
+
+def test_a_single_server_that_is_taken_for_a_cluster_is_told(valkey: Valkey, shell: Shell) -> None:
+    shell.settings(f'[store]\nurl = "{valkey.url.replace("redis://", "redis+cluster://")}"\n')
+    ((level, text),) = examined(shell)[1]["store"]
+    assert (level, "of a single server begins with redis://" in text, "report it" in text) == ("FAIL", True, False)
+
+
 def test_a_variable_that_is_nearly_a_setting_is_told_and_others_are_left_alone(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +486,10 @@ def test_settings_that_are_wrong_are_lines_and_the_rest_is_still_seen(shell: She
     assert code == 1
     wrong = [told for level, told in found["settings"] if level == "FAIL"]
     assert [told.partition(":")[0] for told in wrong] == ["cache.share", "store.url"]
+    warned = [told for level, told in found["settings"] if level == "warn"]
+    assert [told.partition(" is about its defaults")[0] for told in warned] == [
+        "what follows of cache", "what follows of store"
+    ]  # fmt: skip
     assert "secret" not in str(found)
     assert "the file flags.json answers" in found["flags"][0][1]
     (shell.folder / "flags.json").unlink()

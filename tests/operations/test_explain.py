@@ -33,6 +33,7 @@ async def handler(scope, receive, send):
                 return
     print("noise on stdout")
     ran.append(scope["method"] + " " + scope["path"])
+    scope["tidegate"].tag("by-handler") if "tidegate" in scope else None
     headers = [(b"set-cookie", b"a=b")] if scope["path"] == "/cookie" else [(b"vary", b"cookie")]
     if scope["path"] == "/large":
         headers.append((b"x-large", b"x" * 40_000))
@@ -166,11 +167,19 @@ def test_of_what_is_served_from_the_store_it_does_not_say_that_it_is_not_stored(
     printed = capsys.readouterr().out
     assert "served from the store: yes" in printed
     assert "  stored: " not in printed
+    assert "  tenant:acme: by-handler\n" in printed.partition("\ntags\n")[2]
 
 
 def test_an_app_without_a_cache_says_so(module: str, capsys: Any) -> None:
     assert cli.main(["cache", "explain", "GET", "http://app.test/", "--app", f"{module}:bare"]) == 1
-    assert "no cache of" in capsys.readouterr().err
+    assert "no cache sees this request: is Tidegate mounted" in capsys.readouterr().err
+
+
+def test_where_something_above_the_cache_answers_it_says_so(module: str, capsys: Any) -> None:
+    assert cli.main(["cache", "explain", "GET", "http://app.test/private", "--app", f"{module}:bare"]) == 1
+    told = capsys.readouterr().err
+    assert "no cache sees this request: 401 was answered before it came to one" in told
+    assert "-H" in told
 
 
 def test_a_gate_that_is_shut_is_the_first_thing_said(module: str, tmp_path: Path, capsys: Any) -> None:
@@ -294,6 +303,7 @@ def test_bad_input_is_named_all_at_once_and_without_secrets(capsys: Any) -> None
         ("no_such_module:app", "cannot be imported"),
         ("{module}:nothing", "cannot be imported"),
         ("{module}:number", "not an ASGI application"),
+        ("{module}:tide", "name what tide(app) gave"),
     ],
 )
 def test_an_app_that_is_not_there_is_named(module: str, name: str, words: str, capsys: Any) -> None:

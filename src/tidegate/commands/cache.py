@@ -56,8 +56,6 @@ def _explain(arguments: argparse.Namespace) -> int:
     asked = Asked(method=method, url=arguments.url, headers=tuple(headers), identity=identity, run=not arguments.no_run)
     with redirect_stdout(sys.stderr):  # what the app prints is not what was asked for
         told = asyncio.run(explain_in(load_app(arguments.app), asked))
-    if told is None:
-        raise TidegateError(f"no cache of {arguments.app} sees this request: is Tidegate mounted, and for this path?")
     if arguments.json:
         say(json.dumps(as_json(told), indent=2))
         return 0
@@ -89,6 +87,8 @@ def _over_http(method: str, url: str, headers: list[tuple[bytes, bytes]], argume
     if not said:
         what = "cannot be read (RFC 9211)" if said is None else "is absent"
         say(f"Cache-Status {what}: the cache is shut for this request, in shadow mode, or not there")
+        if answer.status in (401, 403, 407):
+            say("or what stands above it has answered (authentication, say): show who asks with -H")
     for one in said or ():
         say(printable(f"{one.cache}: {'; '.join(one.words) or 'says nothing of it'}"))
         if one.rule is not None:

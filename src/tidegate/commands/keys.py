@@ -20,7 +20,7 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     new = commands.add_parser("new", parents=[common], help=summary, description=summary)
     new.add_argument("file", metavar="FILE", nargs="?", help="default: store.key_file")
     new.add_argument(
-        "--lead", metavar="SECONDS", type=float, default=None, help="it seals from then on (default: 3600)"
+        "--lead", metavar="SECONDS", default=None, help="it seals from then on (default: 3600); 90m and 2h will do too"
     )
     new.add_argument("--print", action="store_true", dest="printed", help="write no file: print a first ring's items")
     new.set_defaults(run=_new)
@@ -30,13 +30,27 @@ def register(families: Commands, common: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_check)
 
 
+def _seconds(text: str) -> float:
+    """The lead that is given, in seconds or as a duration."""
+    from tidegate.rollout.fields import Refusal, duration
+
+    try:
+        lead = float(text)
+    except ValueError:
+        try:
+            lead = duration(text)
+        except Refusal:
+            lead = -1.0
+    if not 0 <= lead <= 30 * 86_400:
+        problem = Problem(path="--lead", value=text, problem="is no lead", fix="give 0 to 2592000 seconds, or 90m, 2h")
+        raise ConfigError("keys new", [problem])
+    return lead
+
+
 def _new(arguments: argparse.Namespace) -> int:
     from tidegate.keyfile import LEAD, add_key, fresh_items, states_of
 
-    lead: float = LEAD if arguments.lead is None else arguments.lead
-    if not 0 <= lead <= 30 * 86_400:
-        problem = Problem(path="--lead", value=lead, problem="is no lead", fix="give 0 to 2592000 seconds")
-        raise ConfigError("keys new", [problem])
+    lead = LEAD if arguments.lead is None else _seconds(arguments.lead)
     if arguments.printed:
         for item in fresh_items():
             say(item)

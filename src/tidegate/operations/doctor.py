@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from tidegate.errors import ConfigError, TidegateError
@@ -52,6 +53,13 @@ def load(path: str | None, environ: Mapping[str, str] = os.environ) -> tuple[Set
             for each in error.problems
         ]
     good = [section for section in SECTIONS if _loads(path, environ, section)]
+    for section in SECTIONS:
+        if good and section not in good:
+            told = f"what follows of {section} is about its defaults, not about your settings"
+            wrong.append(Finding(level="warn", about="settings", text=told))
+    if not good and Path(path or environ.get("TIDEGATE_CONFIG") or "tidegate.toml").exists():
+        told = "what follows is about the defaults, not about your settings"
+        wrong.append(Finding(level="warn", about="settings", text=told))
     return Settings.load(path, environ, only=good) if good else Settings(), wrong
 
 
@@ -84,7 +92,7 @@ async def _bounded(about: str, probe: Probe, settings: Settings) -> list[Finding
         extra = "rollout" if error.name == "httpx2" else "all"
         text, fix = f"{error.name} is not installed", f"pip install 'tidegate[{extra}]'"
     except ConfigError as error:
-        text, fix = "; ".join(map(str, error.problems)), "correct it there"
+        text, fix = "; ".join(map(str, error.problems)), "correct that setting"
     except TidegateError as error:
         text, fix = str(error), error.fix if isinstance(error, ProbeError) else ""
     except Exception as error:  # noqa: BLE001 - a probe that breaks must not hide what the others found; it is a line

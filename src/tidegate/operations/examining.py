@@ -20,6 +20,7 @@ from tidegate.middleware.core.explain import Explanation
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
 from tidegate.middleware.layers.cache import CacheLayer
+from tidegate.purging import Purging
 from tidegate.runtime import Mounted
 
 __all__ = ["Asked", "explain_in", "load_app"]
@@ -63,6 +64,8 @@ def load_app(name: str) -> ASGIApp:
         if isinstance(error, ImportError | AttributeError):
             told += f": {error}"
         raise _bad_app(name, told, "run it where the app starts, and see that it starts there") from error
+    if isinstance(found, Purging):
+        raise _bad_app(name, "is a Tidegate, not the application that it is mounted on", "name what tide(app) gave")
     if not callable(found):
         raise _bad_app(name, f"is a {type(found).__name__}, not an ASGI application", "name the application")
     return cast(ASGIApp, found)
@@ -72,11 +75,11 @@ def _bad_app(name: str, problem: str, fix: str) -> ConfigError:
     return ConfigError("cache explain", [Problem(path="--app", value=name, problem=problem, fix=fix)])
 
 
-async def explain_in(app: ASGIApp, asked: Asked) -> Explanation | None:
-    """What the outermost cache of the app says about a request; None if no cache sees it.
+async def explain_in(app: ASGIApp, asked: Asked) -> Explanation:
+    """What the outermost cache of the app says about a request.
 
     Raises:
-        TidegateError: if the app does not start, or does not get to an end.
+        TidegateError: if no cache sees it, or the app does not start, or does not get to an end.
     """
     try:
         async with asyncio.timeout(STARTS_WITHIN * 2):
@@ -86,18 +89,32 @@ async def explain_in(app: ASGIApp, asked: Asked) -> Explanation | None:
         raise TidegateError(f"the app did not start and answer within {STARTS_WITHIN * 2:g} s") from None
 
 
-async def _ask(app: ASGIApp, asked: Asked, state: dict[str, Any]) -> Explanation | None:
+async def _ask(app: ASGIApp, asked: Asked, state: dict[str, Any]) -> Explanation:
     examination = _Examination(asked)
+    status: int | None = None
 
-    async def nothing(_message: Message) -> None: ...
+    async def hear(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
 
     with _examined(examination):
         try:
-            await app(_scope_of(asked, state), _no_body(), nothing)
+            await app(_scope_of(asked, state), _no_body(), hear)
         except Exception as error:  # what stands above the cache failed; the cache may have spoken before
             if examination.told is None:
                 raise TidegateError(f"before a cache saw the request, {type(error).__name__} was raised") from error
+    if examination.told is None:
+        raise TidegateError(f"no cache sees this request: {_unseen(status)}")
     return examination.told
+
+
+def _unseen(status: int | None) -> str:
+    """Why that may be, by what was answered."""
+    if status is not None and status >= 300:
+        fix = "if that is what stands above Tidegate (authentication, say), show who asks with -H"
+        return f"{status} was answered before it came to one; {fix}"
+    return "is Tidegate mounted, and for this path?"
 
 
 class _Examination:

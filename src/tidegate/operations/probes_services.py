@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tidegate.errors import MetricsError, StoreError
 from tidegate.keyfile import is_readable_by_others, ring_reader
 from tidegate.operations.asking import Unanswered, ask
-from tidegate.operations.doctor import SECTIONS, Finding
+from tidegate.operations.doctor import SECTIONS, Finding, ProbeError
 from tidegate.operations.probes_flags import resolved
 from tidegate.settings import FlagSettings, Settings, variable_names
 from tidegate.stopping import in_thread
@@ -88,13 +88,20 @@ async def store(settings: Settings) -> list[Finding]:
         return [Finding(level="warn" if several else "ok", about="store", text=told, fix=fix)]
     url = given.url
     policies = await in_thread(lambda: _policies(url), _ANSWER_SECONDS, f"the store at {url}")
-    for policy in policies:
+    wrong = [told for told in policies if isinstance(told, Finding)]
+    if wrong:
+        return wrong
+    for policy in map(str, policies):
         if not policy.startswith(_SAFE_POLICIES):
             told = f"{url} answers, but maxmemory-policy {policy} may evict purge stamps"
             return [Finding(level="FAIL", about="store", text=told, fix="set noeviction or one of volatile-*")]
     servers = f" from {len(policies)} servers" if len(policies) > 1 else ""
     return [
-        Finding(level="ok", about="store", text=f"{url} answers{servers}, maxmemory-policy {', '.join({*policies})}")
+        Finding(
+            level="ok",
+            about="store",
+            text=f"{url} answers{servers}, maxmemory-policy {', '.join({*map(str, policies)})}",
+        )
     ]
 
 
@@ -144,22 +151,40 @@ async def _held(settings: Settings) -> list[Finding]:
     return [Finding(level="FAIL", about="keys", text=f"{problem.path} {problem.problem}", fix=problem.fix)]
 
 
-def _policies(url: str) -> list[str]:
-    """What each server that takes writes evicts when it is full."""
+def _policies(url: str) -> list[str | Finding]:
+    """What each server that takes writes evicts when it is full; or that it takes none."""
     import redis
+    from redis.exceptions import RedisClusterException
 
-    from tidegate.redis_client import memory_of, open_client
+    from tidegate.redis_client import is_replica, memory_of, open_client
 
     try:
         client = open_client(url, timeout=_ANSWER_SECONDS)
+    except RedisClusterException as error:
+        told = f"the store at {url}: {str(error).rstrip('.')}"
+        raise ProbeError(
+            told, "is it a cluster? store.url (REDIS_URL) of a single server begins with redis://"
+        ) from error
     except redis.RedisError as error:
         raise _unreachable(url, error) from error
     try:
-        return [str(memory.get("maxmemory_policy", "unknown")) for memory in memory_of(client)]
+        if is_replica(client):
+            told = f"{url} is a replica: nothing can be stored or purged there"
+            return [Finding(level="FAIL", about="store", text=told, fix="name its master in store.url (REDIS_URL)")]
+        return [_policy(url, memory) for memory in memory_of(client)]
     except redis.RedisError as error:
         raise _unreachable(url, error) from error
     finally:
         client.close()
+
+
+def _policy(url: str, memory: Mapping[str, Any]) -> str | Finding:
+    policy = str(memory.get("maxmemory_policy", "unknown"))
+    most = int(memory.get("maxmemory", 0))
+    if policy == "noeviction" and 0 < most <= int(memory.get("used_memory", 0)):
+        told = f"{url} is full (maxmemory {most}): nothing is stored, and purges pend"
+        return Finding(level="FAIL", about="store", text=told, fix="raise maxmemory, or set one of volatile-*")
+    return policy
 
 
 def _unreachable(url: str, error: Exception) -> StoreError:
