@@ -54,6 +54,9 @@ ROOMY: Final = 48 * 1024
 """Bytes of a sealed record from which it is opened into room that is there already: room that is made is filled with
 zeros first, and of a record only copies are kept anyhow."""
 
+_COPIED: Final = 4096
+"""Bytes of a sealed record up to which a copy of what is encrypted is made sooner than a view."""
+
 LONGEST_ROOM: Final = 1024 * 1024
 """Bytes of a sealed record up to which it is. So much room is kept at most."""
 
@@ -124,19 +127,18 @@ class Sealer:
         """
         # All of it in as few steps as can be, for every hit in a shared store waits for it; what is wrong is found out
         # afterwards. Nothing is believed before it has opened, and it opens only with the head that it was sealed with.
-        room = lent = None
-        if ROOMY <= len(data) <= LONGEST_ROOM:
-            room = self._room(len(data))
-            lent = room[: len(data) - OVERHEAD]
+        size, room = len(data), None
+        encrypted = data[_ENCRYPTED] if size <= _COPIED else memoryview(data)[_ENCRYPTED]
         opened: bytes | memoryview
         try:
             sealed_as, until, nonce = _unpack(data)
-            if lent is None:
-                opened = self._openers[sealed_as][key[0]](nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key)
+            if size < ROOMY or size > LONGEST_ROOM:
+                opened = self._openers[sealed_as][key[0]](nonce, encrypted, data[_BOUND] + key)
             else:
+                room = self._room(size)
+                opened = room[: size - OVERHEAD]
                 cipher = self._made[sealed_as][key[0]] or self._ciphers[sealed_as[1:]].make(key[0])
-                cipher.decrypt_into(nonce, memoryview(data)[_ENCRYPTED], data[_BOUND] + key, lent)
-                opened = lent
+                cipher.decrypt_into(nonce, encrypted, data[_BOUND] + key, opened)
         except (struct.error, KeyError, InvalidTag):
             raise SealError(self._fault(data)) from None
         if until <= now * 1000:
@@ -173,7 +175,7 @@ class _Ciphers:
         self.id = key.id
         self._secret = key.secret
         self.made: list[AESGCM | None] = [None] * _AES_KEYS
-        self.openers: list[Callable[[bytes, memoryview, bytes], bytes]] = [
+        self.openers: list[Callable[[bytes, bytes | memoryview, bytes], bytes]] = [
             partial(self._open_first, part) for part in range(_AES_KEYS)
         ]
 
@@ -185,5 +187,5 @@ class _Ciphers:
         self.openers[part] = cipher.decrypt
         return cipher
 
-    def _open_first(self, part: int, nonce: bytes, data: memoryview, bound: bytes) -> bytes:
+    def _open_first(self, part: int, nonce: bytes, data: bytes | memoryview, bound: bytes) -> bytes:
         return self.make(part).decrypt(nonce, data, bound)

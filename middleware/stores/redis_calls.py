@@ -21,12 +21,12 @@ pack: Final[Callable[[tuple[Word, ...]], bytes]] = _hiredis.pack_command
 class Call:
     """One command of one caller."""
 
-    __slots__ = ("_future", "_words")
+    __slots__ = ("_words", "future")
     callers = 1
 
     def __init__(self, words: tuple[Word, ...], future: asyncio.Future[Any]) -> None:
         self._words = words
-        self._future = future
+        self.future = future
 
     def packed(self) -> bytes:
         """As it is sent."""
@@ -35,31 +35,31 @@ class Call:
     @property
     def awaited(self) -> bool:
         """Whether anybody waits for it still."""
-        return not self._future.done()
+        return not self.future.done()
 
     def resolve(self, reply: Any) -> None:
         """Its reply has come."""
-        if self._future.done():
+        if self.future.done():
             return
         if isinstance(reply, Exception):
-            self._future.set_exception(reply)
+            self.future.set_exception(reply)
         else:
-            self._future.set_result(reply)
+            self.future.set_result(reply)
 
     def fail(self, told: str) -> None:
         """No reply will come."""
-        if not self._future.done():
-            self._future.set_exception(StoreError(told))
+        if not self.future.done():
+            self.future.set_exception(StoreError(told))
 
 
 class Asked(Call):
     """One that was packed before. It is looked at where it stands: most look-ups are of this kind."""
 
-    __slots__ = ("command", "future")
+    __slots__ = ("command",)
 
     def __init__(self, command: bytes, future: asyncio.Future[Any]) -> None:
         self.command = command
-        self.future = self._future = future
+        self.future = future
 
     def packed(self) -> bytes:
         """As it is sent."""

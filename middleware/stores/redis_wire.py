@@ -59,6 +59,9 @@ class Wire(asyncio.Protocol):
         try:
             reader.feed(data)
             while (reply := gets()) is not self:
+                if type(reply) is list:  # most are: what look-ups ask for
+                    replied(reply)
+                    continue
                 if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                     raise reply  # such as LOADING, or NOAUTH: nobody is answered here
                 if type(reply) is not _PUSH:
