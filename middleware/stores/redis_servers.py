@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redis.asyncio.connection import Connection, parse_url
+from redis.exceptions import ConnectionError as NotConnectedError
 from redis.exceptions import RedisError
 
 from tidegate.addresses import Address
@@ -246,7 +247,10 @@ async def dial(kind: Any, options: dict[str, Any], tls: Any = None) -> Any:
         if hasattr(connection, "host"):
             arguments = dict(connection._connection_arguments())  # redis-py has no public way to these
             host, port = arguments.pop("host"), arguments.pop("port")
-            arguments["sock"] = socket = await connected_to(host, port)
+            try:
+                arguments["sock"] = socket = await connected_to(host, port)
+            except OSError as error:
+                raise NotConnectedError(connection._error_message(error)) from error  # as redis-py says it
             if "ssl" in arguments:
                 arguments["server_hostname"] = host
             connection._connection_arguments = lambda: arguments
