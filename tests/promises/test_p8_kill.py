@@ -23,5 +23,5 @@ def test_kill_shuts_four_workers_within_the_poll_interval_and_a_second_though_un
             assert one.last <= POLL_INTERVAL + 1, f"{world}: {one}"
             assert one.before >= 5, f"{world}: a floor of requests that the layer touched: {one}"
             assert ("did not answer" in one.said or "no answer" in one.said) is world.hangs, one.said
-            assert ("at once" in one.said) is world.nudged, one.said
+            assert ("; told " in one.said) is world.nudged, one.said
     assert Counter(sample.status for sample in samples).keys() == {200}
