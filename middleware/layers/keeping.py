@@ -11,7 +11,7 @@ from tidegate.middleware.layers.asgi import RequestContext
 from tidegate.middleware.layers.fields import Head, Pair
 from tidegate.middleware.layers.filling import MAX_TAGS, CacheConfig, tags_of
 from tidegate.middleware.layers.naming import Named, Owner
-from tidegate.middleware.stores.base import Keeps, MayKeepAlike, Mould, new_entry
+from tidegate.middleware.stores.base import Entry, Keeps, MayKeepAlike, Mould, new_entry
 
 __all__ = ["Keeping", "Labelled", "Plan"]
 
@@ -104,17 +104,18 @@ class Keeping:
                     retain = born + labelled.lasts - now
                     if store.keep_alike(mould, named.primary, end, tag[1], body, born, retain):
                         return True
+            if _is_for_the_general_way(labelled.plan):
+                return False
             stored = labelled.stored(length, tag)
-            kept = self.keep(labelled.plan, 200, stored, body, named, context, asked, labelled.dated)
-            if store is not None and kept and labelled.again and positions is not None:
-                mould = store.mould(named.primary, positions)
+            entry = self._put(labelled.plan, 200, stored, body, named, context, asked, labelled.dated)
+            if store is not None and entry is not None and labelled.again and positions is not None:
+                mould = store.mould(named.primary, entry, positions)
                 if mould is not None:
                     self._remember(labelled, owner, ending, mould)
             labelled.again = True
         except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
             self._config.metrics.fail("store", error)
-            return True
-        return kept
+        return True
 
     def _remember(self, labelled: Labelled, owner: Owner, ending: bytes, mould: Mould) -> None:
         """Keep the next ones by this mould, whose URIs begin like that one. ending: of its tag."""
@@ -132,37 +133,49 @@ class Keeping:
 
         headers: with its Content-Length. asked: when the app was. dated: there may be a Date.
         """
-        kept = plan.kept
-        if kept is None or kept.vary or kept.dropped:
+        if _is_for_the_general_way(plan):
             return False
         try:
-            if context.tags or (plan.policy is not None and plan.policy.tags):
-                tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
-                if len(tags) > MAX_TAGS:
-                    self._config.metrics.limits.labels("tags").inc()
-                    return True
-            else:
-                tags = (named.tag,)
-            now = self._clock()
-            # The second is what the first makes of a response without an age.
-            born = born_at(headers, asked=asked, answered=now) if dated or asked > now else now - (now - asked)
-            entry = new_entry(
-                status=status,
-                headers=headers,
-                body=body,
-                born=born,
-                lifetime=kept.lifetime,
-                stale_while_revalidate=kept.stale_while_revalidate,
-                stale_if_error=kept.stale_if_error,
-                must_revalidate=kept.must_revalidate,
-                no_cache=kept.no_cache,
-                tags=tags,
-                positions=tuple(context.positions.items()) if context.positions is not None else (),
-                own_etag=context.own_etag,
-            )
-            retain = born + kept.lifetime + plan.past - now
-            if retain > 0:
-                self._keep(named.primary, entry, retain=retain)
+            self._put(plan, status, headers, body, named, context, asked, dated)
         except Exception as error:  # noqa: BLE001 - P5; counted: the client has its answer
             self._config.metrics.fail("store", error)
         return True
+
+    def _put(
+        self, plan: Plan, status: int, headers: tuple[Pair, ...], body: bytes, named: Named, context: RequestContext,
+        asked: float, dated: bool,
+    ) -> Entry | None:  # fmt: skip
+        """As `keep`, of what is for this way; returns what the store was given, if it has kept that."""
+        kept = plan.kept
+        assert kept is not None
+        if context.tags or (plan.policy is not None and plan.policy.tags):
+            tags = tuple(dict.fromkeys(tags_of(context, named, headers)))
+            if len(tags) > MAX_TAGS:
+                self._config.metrics.limits.labels("tags").inc()
+                return None
+        else:
+            tags = (named.tag,)
+        now = self._clock()
+        # The second is what the first makes of a response without an age.
+        born = born_at(headers, asked=asked, answered=now) if dated or asked > now else now - (now - asked)
+        entry = new_entry(
+            status=status,
+            headers=headers,
+            body=body,
+            born=born,
+            lifetime=kept.lifetime,
+            stale_while_revalidate=kept.stale_while_revalidate,
+            stale_if_error=kept.stale_if_error,
+            must_revalidate=kept.must_revalidate,
+            no_cache=kept.no_cache,
+            tags=tags,
+            positions=tuple(context.positions.items()) if context.positions is not None else (),
+            own_etag=context.own_etag,
+        )
+        retain = born + kept.lifetime + plan.past - now
+        return entry if retain > 0 and self._keep(named.primary, entry, retain=retain) else None
+
+
+def _is_for_the_general_way(plan: Plan) -> bool:
+    kept = plan.kept
+    return kept is None or bool(kept.vary) or bool(kept.dropped)

@@ -186,12 +186,14 @@ class MemoryStore(Rows):
         """Itself."""
         return self
 
-    def mould(self, key: bytes, positions: Mapping[str, int]) -> Mould | None:
+    def mould(self, key: bytes, entry: Entry, positions: Mapping[str, int]) -> Mould | None:
         """See `KeepsAlike`."""
         with self._lock:
             row = self._rows.get(key)
             form = self._records[row] if row is not None else None
-            if type(form) is not Form or self._ledger.positions(tuple(positions)) != positions:
+            if row is None or type(form) is not Form or self._ledger.positions(tuple(positions)) != positions:
+                return None
+            if self._record(row) != entry:
                 return None
             return mould_of(form, positions, self._ledger.stamp)
 

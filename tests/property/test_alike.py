@@ -216,6 +216,54 @@ def test_a_uri_whose_tag_begins_otherwise_has_its_own(other: Step) -> None:
     run(body())
 
 
+class Kinds(Stack):
+    """An app that answers with the type and as many bytes as the request's manner asks; of more than 2000 it waits."""
+
+    def __init__(self) -> None:
+        super().__init__(straight=True, alone=False)
+        self.memory._max_entry_bytes = 2500
+        self.came, self.on = asyncio.Event(), asyncio.Event()
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        kind, size = scope["state"]["manner"].split()
+        if int(size) > 2000:
+            self.came.set()
+            await self.on.wait()
+        headers = [
+            (b"content-length", size.encode()),
+            (b"content-type", kind.encode()),
+            (b"cache-control", b"max-age=60"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * int(size)})
+
+    async def ask(self, number: int, manner: str, browser: str = "one") -> Any:
+        step = Step(path="/plain", query=f"n={number}", fields=(("user-agent", browser),))
+        return await self.live(step, 200, manner)
+
+
+def test_what_the_store_refused_leaves_no_mould_of_what_another_request_has_put_there() -> None:
+    async def body() -> None:
+        stack = Kinds()
+        for number in range(6):
+            await stack.ask(number, "text/a 10" if number < 3 else "text/b 10")
+        await stack.store.purge({"tenant:evil": ("other",)})
+        raced = asyncio.create_task(stack.ask(6, "text/b 3000", "another"))  # told apart, so that no run is shared
+        await stack.came.wait()
+        await stack.ask(6, "text/a 10")
+        stack.on.set()
+        await raced
+        assert stack.memory.stats().rejected == 1
+        for number in range(7, 10):
+            await stack.ask(number, "text/b 10")
+            hit = await stack.ask(number, "text/b 10")
+            assert "hit" in (header(hit) or "")
+            assert (b"content-type", b"text/b") in hit.messages[0]["headers"]
+        assert stack.memory.in_pieces > 0
+
+    run(body())
+
+
 def test_moulds_that_are_remembered_are_bounded() -> None:
     async def body() -> None:
         stack = Stack(straight=True, alone=False)

@@ -88,7 +88,7 @@ class Lived:
                 self.alike += 1
                 return
         self.store.keep(key, entry, retain=fill.retain)
-        taken = self.store.mould(key, positions)
+        taken = self.store.mould(key, entry, positions)
         if self.moulds is not None and taken is not None and taken.beginning == f"uri:{fill.route}":
             self.moulds[fill.tenant, fill.route] = taken
 
@@ -191,12 +191,32 @@ def test_of_an_entry_that_has_other_parts_of_its_own_no_mould_is_taken(change: d
     entry = Fill().entry(dict(positions), 1_700_000_000.0)
     for number in range(5):
         assert store.keep(b"%d" % number, entry, retain=60)
-    assert store.mould(b"4", positions) is not None
+    assert store.mould(b"4", entry, positions) is not None
     for number in range(5):
         other = replace(entry, **change)
         headers = tuple((name, value.replace(b"%d", b"%d" % number)) for name, value in other.headers)
-        assert store.keep(b"other", replace(other, headers=headers), retain=60)
-    assert store.mould(b"other", positions) is None
+        other = replace(other, headers=headers)
+        assert store.keep(b"other", other, retain=60)
+    assert store.mould(b"other", other, positions) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"headers": ((b"content-type", b"text/html"), ETAG)},
+        {"body": b"other"},
+        {"lifetime": 30.0},
+        {"own_etag": False},
+    ],
+)
+def test_of_another_entry_than_the_one_that_was_kept_no_mould_is_taken(change: dict[str, Any]) -> None:
+    store = MemoryStore(metrics=new_metrics())
+    positions = store.positions(TENANTS[:1] + TENANTS[2:])
+    entry = Fill().entry(dict(positions), 1_700_000_000.0)
+    for number in range(5):
+        assert store.keep(b"%d" % number, entry, retain=60)
+    assert store.mould(b"4", entry, positions) is not None
+    assert store.mould(b"4", replace(entry, **change), positions) is None
 
 
 def test_of_an_entry_whose_lifetime_is_its_own_no_mould_is_taken() -> None:
@@ -204,9 +224,9 @@ def test_of_an_entry_whose_lifetime_is_its_own_no_mould_is_taken() -> None:
     positions = store.positions(TENANTS[:1] + TENANTS[2:])
     entry = Fill().entry(dict(positions), 1_700_000_000.0)
     for number in range(5):
-        untagged = replace(entry, tags=(), lifetime=60.5 + number)
-        assert store.keep(b"%d" % number, untagged, retain=60)
-    assert store.mould(b"4", positions) is None
+        entry = replace(entry, tags=(), lifetime=60.5 + number)
+        assert store.keep(b"%d" % number, entry, retain=60)
+    assert store.mould(b"4", entry, positions) is None
 
 
 def test_of_an_entry_that_is_older_than_a_purge_of_its_scope_no_mould_is_taken() -> None:
@@ -215,12 +235,12 @@ def test_of_an_entry_that_is_older_than_a_purge_of_its_scope_no_mould_is_taken()
     entry = Fill().entry(dict(positions), 1_700_000_000.0)
     for number in range(5):
         assert store.keep(b"%d" % number, entry, retain=60)
-    assert store.mould(b"4", positions) is not None
-    assert store.mould(b"none", positions) is None
-    assert store.mould(b"4", {**positions, "more": 0}) is None
+    assert store.mould(b"4", entry, positions) is not None
+    assert store.mould(b"none", entry, positions) is None
+    assert store.mould(b"4", entry, {**positions, "more": 0}) is None
     asyncio.run(store.purge({"tenant:acme": ("other",)}))
     assert store.peek(b"4") == entry
-    assert store.mould(b"3", positions) is None
+    assert store.mould(b"3", entry, positions) is None
 
 
 def test_a_mould_is_of_no_use_once_its_form_is_gone_or_its_store_was_emptied() -> None:
