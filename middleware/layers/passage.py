@@ -223,7 +223,7 @@ class Passage:
         head, self._length = read
         if not head.fit or head.labelled or head.streams:
             return False
-        self._head, self._start, self._stage = head, start, _HELD
+        self._head, self._start, self._stage = head, {**start}, _HELD  # the app may say the rest in the same message
         return True
 
     async def _finish(self, message: Message) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -404,6 +405,39 @@ def test_a_plain_miss_is_passed_stored_and_counted_as_the_general_way_would_have
     assert sum(stored) > 700, sum(stored)
     assert sum(taken) > sum(misses) * 0.35, f"{sum(taken)} of {sum(misses)} misses went straight"
     assert sum(through) > 400, f"{sum(through)} of {sum(taken)} went through all layers"
+
+
+class Sparing(Stack):
+    """An app that puts the body into the very message that was its start."""
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        message: dict[str, Any] = self.start("whole", scope, b"body")
+        await send(message)
+        if scope["state"]["manner"] == "waits before the body":
+            await asyncio.sleep(0)
+        message.clear()
+        message |= {"type": "http.response.body", "body": b"body"}
+        await send(message)
+
+
+@pytest.mark.parametrize("manner", ["whole", "waits before the body"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_app_may_say_its_body_in_the_message_that_was_its_start(manner: str, alone: bool) -> None:
+    async def body() -> None:
+        seen: list[object] = []
+        for straight in (True, False):
+            stack = Sparing(straight=straight, alone=alone)
+            for number in range(3):
+                answer = await stack.live(Step(path="/plain", query=f"n={number}"), 200, manner)
+                assert isinstance(answer, Answer)
+                seen.append(messages(answer))
+            hit = await stack.live(Step(path="/plain", query="n=2"), 200, manner)
+            assert isinstance(hit, Answer)
+            assert "hit" in (header(hit) or "")
+        assert seen[:3] == seen[3:]
+        assert "http.response.start" in repr(seen[0])
+
+    asyncio.run(body())
 
 
 def header(answer: Answer) -> str | None:
