@@ -186,7 +186,7 @@ class CoalesceLayer:
             await self.fly(key, request, context, leader, run)
         finally:
             if leader.left is not None:
-                show(leader.left)
+                show(leader.began, leader.left)
 
     async def fly(
         self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"

@@ -80,13 +80,14 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
     return None
 
 
-def show(left: Context) -> None:
-    """Set the context variables of the caller as a run has left them: as if it had been called, and been no task.
+def show(began: Context, left: Context) -> None:
+    """Set the context variables of the caller that a run has set: as if it had been called, and been no task.
 
-    left: a copy of the run's context from its end.
+    What it did not set stays: the caller's may be another one by now, of messages that were sent there meanwhile.
+    began, left: copies of the run's context, from before it and from its end.
     """
     for variable, value in left.items():
-        if variable.get(_UNSET) is not value:
+        if began.get(variable, _UNSET) is not value:
             variable.set(value)
 
 

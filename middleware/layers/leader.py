@@ -16,7 +16,7 @@ class Leader:
 
     watched: made before the run, so that a session which the scope has now is one from further out.
 
-    left: the context variables as the run has left them; None until it is over.
+    began, left: the context variables from before the run, and as it has left them; None until it is over.
 
     Until the run waits for the first time nobody can join it: there is no flight then, and what the run says goes to
     the client and is noted for `take_off`.
@@ -34,6 +34,7 @@ class Leader:
         "_sending",
         "_session",
         "_used",
+        "began",
         "flight",
         "left",
         "start",
@@ -47,6 +48,7 @@ class Leader:
         self._receive = receive
         self._send = send
         self.start: Message | None = None
+        self.began = copy_context()
         self.left: Context | None = None
         self._closed = False
         self._outbox: deque[Message] = deque()

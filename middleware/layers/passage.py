@@ -67,9 +67,9 @@ class Way:
 class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
-    __slots__ = ("_asked", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads", "_left",
-                 "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started",
-                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+    __slots__ = ("_asked", "_began", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads",
+                 "_left", "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start",
+                 "_started", "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
 
     def __init__(
         self, way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float,
@@ -116,7 +116,7 @@ class Passage:
         """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
         have nothing left to wait for.
         """
-        self._leads = True
+        self._leads, self._began = True, copy_context()
         context, coalesce = self._context, self._way.coalesce
         began = coalesce.clock()
         try:
@@ -126,7 +126,7 @@ class Passage:
             raise
         finally:
             if self._left is not None:
-                show(self._left)
+                show(self._began, self._left)
         if run is not None:
             return self._wait(key, run)
         start = None if context.storable else self._leaders_start()
@@ -155,7 +155,7 @@ class Passage:
             raise
         finally:
             if self._left is not None:
-                show(self._left)
+                show(self._began, self._left)
             self._over()
 
     async def _run(self) -> None:

@@ -128,3 +128,46 @@ def test_what_the_app_says_in_a_context_variable_is_heard_further_out(stack: str
             assert SAID.get() == "by the app"
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("stack", ["straight", "general", "coalesce", "busy"])
+def test_what_was_said_further_out_while_others_followed_stays(stack: str) -> None:
+    """As an access log notes the status, in its own `send`: of a run that others follow that is called further out."""
+
+    async def body() -> None:
+        came, on = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            came.set()
+            await on.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b"hi"})
+
+        layers: dict[str, Any] = {
+            "straight": Tidegate(Settings(), policies=[RoutePolicy(route="/", ttl=60, share="public")]),
+            "general": Tidegate(Settings()),
+            "coalesce": CoalesceLayer,
+            "busy": lambda app: CoalesceLayer(app, max_busy=0),
+        }
+        mounted = layers[stack](app)
+        heard: list[str] = []
+
+        async def outside(scope: Any, receive: Any, send: Any) -> None:
+            async def noting(message: Any) -> None:
+                SAID.set("sent")
+                await send(message)
+
+            SAID.set("asked")
+            await mounted(scope, receive, noting)
+            heard.append(SAID.get())
+
+        requests = [asyncio.create_task(call(outside, "/")) for _ in range(3)]
+        await came.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)  # the others come
+        on.set()
+        await asyncio.gather(*requests)
+        assert heard == ["sent"] * 3
+
+    asyncio.run(body())
