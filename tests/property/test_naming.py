@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -141,3 +142,24 @@ def test_one_path_under_two_roots_has_two_names() -> None:
     made = named(Names(namespace=b"v1", naming_key=b"secret"), ASKED | {"root": "/a"})
     assert told(other[0]) == told(made[0])
     assert one[0].primary != other[0].primary
+
+
+@pytest.mark.parametrize("once", ["a query that does not count", "a host in other letters"])
+def test_what_was_asked_for_once_by_another_spelling_pushes_out_nothing(once: str) -> None:
+    names = Names(namespace=b"v1", naming_key=b"", remember=512)
+    match = Match(RoutePolicy(route="/", ttl=60, share="public", query=("page",)), "/", {})
+
+    def asked(path: str, host: bytes = b"a.test", query: str = "") -> Named:
+        return names.of(scope_of(path, query=query), host, match, "public", None)
+
+    asked("/hot")
+    hot = asked("/hot")
+    assert asked("/hot") is hot
+    same: set[bytes] = set()
+    for number in range(1024):
+        if once.startswith("a query"):
+            same.add(asked("/", query=f"n={number}").primary)
+        else:
+            same.add(asked("/", host=bytes(65 + 32 * (number >> bit & 1) for bit in range(10))).primary)
+    assert len(same) == 1
+    assert asked("/hot") is hot
