@@ -46,7 +46,11 @@ async def connected_to(host: str, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     refused: OSError | None = None
     for family, kind, protocol, _, address in await _addresses(host, port):
-        made = socket.socket(family, kind, protocol)
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family of addresses that this machine has not
+            refused = error
+            continue
         made.setblocking(False)
         try:
             await loop.sock_connect(made, address)

@@ -1,6 +1,7 @@
 """Names of servers that are looked up late, in vain, or as several addresses."""
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -97,6 +98,31 @@ def test_of_several_addresses_the_first_that_takes_a_connection_is_used(names: N
         made = asyncio.run(connected_to(NAME, listening.getsockname()[1]))
         assert made.getpeername() == listening.getsockname()
         made.close()
+
+
+def test_a_family_of_addresses_that_the_machine_has_not_is_passed_over(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names.addresses = ["127.0.0.2", "127.0.0.1"]
+    names.answers.set()
+    kind, made = socket.socket, []
+
+    def lacking(*of: Any, **more: Any) -> socket.socket:
+        made.append(of)
+        if len(made) == 1:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return kind(*of, **more)
+
+    async def run(port: int) -> None:
+        monkeypatch.setattr(socket, "socket", lacking)
+        try:
+            (await connected_to(NAME, port)).close()
+        finally:
+            monkeypatch.undo()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asyncio.run(run(listening.getsockname()[1]))
+    assert len(made) == 2
 
 
 def test_who_gives_up_leaves_the_answer_to_the_others_in_whichever_loop(names: Names) -> None:
