@@ -10,6 +10,7 @@ A remote store answers in one event loop only: what is purged from another one, 
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from tidegate.errors import StoreError
@@ -73,6 +74,8 @@ class Purges:
         self._counts = {outcome: metrics.purges.labels(outcome).inc for outcome in _OUTCOMES}
         self.pending = PendingPurges(limit=limit, overflow=metrics.limits.labels("store-pending-purges").inc)
         self._lane: asyncio.Task[None] | None = None
+        self._worker = 0
+        """The process whose lane that is."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._late = False
@@ -119,7 +122,11 @@ class Purges:
         home = self._home()
         if home is None:
             return await self._purge(tags, number, count)
-        made = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._purge(tags, number, count), home))
+        purging = self._purge(tags, number, count)
+        try:
+            made = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(purging, home))
+        except RuntimeError:  # it was closed just now
+            return await purging
         await asyncio.wait([made], timeout=self._budget + _ELSEWHERE)
         if made.done() and not made.cancelled() and made.exception() is None:
             return made.result()
@@ -157,18 +164,26 @@ class Purges:
         Before `start` the purge is only kept: who is not started serves nobody yet.
         """
         self.pending.add(tags)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.work_off)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self.work_off)
 
     def work_off(self) -> None:
         """Have what is pending made, in the background where that waits."""
         if self._inner.local:
             self._make_here()
         elif (home := self._home()) is not None:
-            home.call_soon_threadsafe(self.work_off)
-            return
-        if self.pending and not self.closed and (self._lane is None or not self._lane.get_loop().is_running()):
+            with suppress(RuntimeError):  # it was closed just now
+                home.call_soon_threadsafe(self.work_off)
+                return
+        if self.pending and not self.closed and not self._is_at_work():
+            self._worker = os.getpid()
             self._lane = asyncio.get_running_loop().create_task(self._retry(), name="tidegate-purges")
+
+    def _is_at_work(self) -> bool:
+        """Whether what is pending is being made already; after a fork that is the parent's affair."""
+        lane = self._lane
+        return lane is not None and self._worker == os.getpid() and lane.get_loop().is_running()
 
     def _make_here(self) -> None:
         """Make the pending purges in a store that never waits: without a task, which a loop that ends would leave."""

@@ -1,9 +1,12 @@
 """Purges that the store does not accept at once."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +30,7 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup, Purge, Target
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
-from tidegate.middleware.stores.purges import BATCH, HANGS
+from tidegate.middleware.stores.purges import BATCH, HANGS, Purges
 from tidegate.middleware.stores.redis import RedisStore
 
 
@@ -386,3 +389,73 @@ def test_a_purge_from_another_event_loop_does_not_wait_for_one_that_is_held_up_a
         await guard.aclose()
 
     asyncio.run(run())
+
+
+def test_a_purge_whose_home_loop_is_closed_just_then_is_made_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = Faulty()
+    purges = GuardedStore(inner, metrics=new_metrics())
+    home = asyncio.new_event_loop()
+    home.run_until_complete(purges.start())
+    thread = threading.Thread(target=home.run_forever)
+    thread.start()
+    real = Purges._home
+
+    def closing(self: Purges) -> asyncio.AbstractEventLoop | None:
+        found = real(self)
+        if found is not None:
+            found.call_soon_threadsafe(found.stop)
+            thread.join()
+            found.close()
+        return found
+
+    monkeypatch.setattr(Purges, "_home", closing)
+    assert asyncio.run(purges.purge({ACME: ["client:42"]})).state == "done"
+    assert home.is_closed()
+
+
+_FORKED = """
+import asyncio, os
+from tests.middleware.stores.guarding import Faulty, no_fault, refuse
+from tests.middleware.stores.support import ACME, eventually, new_metrics
+from tidegate.middleware.stores.guard import GuardedStore
+
+inner = Faulty()
+inner.fault = refuse
+guard = GuardedStore(inner, metrics=new_metrics())
+
+async def none():
+    return guard.stats().extra["purges_pending"] == 0
+
+async def well_again():
+    await guard.start()
+    inner.fault = no_fault
+    await eventually(none, "all is made", 20.0)
+    print(os.getpid() == parent, "made", flush=True)
+
+async def run():
+    await guard.start()
+    assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+    if not (child := os.fork()):
+        asyncio.events._set_running_loop(None)
+        asyncio.run(well_again())
+        os._exit(0)
+    await asyncio.to_thread(os.waitpid, child, 0)
+    await well_again()
+
+parent = os.getpid()
+asyncio.run(run())
+"""
+
+
+def test_after_a_fork_each_process_makes_the_purges_that_were_pending() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKED],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["False made", "True made"], done.stderr
