@@ -297,6 +297,10 @@ def test_a_user_who_may_not_hear_of_kills_or_tell_of_them_is_told_what_to_grant(
         assert f"grant it +subscribe +publish {channel}" in told
         code, _, err = shell.run("kill", "tidegate.cache")
         assert (code, "nobody could be told of it at once" in err) == (0, True)
+        reads, heard = stops("~tidegate:*", "+@read", "+@connection")
+        assert (reads[0], "tidegate.cache is stopped" in reads[1]) == ("warn", True)
+        assert (heard[0], "whether a kill is heard at once could not be seen" in heard[1]) == ("warn", True)
+        stops(*store)
         assert shell.run("lift", "tidegate.cache")[0] == 0
         assert f"grant it +publish {channel} " in stops(*store, "+subscribe", channel)[0][1]
         assert stops(*store, "+publish", "+subscribe")[0][0] == "warn", "without the channel it helps nobody"
