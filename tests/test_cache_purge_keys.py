@@ -16,7 +16,8 @@ from tests.services import RedisCluster, RedisServer
 from tidegate.adapters import seals_of, shared_store_of
 from tidegate.cli import main
 from tidegate.middleware.metrics import Metrics
-from tidegate.middleware.stores.redis import LARGE
+from tidegate.middleware.stores import redis_held
+from tidegate.middleware.stores.redis import LARGE, RedisStore
 from tidegate.settings import Settings
 
 Settle = Callable[[str | None], str]
@@ -100,6 +101,53 @@ def test_one_sealed_record_among_others_is_enough(settle: Settle, size: int) -> 
     held_by(settle("a"), filling=True, records=1, body=b"b" * size)  # over one of them: keys were just given
     assert purged(settle(None)) == 2
     assert purged(settle("a")) == 0
+
+
+@pytest.mark.parametrize("before", [None, "b"], ids=["keys first given", "another ring before"])
+def test_right_after_keys_were_given_it_looks_until_it_meets_one_of_them(
+    settle: Settle, before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_held, "_LOOK_FOR", 4.0)  # the machine may be busy
+    held_by(settle(before), filling=True, records=1500)
+    assert held_by(settle("a"), filling=True, records=1) == 1
+    assert purged(settle("a")) == 0
+    assert held_by(settle("a"), records=1) == 0
+
+
+def test_anyway_it_purges_and_says_why_it_would_not_have(settle: Settle, capsys: pytest.CaptureFixture[str]) -> None:
+    held_by(settle(None), filling=True)
+    capsys.readouterr()
+    assert purged(settle("a"), "--anyway") == 0
+    done, note = capsys.readouterr().out.splitlines()
+    assert done == "done: 1 tag of the tenant acme"
+    assert note.startswith("note: store.key_file (or store.keys) is given, and of 3 records looked at in Redis none")
+
+
+def test_where_not_all_was_looked_at_the_refusal_names_the_way_round(
+    settle: Settle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_by(settle(None), filling=True, records=120)
+    monkeypatch.setattr(redis_held, "_LOOK_FOR", 0.0)
+    assert purged(settle("a")) == 2
+    assert "--anyway where these keys were given or replaced just now" in capsys.readouterr().err
+
+
+def test_a_process_that_may_not_look_says_so_once(valkey: RedisServer) -> None:
+    valkey.command_reply("ACL", "SETUSER", "blind", "reset", "on", ">x", "~*", "&*", "+@all", "-scan")
+
+    async def run() -> None:
+        metrics = new_metrics()
+        store = RedisStore(valkey.url.replace("://", "://blind:x@"), metrics=metrics)
+
+        async def looked() -> bool:
+            return store.checked
+
+        await store.start()
+        await eventually(looked, "it has given up", 4.0)
+        assert metrics.errors.labels("redis-check")._value.get() == 1
+        await store.aclose()
+
+    asyncio.run(run())
 
 
 def test_in_a_cluster_every_master_is_looked_at(redis_cluster: RedisCluster, tmp_path: Path) -> None:

@@ -266,14 +266,16 @@ class RedisStore:
         reached = await asyncio.gather(*[self._servers.reached(mark) for mark in marks])
         return None if None in reached or not reached else all(reached)
 
-    async def held(self) -> Held:
+    async def held(self, *, thorough: bool = False) -> Held:
         """What the records that lie there are sealed with, and whether this process has the keys.
+
+        thorough: see `held_in`.
 
         Raises:
             StoreError: if Redis cannot be reached.
         """
         ids = None if self._seals is None else frozenset(key.id for key in self._seals.ring.keys)
-        return await self._run(held_in(self._servers, self._names, ids))
+        return await self._run(held_in(self._servers, self._names, ids, thorough=thorough))
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, among the records that are looked at: see `redis_looking`."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from tidegate.errors import ABSENT, Problem, StoreError
 from tidegate.middleware.core.codec import VERSION as PLAIN
@@ -81,8 +81,11 @@ class Held:
 _UNREACHED: Final = "this process does not read them, and its purges do not reach them"
 
 
-async def held_in(servers: Servers, names: Names, ids: Collection[bytes] | None) -> Held:
+async def held_in(servers: Servers, names: Names, ids: Collection[bytes] | None, *, thorough: bool = False) -> Held:
     """What some of the records are sealed with. ids: of this process' keys; None: it has none.
+
+    thorough: look on until one is met that was sealed with these, as long as time is left. Right after keys were given
+        or replaced, most records are still those of before.
 
     Raises:
         RedisError, StoreError: if Redis cannot be asked.
@@ -106,9 +109,12 @@ async def held_in(servers: Servers, names: Names, ids: Collection[bytes] | None)
                         ours += 1
                     else:
                         strange[number] = strange.get(number, 0) + 1
-            if plain + ours + sum(strange.values()) >= _ENOUGH:
+            is_told = ours or ids is None or not thorough
+            if is_told and plain + ours + sum(strange.values()) >= _ENOUGH:
                 return told(everything=False)
-        if time.monotonic() > ends:
+            if time.monotonic() > ends:
+                return told(everything=False)
+        if time.monotonic() > ends:  # what was found was nobody's
             return told(everything=False)
     return told(everything=True)
 
@@ -135,6 +141,9 @@ async def say_whose(look: Callable[[], Awaitable[Held]], metrics: Metrics) -> No
             async with asyncio.timeout(_AGAIN):
                 held = await look()
         except (StoreError, TimeoutError) as error:
+            if isinstance(error.__cause__, NoPermissionError):
+                metrics.fail("redis-check", error)
+                return  # it will not be otherwise the next time
             late = isinstance(error, TimeoutError)
             metrics.fail("redis-check", StoreError(f"redis: no answer within {_AGAIN:g} s") if late else error)
             await asyncio.sleep(_AGAIN)

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.commands.shared import Commands, say, settings_of
@@ -33,6 +33,9 @@ def register(commands: Commands, common: argparse.ArgumentParser) -> None:
     purge.add_argument("--tenant", metavar="TENANT", help="whose tags (default: those that belong to nobody)")
     purge.add_argument("--soft", action="store_true", help="make it stale, to be served while the app is asked")
     purge.add_argument("--all-of", action="store_true", help="only what carries all of the tags")
+    purge.add_argument(
+        "--anyway", action="store_true", help="also where nothing that was looked at in Redis has this command's keys"
+    )
     purge.add_argument("--dry-run", action="store_true", help="change nothing: how many, and a few of them")
     purge.add_argument("--json", action="store_true", help="the same for programs")
     purge.set_defaults(run=_purge)
@@ -68,7 +71,7 @@ def _purge(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         problem = Problem(path="--all-of", value=len(tags), problem=str(error), fix="name fewer tags")
         raise ConfigError("cache purge", [problem]) from None
-    told = asyncio.run(_in_store(settings, targets, dry=arguments.dry_run))
+    told = asyncio.run(_in_store(settings, targets, dry=arguments.dry_run, anyway=arguments.anyway))
     told["scope"] = next(iter(targets))
     if arguments.json:
         for one in told.get("sample", ()):
@@ -93,12 +96,13 @@ def _what(arguments: argparse.Namespace) -> str:
     return f"{what}, made stale" if arguments.soft else what
 
 
-async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry: bool) -> dict[str, Any]:
+async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry: bool, anyway: bool) -> dict[str, Any]:
     """Purge, or look; what came of it.
 
     Raises:
         TidegateError: if the store did not answer in time.
-        ConfigError: if what lies there is sealed with other keys, or with none, so that nothing would be purged.
+        ConfigError: if what lies there is sealed with other keys, or with none, so that nothing would be purged; not
+            if it is to be purged anyway.
     """
     from prometheus_client import CollectorRegistry
 
@@ -110,7 +114,7 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
     so = "nothing was changed" if dry else _AGAIN
     try:
         async with asyncio.timeout(WITHIN):
-            note = await _looked(store)
+            note = await _looked(store, anyway=anyway)
             if dry:
                 return {"dry_run": True, **asdict(await store.affected(targets)), "note": note}
             purge = await store.purge(targets)
@@ -127,18 +131,21 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
         await store.aclose()
 
 
-async def _looked(store: "RedisStore") -> str | None:
+async def _looked(store: "RedisStore", *, anyway: bool) -> str | None:
     """What to say of what lies there.
 
     Raises:
         ConfigError: if this process' purges do not reach it.
     """
     try:
-        held = await store.held()
+        held = await store.held(thorough=True)
     except StoreError as error:  # a user who may purge and not look; if Redis is away, the purge says so
         return f"whether it reaches what is stored there could not be seen: {error}"
     if (problem := held.problem()) is not None:
-        raise ConfigError("cache purge: nothing was purged", [problem])
+        if anyway:
+            return str(problem)
+        fix = problem.fix if held.all else f"{problem.fix}; --anyway where these keys were given or replaced just now"
+        raise ConfigError("cache purge: nothing was purged", [replace(problem, fix=fix)])
     return _NOTHING if held.is_nothing else None
 
 
