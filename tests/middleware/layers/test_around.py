@@ -90,6 +90,17 @@ def test_a_conditional_request_is_counted_under_the_frameworks_route() -> None:
 SAID: ContextVar[str] = ContextVar("said", default="")
 
 
+def around(stack: str, app: Any) -> Any:
+    """The app inside layers that let others join a run, each in another way."""
+    layers: dict[str, Any] = {
+        "straight": Tidegate(Settings(), policies=[RoutePolicy(route="/", ttl=60, share="public")]),
+        "general": Tidegate(Settings()),
+        "coalesce": CoalesceLayer,
+        "busy": lambda app: CoalesceLayer(app, max_busy=0),
+    }
+    return layers[stack](app)
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
 @pytest.mark.parametrize("wait", ["first", "last", "never"])
 @pytest.mark.parametrize("stack", ["straight", "general", "coalesce", "busy"])
@@ -111,13 +122,7 @@ def test_what_the_app_says_in_a_context_variable_is_heard_further_out(stack: str
             raise ValueError
 
     async def body() -> None:
-        layers: dict[str, Any] = {
-            "straight": Tidegate(Settings(), policies=[RoutePolicy(route="/", ttl=60, share="public")]),
-            "general": Tidegate(Settings()),
-            "coalesce": CoalesceLayer,
-            "busy": lambda app: CoalesceLayer(app, max_busy=0),
-        }
-        mounted = layers[stack](app)
+        mounted = around(stack, app)
         SAID.set("further out")
         for path in ("/", "/again") if stack != "busy" else ("/", "/"):
             SAID.set("further out")
@@ -144,13 +149,7 @@ def test_what_was_said_further_out_while_others_followed_stays(stack: str) -> No
             await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": b"hi"})
 
-        layers: dict[str, Any] = {
-            "straight": Tidegate(Settings(), policies=[RoutePolicy(route="/", ttl=60, share="public")]),
-            "general": Tidegate(Settings()),
-            "coalesce": CoalesceLayer,
-            "busy": lambda app: CoalesceLayer(app, max_busy=0),
-        }
-        mounted = layers[stack](app)
+        mounted = around(stack, app)
         heard: list[str] = []
 
         async def outside(scope: Any, receive: Any, send: Any) -> None:

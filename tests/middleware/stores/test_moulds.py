@@ -6,6 +6,7 @@ hold equal entries, which weigh the same, belong to the same owners and share th
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,6 +175,17 @@ def filled(**of: Any) -> Lived:
 ETAG = (b"etag", b'"1"')
 
 
+def kept_alike() -> tuple[MemoryStore, Entry, Mapping[str, int]]:
+    """A store that gives a mould of the entry under b"4"."""
+    store = MemoryStore(metrics=new_metrics())
+    positions = store.positions(TENANTS[:1] + TENANTS[2:])
+    entry = Fill().entry(dict(positions), 1_700_000_000.0)
+    for number in range(5):
+        assert store.keep(b"%d" % number, entry, retain=60)
+    assert store.mould(b"4", entry, positions) is not None
+    return store, entry, positions
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,12 +198,7 @@ ETAG = (b"etag", b'"1"')
     ],
 )
 def test_of_an_entry_that_has_other_parts_of_its_own_no_mould_is_taken(change: dict[str, Any]) -> None:
-    store = MemoryStore(metrics=new_metrics())
-    positions = store.positions(TENANTS[:1] + TENANTS[2:])
-    entry = Fill().entry(dict(positions), 1_700_000_000.0)
-    for number in range(5):
-        assert store.keep(b"%d" % number, entry, retain=60)
-    assert store.mould(b"4", entry, positions) is not None
+    store, entry, positions = kept_alike()
     for number in range(5):
         other = replace(entry, **change)
         headers = tuple((name, value.replace(b"%d", b"%d" % number)) for name, value in other.headers)
@@ -210,12 +217,7 @@ def test_of_an_entry_that_has_other_parts_of_its_own_no_mould_is_taken(change: d
     ],
 )
 def test_of_another_entry_than_the_one_that_was_kept_no_mould_is_taken(change: dict[str, Any]) -> None:
-    store = MemoryStore(metrics=new_metrics())
-    positions = store.positions(TENANTS[:1] + TENANTS[2:])
-    entry = Fill().entry(dict(positions), 1_700_000_000.0)
-    for number in range(5):
-        assert store.keep(b"%d" % number, entry, retain=60)
-    assert store.mould(b"4", entry, positions) is not None
+    store, entry, positions = kept_alike()
     assert store.mould(b"4", replace(entry, **change), positions) is None
 
 
@@ -230,12 +232,7 @@ def test_of_an_entry_whose_lifetime_is_its_own_no_mould_is_taken() -> None:
 
 
 def test_of_an_entry_that_is_older_than_a_purge_of_its_scope_no_mould_is_taken() -> None:
-    store = MemoryStore(metrics=new_metrics())
-    positions = store.positions(TENANTS[:1] + TENANTS[2:])
-    entry = Fill().entry(dict(positions), 1_700_000_000.0)
-    for number in range(5):
-        assert store.keep(b"%d" % number, entry, retain=60)
-    assert store.mould(b"4", entry, positions) is not None
+    store, entry, positions = kept_alike()
     assert store.mould(b"none", entry, positions) is None
     assert store.mould(b"4", entry, {**positions, "more": 0}) is None
     asyncio.run(store.purge({"tenant:acme": ("other",)}))
