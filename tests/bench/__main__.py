@@ -4,6 +4,7 @@ import argparse
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -49,13 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Bench() as bench:
         made = [each for name in chosen.names or known for each in known[name](bench)]
         cases = {case.title: case for case in made if isinstance(case, Case)}
-        figures = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds, progress=_progress)
+        measured = measure(list(cases.values()), rounds=chosen.rounds, seconds=chosen.seconds, progress=_progress)
+        machine, each = factors(measured)
+        figures = [replace(figure, machine=machine) for figure in measured]
         part = min(1.0, chosen.seconds / SECONDS)
         counted = [fact.counted(part) for fact in made if isinstance(fact, Fact)]
     before = load(RECORDED)["figures"] if RECORDED.exists() else {}
-    print("\n".join([*table(figures, before, counted), *calibrated(*factors(figures))]))
+    print("\n".join([*table(figures, before, counted), *calibrated(machine, each)]))
     if chosen.record is not None:
-        record(chosen.record, figures, counted, rounds=chosen.rounds)
+        record(chosen.record, figures, counted, rounds=chosen.rounds, machine=machine if each else None)
     failed = [one.missed for one in (*figures, *counted) if one.missed] if chosen.check else []
     for line in failed:
         print(f"missed: {line}")

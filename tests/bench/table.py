@@ -17,12 +17,19 @@ RECORDED = Path(__file__).with_name("recorded.json")
 """The table that was recorded last."""
 
 
-def record(file: Path, figures: Sequence[Figure], counted: Sequence[Counted] = (), *, rounds: int) -> None:
-    """Write the figures, and what they depend on, as JSON. Figures of other cases that stand there are kept."""
-    kept = load(file).get("figures", {}) if file.exists() else {}
+def record(
+    file: Path, figures: Sequence[Figure], counted: Sequence[Counted] = (), *, rounds: int, machine: float | None
+) -> None:
+    """Write the figures, and what they depend on, as JSON. Figures of other cases that stand there are kept.
+
+    machine: as `Figure` has it. None: it was not measured now.
+    """
+    before = load(file) if file.exists() else {}
+    kept = before.get("figures", {})
     document: dict[str, Any] = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "cpus": os.cpu_count(),
+        "machine": round(machine, 2) if machine is not None else before.get("machine", 1.0),
         "rounds": rounds,
         "figures": kept
         | {figure.case.title: _figure(figure) for figure in figures}
@@ -157,7 +164,9 @@ def _verdict(figure: Figure) -> str:
         return f"  {word}, at least {target.of_raw:.2f} x raw by CPU"
     spent = f"{figure.above_other:+.2f}, " if figure.above_other is not None and target.above != BARE else ""
     terms = f" above {target.above}" if target.above else ""
-    return f"  {word}, {spent}at most {target.microseconds:{'+' if target.above else ''}g}{terms}"
+    sign = "+" if target.above else ""
+    here = f", here {figure.may_cost:{sign}.2f}" if figure.machine != 1 else ""
+    return f"  {word}, {spent}at most {target.microseconds:{sign}g}{here}{terms}"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -153,6 +153,41 @@ def test_this_machine_is_compared_with_that_of_the_targets_and_nothing_is_said_w
     assert calibrated(*factors([])) == []
 
 
+def test_a_target_in_microseconds_is_one_of_another_machine_and_a_ratio_is_one_here_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    twice = [constant(name, there * 2, size=CALIBRATED) for name, there in THERE.items()]
+    cases = [
+        constant(BARE, 10.0, size="1 B"),
+        constant("kept", 5.0, size="1 B", target=Target(microseconds=2.6)),
+        constant("missed", 5.0, size="1 B", target=Target(microseconds=2.4)),
+        constant("pass", 15.0, size="1 B", target=Target(microseconds=2.6, above=BARE)),
+        constant("part", 5.0, size="1 B", target=Target(of_others=((f"{BARE}, 1 B", 0.4),))),
+    ]
+    monkeypatch.setattr(command, "benches", lambda: {"made-up": lambda bench: [*twice, *cases]})
+    file = tmp_path / "recorded.json"
+    assert command.main(["made-up", *QUICK, "--check", "--record", str(file)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    verdicts = [line.partition("  m")[2] for line in told if ", 1 B" in line and "  m" in line]
+    assert verdicts == [
+        "et, at most 2.6, here 5.20",
+        "issed, at most 2.4, here 4.80",
+        "et, at most +2.6, here +5.20 above bare handler",
+        "issed, 0.50 of bare handler, 1 B, at most 0.4",
+    ]
+    assert [line for line in told if line.startswith("missed: ")] == [
+        "missed: missed, 1 B: 5.000 µs, target 2.4, which is 4.80 here",
+        "missed: part, 1 B: 0.50 of bare handler, 1 B, target 0.4",
+    ]
+    recorded = json.loads(file.read_text())
+    assert recorded["machine"] == 2.0
+    assert recorded["figures"]["kept, 1 B"]["target"] == 2.6, "as it was set"
+    monkeypatch.setattr(command, "benches", lambda: {"made-up": lambda bench: cases})
+    assert command.main(["made-up", *QUICK, "--record", str(file)]) == 0
+    assert "here" not in capsys.readouterr().out
+    assert json.loads(file.read_text())["machine"] == 2.0, "not measured now"
+
+
 def test_an_unknown_name_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(["speed"])

@@ -12,3 +12,4 @@ def test_the_table_of_costs_is_the_recorded_one() -> None:
         f"| {' | '.join(row)} |" for row in rows
     )
     assert f"Recorded with {recorded['python']} on {recorded['cpus']} cores" in page.text
+    assert f"take {recorded['machine']:.2f} times as long as the machine of the targets" in page.text
