@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.operations.running import called
 from tests.rollout.exporter import Exporter, exporting
 from tests.services.server import free_port, wait_until
-from tidegate.cli import main
 from tidegate.rollout.machine import State
 from tidegate.rollout.store import Journal
 from tidegate.rollout.watch import watch
@@ -64,14 +64,8 @@ class Desk:
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        try:
-            code = main(arguments)
-        except SystemExit as ended:  # argparse
-            code = int(ended.code or 0)
-        out, err = self._capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
+        """As `called` says."""
+        return called(self._capsys, *arguments)
 
     @property
     def flag(self) -> tuple[bool, int]:

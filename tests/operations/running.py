@@ -11,7 +11,18 @@ from tests.services.server import http_request, wait_until
 from tests.services.unleash import Unleash
 from tidegate.cli import main
 
-__all__ = ["Shell", "until_clients_know"]
+__all__ = ["Shell", "called", "until_clients_know"]
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Call the command; exit code, stdout, stderr."""
+    try:
+        code = main(arguments)
+    except SystemExit as ended:  # argparse
+        code = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out, err
 
 
 def until_clients_know(unleash: Unleash, flag: str) -> None:
@@ -65,11 +76,5 @@ class Shell:
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        try:
-            code = main(arguments)
-        except SystemExit as ended:  # argparse
-            code = int(ended.code or 0)
-        out, err = self._capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
+        """As `called` says."""
+        return called(self._capsys, *arguments)

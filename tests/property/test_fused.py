@@ -135,6 +135,21 @@ class Step:
     shadow: bool = False
     more: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    def scope(self, **told: object) -> dict[str, Any]:
+        """Of its request. told: what the application is to find in the scope's state."""
+        opened = frozenset(FLAGS) - self.shut
+        cohorts = tuple((flag, "10", "canary" if flag in opened else "control") for flag in FLAGS)
+        shadow = frozenset({"cache"}) if self.shadow else frozenset[str]()
+        return scope_of(
+            self.path,
+            method=self.method,
+            headers=self.fields,
+            query=self.query,
+            user=USERS[self.user] if self.user is not None else None,
+            state={"decided": Decided(opened, cohorts, shadow), **told},
+            **self.more,
+        )
+
 
 How = Literal["peeks", "asks", "general"]
 HOWS: tuple[How, ...] = ("peeks", "asks", "general")
@@ -202,19 +217,7 @@ class Stack:
         if step.purge is not None:
             await self.store.purge({step.purge: ("",)})
             return None
-        opened = frozenset(FLAGS) - step.shut
-        cohorts = tuple((flag, "10", "canary" if flag in opened else "control") for flag in FLAGS)
-        shadow = frozenset({"cache"}) if step.shadow else frozenset[str]()
-        scope = scope_of(
-            step.path,
-            method=step.method,
-            headers=step.fields,
-            query=step.query,
-            user=USERS[step.user] if step.user is not None else None,
-            state={"decided": Decided(opened, cohorts, shadow)},
-            **step.more,
-        )
-        return await call(self.stack, scope=scope)
+        return await call(self.stack, scope=step.scope())
 
 
 def metrics_of(stack: Stack) -> list[str]:

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from tests.driver import Answer, App, call, scope_of
-from tests.property.test_fused import FIELDS, FLAGS, USERS, Closed, Decided, Step, metrics_of
+from tests.driver import Answer, App, call
+from tests.property.test_fused import FIELDS, FLAGS, Closed, Step, metrics_of
 from tidegate.middleware.cohorts import CohortCounters
 from tidegate.middleware.core.policy import Policies, RoutePolicy
 from tidegate.middleware.layers.asgi import ContextResolver, Gate
@@ -280,20 +280,8 @@ class Stack:
         if step.purge is not None:
             await self.store.purge({step.purge: ("",)})
             return None
-        opened = frozenset(FLAGS) - step.shut
-        cohorts = tuple((flag, "10", "canary" if flag in opened else "control") for flag in FLAGS)
-        shadow = frozenset({"cache"}) if step.shadow else frozenset[str]()
-        scope = scope_of(
-            step.path,
-            method=step.method,
-            headers=step.fields,
-            query=step.query,
-            user=USERS[step.user] if step.user is not None else None,
-            state={"decided": Decided(opened, cohorts, shadow), "status": status, "manner": manner},
-            **step.more,
-        )
         try:
-            answer = await call(self.stack, scope=scope)
+            answer = await call(self.stack, scope=step.scope(status=status, manner=manner))
         except (ValueError, asyncio.CancelledError) as error:
             return repr(error)
         for message in answer.messages:

@@ -46,6 +46,17 @@ class World:
             self.attend()
             self.clock.now += 1
 
+    def ask_slowly(self, asked: asyncio.Event, go_on: asyncio.Event) -> None:
+        """From now on the source says that it was asked, and answers when it may go on."""
+        answer = self.source.samples
+
+        async def slow(*arguments: Any) -> Any:
+            asked.set()
+            await go_on.wait()
+            return await answer(*arguments)
+
+        self.source.samples = slow  # type: ignore[method-assign]
+
     @property
     def rollout(self) -> Rollout:
         return self.journal.get("canary")
@@ -222,15 +233,9 @@ def test_an_alert_during_a_slow_query_does_not_wait_for_it(world: World) -> None
     world.start()
     world.run(30)
     asked, go_on = asyncio.Event(), asyncio.Event()
-    answer = world.source.samples
-
-    async def slow(*arguments: Any) -> Any:
-        asked.set()
-        await go_on.wait()
-        return await answer(*arguments)
 
     async def scenario() -> None:
-        world.source.samples = slow  # type: ignore[method-assign]
+        world.ask_slowly(asked, go_on)
         world.clock.now += 10
         ticking = asyncio.create_task(world.controller.attend(wait=True))
         await asyncio.wait_for(asked.wait(), 5)
@@ -250,15 +255,9 @@ def test_a_verdict_on_what_was_before_a_resume_does_not_count(world: World) -> N
     world.start()
     world.run(29)
     asked, go_on = asyncio.Event(), asyncio.Event()
-    answer = world.source.samples
-
-    async def slow(*arguments: Any) -> Any:
-        asked.set()
-        await go_on.wait()
-        return await answer(*arguments)
 
     async def scenario() -> None:
-        world.source.samples = slow  # type: ignore[method-assign]
+        world.ask_slowly(asked, go_on)
         world.clock.now = START + 40
         ticking = asyncio.create_task(world.controller.attend(wait=True))
         await asyncio.wait_for(asked.wait(), 5)

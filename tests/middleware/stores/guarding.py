@@ -62,6 +62,21 @@ class Faulty:
 async def no_fault() -> None: ...
 
 
+class Held:
+    """A fault: whoever comes waits until they are let go."""
+
+    def __init__(self) -> None:
+        self._gone = asyncio.Event()
+        self.came = 0
+
+    async def __call__(self) -> None:
+        self.came += 1
+        await self._gone.wait()
+
+    def let_go(self) -> None:
+        self._gone.set()
+
+
 async def slow() -> None:
     await asyncio.sleep(0.001)
 

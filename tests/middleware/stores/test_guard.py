@@ -11,6 +11,7 @@ from tests.middleware.stores.guarding import (
     PATIENT,
     Fault,
     Faulty,
+    Held,
     bug,
     errors,
     guarding,
@@ -242,33 +243,26 @@ def test_writes_of_several_keys_are_on_their_way_together_and_those_of_one_key_k
     monkeypatch.setattr("tidegate.middleware.stores.guard.ATTEMPT", 60.0)
 
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
-        held, begun = asyncio.Event(), 0
-
-        async def wait() -> None:
-            nonlocal begun
-            begun += 1
-            await held.wait()
-
-        inner.fault = wait
+        held = inner.fault = Held()
         for number in range(100):
             await guard.put(b"%d" % number, entry(b"older"), retain=60)
 
         async def leave() -> bool:
-            return begun == AT_ONCE
+            return held.came == AT_ONCE
 
         await eventually(leave, "many leave together")
         for number in range(100):
             await guard.put(b"%d" % number, entry(b"newer"), retain=60)
         assert guard.stats().extra["writes_waiting"] == 100
         inner.fault = no_fault
-        held.set()
+        held.let_go()
 
         async def newer() -> bool:
             kept = [await found(guard, b"%d" % number) for number in range(100)]
             return all(isinstance(record, Entry) and record.body == b"newer" for record in kept)
 
         await eventually(newer, "what was put last is kept")
-        assert begun == AT_ONCE
+        assert held.came == AT_ONCE
 
     guarding(body, budget=PATIENT)
 
@@ -277,25 +271,18 @@ def test_what_leaves_together_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tidegate.middleware.stores.guard.ATTEMPT", 60.0)
 
     async def body(guard: GuardedStore, inner: Faulty, metrics: Metrics) -> None:
-        held, begun = asyncio.Event(), 0
-
-        async def wait() -> None:
-            nonlocal begun
-            begun += 1
-            await held.wait()
-
-        inner.fault = wait
+        held = inner.fault = Held()
         for number in range(20):
             await guard.put(b"%d" % number, entry(bytes(BYTES_AT_ONCE // 4)), retain=60)
 
         async def leave() -> bool:
-            return begun > 0
+            return held.came > 0
 
         await eventually(leave, "some leave")
-        assert begun <= 4
-        assert guard.stats().extra["writes_waiting"] == 20 - begun
+        assert held.came <= 4
+        assert guard.stats().extra["writes_waiting"] == 20 - held.came
         inner.fault = no_fault
-        held.set()
+        held.let_go()
 
     guarding(body)
 

@@ -97,6 +97,16 @@ def test_connections_are_made_anew_when_any_names_a_newer_master(named: list[Nam
     assert told == (["the Sentinels have made 127.0.0.1:2 the master of main"] if moves else []), "once"
 
 
+async def led_by(one: Sentinel) -> Any:
+    """What this Sentinel has led to a master once. It is not listened to."""
+    sentinels: Any = Sentinels(*way_to(f"redis+sentinel://{one.host}:{one.port}/main"))
+    for watch in sentinels._watches:
+        watch.start = lambda: None
+    connection = await sentinels.connect()
+    await connection.disconnect()
+    return sentinels
+
+
 def test_a_connection_to_a_master_that_was_replaced_meanwhile_is_not_used(
     master: Redis, start_sentinel: Callable[[], Sentinel]
 ) -> None:
@@ -104,11 +114,7 @@ def test_a_connection_to_a_master_that_was_replaced_meanwhile_is_not_used(
     one = start_sentinel()
 
     async def run() -> None:
-        sentinels: Any = Sentinels(*way_to(f"redis+sentinel://{one.host}:{one.port}/main"))
-        for watch in sentinels._watches:
-            watch.start = lambda: None
-        connection = await sentinels.connect()
-        await connection.disconnect()
+        sentinels = await led_by(one)
         assert {each[1:] for each in sentinels._led_to} == {(master.host, master.port)}
 
         async def asked() -> Named:
@@ -129,11 +135,7 @@ def test_nor_is_one_while_the_sentinel_that_had_the_news_cannot_be_heard(
     one = start_sentinel()
 
     async def run() -> None:
-        sentinels: Any = Sentinels(*way_to(f"redis+sentinel://{one.host}:{one.port}/main"))
-        for watch in sentinels._watches:
-            watch.start = lambda: None
-        connection = await sentinels.connect()
-        await connection.disconnect()
+        sentinels = await led_by(one)
         (old,) = sentinels._led_to
         monkeypatch.setattr(redis_sentinel, "BELIEVED_FOR", 600.0)
         for heard in (Named(old.epoch + 1, "127.0.0.1", 1), old, None):
