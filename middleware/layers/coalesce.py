@@ -326,7 +326,7 @@ class CoalesceLayer:
         seat = flight.join()
         listener = Listener(receive, seat.wake)
         try:
-            if await self._shares(flight, seat, listener, scope):
+            if await self._shares(flight, seat, listener, scope["headers"], context):
                 self._count_follower()
                 await _relay(flight, seat, listener, send, context)
                 return
@@ -337,7 +337,9 @@ class CoalesceLayer:
             flight.leave(seat)
             listener.close()
 
-    async def _shares(self, flight: Flight, seat: Seat, listener: Listener, scope: Scope) -> bool:
+    async def _shares(
+        self, flight: Flight, seat: Seat, listener: Listener, request: Pairs, context: RequestContext
+    ) -> bool:
         """Wait for the leader's answer to begin: whether this request shares it (or its client has left)."""
         timer = asyncio.get_running_loop().call_later(self._max_wait, seat.expire)
         self._waiting.add(seat)
@@ -354,7 +356,7 @@ class CoalesceLayer:
         if seat.dismissed:
             return False
         if flight.ready and not flight.over and not listener.has_body:
-            return flight.fits(scope["headers"])
+            return flight.fits(request, context.identity)
         if seat.overdue:
             self._limit_wait()
         return False

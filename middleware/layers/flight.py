@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol, cast
 
+from tidegate.middleware.core.freshness import POLICY_STATUSES
+from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.sharing import is_for_all, judge_answer, told_apart
 from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import Message, RequestContext
@@ -21,6 +23,9 @@ __all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined"]
 START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
 BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
 """What messages have that followers can be given."""
+
+_OF_THE_SHARE: Final = POLICY_STATUSES | {206, 304}
+"""Statuses of what a policy's share is about. To whom a refusal, an error or a redirect applies it does not say."""
 
 
 class Seat:
@@ -90,6 +95,7 @@ class Flight:
         "_live",
         "_max_body",
         "_max_hold",
+        "_of_one",
         "_same_user",
         "_size",
         "_status",
@@ -134,6 +140,7 @@ class Flight:
         self._headers: tuple[tuple[bytes, bytes], ...] | None = None
         self._vary: tuple[bytes, ...] = ()
         self._live = False
+        self._of_one = False
         self._size = 0
         self._same_user = same_user
         self._max_body = max_body
@@ -158,8 +165,12 @@ class Flight:
         """Whether a follower may begin to answer: nothing can turn up any more that would make it leave."""
         return self._headers is not None and (self.complete or (self._live and bool(self.chunks)))
 
-    def fits(self, request: Pairs) -> bool:
-        """Whether the response is one for this request too, as far as Vary tells."""
+    def fits(self, request: Pairs, identity: Identity | None) -> bool:
+        """Whether the response is one for this request too: as far as Vary tells; and of what the share says nothing
+        of, only for whom the run began.
+        """
+        if self._of_one and identity != self.context.identity:
+            return False
         return not told_apart(self._vary, self.request, request)
 
     def start_message(self) -> Message:
@@ -243,6 +254,7 @@ class Flight:
         if used == "read":
             self._vary += (b"cookie",)
         self._live = answer.length is not None
+        self._of_one = status not in _OF_THE_SHARE and not is_for_all(status, headers, time.time())
 
     def _extend(self, message: Message) -> None:
         self.close()  # a request that comes after the response began to flow runs on its own

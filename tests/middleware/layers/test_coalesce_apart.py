@@ -85,3 +85,33 @@ def test_what_was_stored_with_vary_does_not_give_one_persons_page_to_another(fie
         assert [answer.body for answer in answers] == [b"ann", b"ben" if runs == 2 else b"ann"]
 
     run(body)
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "runs"),
+    [
+        (403, [], 2),
+        (404, [], 2),
+        (429, [(b"retry-after", b"9")], 2),
+        (302, [(b"location", b"/ann")], 2),
+        (404, [(b"cache-control", b"max-age=60")], 1),
+        (200, [], 1),
+        (301, [(b"location", b"/there")], 1),
+    ],
+)
+def test_a_refusal_for_one_of_a_tenant_is_not_the_answer_to_another(status: int, fields: Any, runs: int) -> None:
+    """A policy's share speaks of what its ttl is for: of a refusal, an error or a redirect only its own fields do."""
+
+    async def step(call: Call) -> None:
+        await call.answer(call.scope["user"].username.encode(), *fields, status=status)
+
+    async def body() -> None:
+        app = App(step)
+        policy = RoutePolicy(route="/page", ttl=60, share="tenant")
+        mounted = Tidegate(Settings(), policies=[policy])(app)
+        asked: list[Asked] = [{"path": "/page", "user": User("acme", name)} for name in ("ann", "ben", "ann")]
+        answers = await together(mounted, app, *asked)
+        assert app.runs == runs, "those of one user share in any case"
+        assert [answer.body for answer in answers] == [b"ann", b"ben" if runs == 2 else b"ann", b"ann"]
+
+    run(body)
