@@ -4,7 +4,7 @@ A strong ETag is made of the body where its first message has all of it. Only a 
 is held for that, from its start to its first body message: a stream (SSE, a generator) states none and passes as it
 comes. Some frameworks say only in a second, empty message that a body is over; the length says so before. Inside a
 content coding the tag is weak, because the coding may be applied anew each time. The application's own ETag is never
-touched.
+touched. An app that returns without a body has its start sent on; one that raises instead has not begun to answer.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -51,7 +51,10 @@ class ETagLayer:
         if not self._gate(context):
             await self.app(scope, receive, send)
             return
-        await self.app(scope, receive, Labelling(scope, context, send))
+        labelling = Labelling(scope, context, send)
+        await self.app(scope, receive, labelling)
+        if labelling.holds:
+            await labelling.release()
 
 
 _CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
@@ -130,6 +133,17 @@ class Labelling:
                 return
         await self._send(start)
         await self._send(body)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a start is kept whose body has not come."""
+        return self._held is not None
+
+    async def release(self) -> None:
+        """The app has returned without a body, and is not to be taken for one that has said nothing."""
+        if self._held is not None:
+            start, self._held = self._held, None
+            await self._send(start)
 
     def _is_conditional(self) -> bool:
         return not _CONDITIONS.isdisjoint([name for name, _ in self._request])

@@ -97,7 +97,7 @@ class Passage:
         try:
             await self._way.app(self._scope, self.receive, self.send)
             if self._stage is not _DONE:
-                self._ending().over()
+                await self._returned()
         except Exception:
             self._ending().settle(failed=True)
             self._watch.failed = True
@@ -163,7 +163,7 @@ class Passage:
         try:
             await self._way.app(self._scope, self.receive, self.send)
             if self._stage is not _DONE:
-                self._ending().over()
+                await self._returned()
         except Exception as error:
             self._ending().settle(failed=True)
             if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
@@ -311,6 +311,12 @@ class Passage:
             headers = self._labelled.stored(self._length, self._tag) if plan.kept is not None else given
             miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
         return miss
+
+    async def _returned(self) -> None:
+        """The app has, and may have sent no body, or only some of it."""
+        labelling = self._fall_back()
+        await labelling.release()
+        self._outcome.over()
 
     def _ending(self) -> Outcome:
         self._fall_back()

@@ -170,3 +170,25 @@ def test_what_was_said_further_out_while_others_followed_stays(stack: str) -> No
         assert heard == ["sent"] * 3
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("control", [b"max-age=60", b"no-store"])
+def test_a_start_without_a_body_reaches_the_server_which_would_else_say_that_there_was_none(
+    control: bytes, waits: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        fields = [(b"content-length", b"2"), (b"cache-control", control)]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        if waits:
+            await asyncio.sleep(0)
+
+    async def body() -> None:
+        policy = RoutePolicy(route="/", ttl=60, share="public")
+        mounted = Tidegate(Settings(), policies=[policy], registry=CollectorRegistry())(app)
+        for _ in range(3):  # the second knows that the first was not for sharing
+            answer = await call(mounted)
+            assert [message["type"] for message in answer.messages] == ["http.response.start"]
+            assert (b"content-length", b"2") in answer.headers
+
+    asyncio.run(body())

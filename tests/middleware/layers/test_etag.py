@@ -73,8 +73,9 @@ def says(*messages: dict[str, Any]) -> Any:
         [part(b"a", more=True), part(b"b")],
         [{"type": "http.response.debug", "info": {}}, part(b"ab")],
         [{"type": "http.response.pathsend", "path": "/tmp/ab"}],
+        [],
     ],
-    ids=["in parts", "with something else first", "by path"],
+    ids=["in parts", "with something else first", "by path", "not at all"],
 )
 def test_what_states_its_length_and_does_not_come_as_one_body_passes_whole(rest: list[dict[str, Any]]) -> None:
     messages = [start((b"content-length", b"2")), *rest]
