@@ -17,7 +17,7 @@ from tidegate.middleware.core.message import (
 from tidegate.middleware.core.policy import RoutePolicy
 from tidegate.middleware.core.targeted import Control
 
-__all__ = ["HEURISTIC_STATUSES", "POLICY_STATUSES", "born_at", "lifetime_of", "window_of"]
+__all__ = ["HEURISTIC_STATUSES", "POLICY_STATUSES", "born_at", "is_too_old", "lifetime_of", "window_of"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -82,3 +82,8 @@ def born_at(headers: Iterable[tuple[bytes, bytes]], *, asked: float, answered: f
     apparent = max(0.0, answered - date) if date is not None else 0.0
     corrected = (delta_seconds(ages) or 0) + (answered - asked)
     return answered - max(apparent, corrected)
+
+
+def is_too_old(headers: Iterable[tuple[bytes, bytes]], lasts: float, *, asked: float, now: float) -> bool:
+    """Whether a response that comes now was of use only before. lasts: seconds from its birth for which it is."""
+    return born_at(headers, asked=asked, answered=now) + lasts <= now

@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from tidegate.middleware.core.storing import RequestDirectives
+from tidegate.middleware.core.records import Entry
+from tidegate.middleware.core.storing import Kept, RequestDirectives
+from tidegate.middleware.core.updating import has_validator
 
-__all__ = ["DISCONNECTED", "Age", "Reuse", "is_refused", "judge_reuse"]
+__all__ = ["DISCONNECTED", "VALIDATED_FOR", "Age", "Reuse", "is_refused", "judge_reuse", "kept_until", "of_use_past"]
 
 DISCONNECTED: Final = 60.0
 """Seconds past its lifetime in which a stored response stands in for a 502 or 504: the app says that it could not reach
 what it asks, and a cache that is disconnected may serve what is stale (RFC 9111 4.2.4)."""
+
+VALIDATED_FOR: Final = 3600.0
+"""Seconds past its lifetime for which a response that the app can be asked about is kept for asking."""
 
 
 class Age(Protocol):
@@ -79,3 +84,17 @@ def is_refused(reuse: Reuse | None, wanted: RequestDirectives) -> bool:
     may not be served what is stored. reuse: None: nothing is.
     """
     return wanted.only_if_cached and (reuse is None or not (reuse.fresh or reuse.while_revalidating))
+
+
+def of_use_past(what: Kept | Entry, *, validator: bool) -> float:
+    """Seconds past its lifetime for which a response can be of use: stale, or to ask about if there is a validator."""
+    past = max(what.stale_while_revalidate, what.stale_if_error)
+    if validator:
+        return max(past, VALIDATED_FOR)
+    return max(past, DISCONNECTED) if not what.must_revalidate and what.lifetime > 0 else past
+
+
+def kept_until(entry: Entry) -> float:
+    """Wall-clock seconds until which an entry can be of use."""
+    asked = [pair for pair in entry.headers if pair[0] != b"etag"] if entry.own_etag else entry.headers
+    return entry.born + entry.lifetime + of_use_past(entry, validator=has_validator(asked))

@@ -7,7 +7,7 @@ from typing import Final
 
 from tidegate.middleware.core.identity import REWRITING
 from tidegate.middleware.core.ranges import Partial
-from tidegate.middleware.core.reuse import Reuse, judge_reuse
+from tidegate.middleware.core.reuse import Reuse, judge_reuse, kept_until
 from tidegate.middleware.core.storing import Kept, as_strict, client_cache_control
 from tidegate.middleware.core.updating import conditions, has_validator, is_about, updated, without_conditions
 from tidegate.middleware.core.validators import CONDITIONAL_HEADERS
@@ -175,8 +175,10 @@ class Exchange(Parted):
         show_scope(self._given, self._scope)
         renewed, kept = self._with_news(entry, news)
         self._context.storable = kept is not None and kept.reusable
-        reuse = judge_reuse(renewed, self._wanted, self._config.clock())
-        stores = kept is not None and not self._context.collapsed and self._lookup.positions is not None
+        now = self._config.clock()
+        reuse = judge_reuse(renewed, self._wanted, now)
+        may = kept is not None and not self._context.collapsed and self._lookup.positions is not None
+        stores = may and kept_until(renewed) > now
         note = b"fwd=%s; fwd-status=304" % self._forward
         note += b"; collapsed" if self._context.collapsed else b"; stored" if stores else b""
         cookies = [pair for pair in news if pair[0] == b"set-cookie"]

@@ -114,7 +114,9 @@ class Explained(Filling):
             return None, None if self._usable.stores else False
         status, headers, own_etag = self._answered
         verdict = self._judged(status, headers, own_etag=own_etag)
-        return verdict, isinstance(verdict, Kept) and self._kept is not None
+        if self._kept is not None:
+            return verdict, isinstance(verdict, Kept)
+        return self._aged(verdict, status, headers, own_etag=own_etag), False
 
     def _foreseen(self) -> Step:
         """What would become of a plain 200, which says nothing itself."""

@@ -7,13 +7,13 @@ from hashlib import blake2b
 from typing import Final, Literal
 
 from tidegate.errors import StoreError
-from tidegate.middleware.core.freshness import born_at
+from tidegate.middleware.core.freshness import born_at, is_too_old
 from tidegate.middleware.core.groups import group_tags
 from tidegate.middleware.core.identity import Credentials
 from tidegate.middleware.core.keys import variant_values
 from tidegate.middleware.core.message import single_value, storable_headers
 from tidegate.middleware.core.policy import Share
-from tidegate.middleware.core.reuse import DISCONNECTED
+from tidegate.middleware.core.reuse import VALIDATED_FOR, kept_until, of_use_past
 from tidegate.middleware.core.storing import (
     Kept,
     Refused,
@@ -39,7 +39,6 @@ __all__ = [
     "MAX_VARIANTS",
     "CacheConfig",
     "Filling",
-    "of_use_past",
     "refusal_note",
     "tags_of",
 ]
@@ -52,9 +51,6 @@ MAX_TAGS: Final = 128
 
 MAX_VARIANTS: Final = 64
 """Variants of one URL in one share that Vary may make; the one that was first stored goes first."""
-
-VALIDATED_FOR: Final = 3600.0
-"""Seconds past its lifetime for which a response that the app can be asked about is kept for asking."""
 
 _NOTHING: Final = Lookup(None, None)
 
@@ -228,14 +224,25 @@ class Filling(Witness):
             validator=has_validator([pair for pair in headers if pair[0] != b"etag"] if own_etag else headers),
         )
 
+    def _aged(self, verdict: Kept | Refused, status: int, headers: Pairs, *, own_etag: bool) -> Kept | Refused:
+        """The verdict about a response that comes now: it may be too old already to be of any use."""
+        if isinstance(verdict, Kept) and any(name == b"age" or name == b"date" for name, _ in headers):
+            asked = [pair for pair in headers if pair[0] != b"etag"] if own_etag else headers
+            past = of_use_past(verdict, validator=has_validator(asked)) if status != 206 else 0.0
+            if is_too_old(headers, verdict.lifetime + past, asked=self._asked, now=self._config.clock()):
+                return Refused(f"not fresh ({verdict.rule})")
+        return verdict
+
     def begin(self, status: int, headers: Pairs, *, trailers: bool) -> tuple[Pairs, int | None]:
         """Decide about the app's response, and say so in Cache-Status (RFC 9211)."""
         note = b"Tidegate; fwd=" + self._forward
         room: int | None = None
         self._answered = status, headers, self._context.own_etag
-        verdict = self._judged(status, headers, own_etag=self._context.own_etag)
+        judged = self._judged(status, headers, own_etag=self._context.own_etag)
+        verdict = self._aged(judged, status, headers, own_etag=self._context.own_etag)
+        if isinstance(judged, Kept):
+            headers = self._for_client(headers, judged)
         if isinstance(verdict, Kept):
-            headers = self._for_client(headers, verdict)
             self._context.storable = verdict.reusable
             room = self._room(headers, trailers=trailers)
             if self._limit is not None:
@@ -332,7 +339,7 @@ class Filling(Witness):
         if len(tags) > MAX_TAGS:
             self._config.metrics.limits.labels("tags").inc()
             return None
-        retain = _kept_until(entry) - self._config.clock()
+        retain = kept_until(entry) - self._config.clock()
         return (replace(entry, tags=tuple(tags), positions=tuple(positions.items())), retain) if retain > 0 else None
 
     async def _put(self, entry: Entry, vary: tuple[bytes, ...], *, known: Sequence[ScopedTag] = ()) -> None:
@@ -378,17 +385,3 @@ def tags_of(context: RequestContext, named: Named, headers: Pairs) -> tuple[Scop
     own = [(named.scope, name) for name in dict.fromkeys(names)]
     groups = [(PUBLIC_SCOPE, name) for name in group_tags(headers, named.uri.scheme, named.uri.host)]
     return (named.tag, *own, *groups)
-
-
-def of_use_past(what: Kept | Entry, *, validator: bool) -> float:
-    """Seconds past its lifetime for which a response can be of use: stale, or to ask about if there is a validator."""
-    past = max(what.stale_while_revalidate, what.stale_if_error)
-    if validator:
-        return max(past, VALIDATED_FOR)
-    return max(past, DISCONNECTED) if not what.must_revalidate and what.lifetime > 0 else past
-
-
-def _kept_until(entry: Entry) -> float:
-    """Wall-clock seconds until which an entry can be of use."""
-    asked = [pair for pair in entry.headers if pair[0] != b"etag"] if entry.own_etag else entry.headers
-    return entry.born + entry.lifetime + of_use_past(entry, validator=has_validator(asked))

@@ -245,7 +245,7 @@ class Passage:
         if plan is None or plan.policy is not match.policy:
             given = [*head.before, (b"content-length", length), *head.after, tag]
             plan = way.misses.labelled(head, given, context, self._missed[3])
-        if plan is None or len(body) > plan.room:
+        if plan is None or len(body) > plan.room or (plan.dated and self._is_too_old(plan)):
             await self._fall_back()(message)
             return
         headers = [*plan.before, (b"content-length", length), *plan.after, tag, *plan.rest]
@@ -278,6 +278,9 @@ class Passage:
             plan, length, tag, body, self._missed[2], context, self._asked
         ):
             await self._miss(copies=False).taken_up().commit(200, plan.stored(length, tag), body)
+
+    def _is_too_old(self, plan: Labelled) -> bool:
+        return self._way.misses.is_too_old(self._said(), plan.plan, self._asked)
 
     def explain(self) -> Explanation:
         """What is known now."""

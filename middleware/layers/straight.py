@@ -15,17 +15,14 @@ from collections.abc import Mapping
 from typing import Final, get_args
 
 from tidegate.middleware.core.explain import Explanation
+from tidegate.middleware.core.freshness import is_too_old
 from tidegate.middleware.core.policy import Share
+from tidegate.middleware.core.reuse import of_use_past
 from tidegate.middleware.core.storing import Kept, RequestDirectives, Usable, client_fields, judge_response, told
 from tidegate.middleware.layers.asgi import Message, RequestContext, Scope, Send
 from tidegate.middleware.layers.exchange import Exchange
 from tidegate.middleware.layers.fields import MARKS, Head, Pair, read
-from tidegate.middleware.layers.filling import (
-    MAX_HEADER_BYTES,
-    CacheConfig,
-    of_use_past,
-    refusal_note,
-)
+from tidegate.middleware.layers.filling import MAX_HEADER_BYTES, CacheConfig, refusal_note
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.keeping import Keeping, Labelled, Plan
 from tidegate.middleware.layers.naming import Named
@@ -119,6 +116,11 @@ class Misses:
                     self._plans.clear()
                 self._plans[key] = plan
         return plan
+
+    def is_too_old(self, given: Pairs, plan: Plan, asked: float) -> bool:
+        """Whether a response that this plan keeps is of no use any more, though it comes now. given: its fields."""
+        kept = plan.kept
+        return kept is not None and is_too_old(given, kept.lifetime + plan.past, asked=asked, now=self.clock())
 
     def _judge(self, status: int, shape: tuple[Pair, ...], given: Pairs, context: RequestContext, share: Share) -> Plan:
         policy = context.match.policy
@@ -215,6 +217,8 @@ class Miss:
         headers = lines
         if plan.kept is not None:
             if stated is not None and int(stated) > plan.room:
+                return None
+            if head.dated and misses.is_too_old(given, plan, self._asked):
                 return None
             if plan.ours:
                 headers = told(lines, plan.ours)
