@@ -15,9 +15,9 @@ from tidegate.middleware.core.message import (
     single_value,
 )
 from tidegate.middleware.core.policy import RoutePolicy
-from tidegate.middleware.core.targeted import Control
+from tidegate.middleware.core.targeted import TARGETED, Control
 
-__all__ = ["HEURISTIC_STATUSES", "POLICY_STATUSES", "born_at", "is_too_old", "lifetime_of", "window_of"]
+__all__ = ["HEURISTIC_STATUSES", "POLICY_STATUSES", "born_at", "for_client", "is_too_old", "lifetime_of", "window_of"]
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -87,3 +87,25 @@ def born_at(headers: Iterable[tuple[bytes, bytes]], *, asked: float, answered: f
 def is_too_old(headers: Iterable[tuple[bytes, bytes]], lasts: float, *, asked: float, now: float) -> bool:
     """Whether a response that comes now was of use only before. lasts: seconds from its birth for which it is."""
     return born_at(headers, asked=asked, answered=now) + lasts <= now
+
+
+def for_client(headers: Pairs, policy: RoutePolicy, age: int, lifetime: float) -> Pairs:
+    """The fields of a stored response, for a client that may keep it for the policy's `client_ttl`.
+
+    It counts what it is given as that old already (RFC 9111 4.2): so from now on it is to have that many seconds. Only
+    what is ours is changed (see `client_cache_control`), where we keep it for longer than that, while it is fresh.
+    age: whole seconds, as Age says.
+    """
+    keeps = int(policy.client_ttl or 0.0)
+    if not 0 < keeps < lifetime or not 0 < age < lifetime:
+        return headers
+    ours = b"%s, max-age=%d" % (b"public" if policy.share == "public" else b"private", keeps)
+    given: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name in TARGETED:
+            return headers  # it is the app's word
+        if name == b"cache-control" and value.startswith(ours) and value[len(ours) :] in (b"", b", must-revalidate"):
+            given.append((name, value.replace(b"max-age=%d" % keeps, b"max-age=%d" % (keeps + age))))
+        else:
+            given.append((name, value))
+    return given

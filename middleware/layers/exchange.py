@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from tidegate.middleware.core.freshness import for_client
 from tidegate.middleware.core.identity import REWRITING
 from tidegate.middleware.core.ranges import Partial
 from tidegate.middleware.core.reuse import Reuse, judge_reuse, kept_until
@@ -155,6 +156,9 @@ class Exchange(Parted):
         own_etags = self._context.is_open("etag")
         if self._config.show_key:
             note += self._key_note(self._key)
+        policy = self._context.match.policy
+        if policy is not None and policy.client_ttl is not None:
+            entry = replace(entry, headers=tuple(for_client(entry.headers, policy, reuse.age, entry.lifetime)))
         await send_stored(send, self._scope, entry, reuse, note=note, own_etags=own_etags, extra=extra)
 
     async def _answer_part(self, send: Send, answer: Partial, reuse: Reuse) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from math import floor
 from typing import Any, Final
 
+from tidegate.middleware.core.freshness import for_client
 from tidegate.middleware.core.identity import REWRITING, Credentials
 from tidegate.middleware.core.keys import climbs, variant_values
 from tidegate.middleware.core.policy import Share
@@ -161,7 +162,10 @@ class FusedHits:
             notes = self._notes[seconds]
         except KeyError:
             notes = self._note(seconds)
-        given = [*entry.headers, *notes]
+        if policy is not None and policy.client_ttl is not None:
+            given = [*for_client(entry.headers, policy, seconds[0], entry.lifetime), *notes]
+        else:
+            given = [*entry.headers, *notes]
         context.storable, context.outcome = True, "hit"
         status, body = entry.status, entry.body
         if conditional and _has_it(tag, headers, given, status):
@@ -184,7 +188,11 @@ class FusedHits:
             return None
         seconds = (int(age) if age > 0 else 0, int(left))
         context.storable, context.outcome = True, "hit"
-        given = [*record.headers, *(self._notes.get(seconds) or self._note(seconds))]
+        policy = context.match.policy
+        headers = record.headers
+        if policy is not None and policy.client_ttl is not None:
+            headers = for_client(headers, policy, seconds[0], record.lifetime)
+        given = [*headers, *(self._notes.get(seconds) or self._note(seconds))]
         return (
             {"type": "http.response.start", "status": record.status, "headers": given},
             {"type": "http.response.body", "body": record.body, "more_body": False},
