@@ -31,8 +31,10 @@ class Refreshes:
 
     def begin(self, key: bytes, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Refresh a key unless somebody does so already; False if there is no room for it."""
-        if key in self._tasks:
+        if key in self._tasks and _runs(self._tasks[key]):
             return True
+        if len(self._tasks) >= self._limit:
+            self._tasks = {each: task for each, task in self._tasks.items() if _runs(task)}
         if len(self._tasks) >= self._limit:
             self._limited()
             return False
@@ -67,3 +69,8 @@ class Refreshes:
             await work()
         except Exception as error:  # noqa: BLE001 - nobody waits for it, and the stale response was served; counted
             self._metrics.fail("refresh", error)
+
+
+def _runs(task: asyncio.Task[None]) -> bool:
+    """Whether it may still come to its end: an event loop may have ended without it."""
+    return task.get_loop().is_running()

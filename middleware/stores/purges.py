@@ -9,12 +9,13 @@ A remote store answers in one event loop only: what is purged from another one, 
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from tidegate.errors import StoreError
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.base import Purge, Settles, Store, Target
 from tidegate.middleware.stores.meters import Meter
 from tidegate.middleware.stores.overlapping import first_of
@@ -73,9 +74,7 @@ class Purges:
         self._meter = Meter(metrics, name, "purge")
         self._counts = {outcome: metrics.purges.labels(outcome).inc for outcome in _OUTCOMES}
         self.pending = PendingPurges(limit=limit, overflow=metrics.limits.labels("store-pending-purges").inc)
-        self._lane: asyncio.Task[None] | None = None
-        self._worker = 0
-        """The process whose lane that is."""
+        self._lane = Background()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._late = False
@@ -98,14 +97,11 @@ class Purges:
 
     async def drained(self) -> None:
         """Return when nothing is tried any more."""
-        if self._lane is not None and self._lane.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait([self._lane])
+        await self._lane.done()
 
     async def close(self) -> int:
         """Stop; returns how many tags are lost by it."""
-        if self._lane is not None and self._lane.get_loop() is asyncio.get_running_loop():
-            self._lane.cancel()
-            await asyncio.wait([self._lane], timeout=_LETTING_GO)
+        await self._lane.ended(_LETTING_GO)
         return len(self.pending)
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
@@ -120,17 +116,22 @@ class Purges:
         # Kept before it is tried: a caller that is cancelled halfway has still asked for it.
         number = self.pending.add(tags)
         home = self._home()
-        if home is None:
-            return await self._purge(tags, number, count)
         purging = self._purge(tags, number, count)
+        made = await purging if home is None else await self._made_at(home, purging)
+        if made is None:
+            self.work_off()  # that loop may never come to it
+            made = self._is_pending(count)
+        self._counts["pending" if made.state == "pending" else _DURABLE[made.durable]]()
+        return made
+
+    async def _made_at(self, home: asyncio.AbstractEventLoop, purging: Coroutine[Any, Any, Purge]) -> Purge | None:
+        """What comes of a purge that is made in that event loop; None: nothing in time."""
         try:
             made = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(purging, home))
         except RuntimeError:  # it was closed just now
             return await purging
         await asyncio.wait([made], timeout=self._budget + _ELSEWHERE)
-        if made.done() and not made.cancelled() and made.exception() is None:
-            return made.result()
-        return self._is_pending(count)
+        return made.result() if made.done() and not made.cancelled() and made.exception() is None else None
 
     async def _purge(self, tags: Mapping[str, Sequence[Target]], number: int, count: int) -> Purge:
         began = self._clock()
@@ -138,14 +139,12 @@ class Purges:
             if not (self._late or self._avoids()) and await self._made(tags):
                 self.pending.done(tags, number)
                 durable = await self._settled(tags, self._budget - (self._clock() - began))
-                self._counts[_DURABLE[durable]]()
                 return Purge("done", count, durable)
         finally:
             self.work_off()
         return self._is_pending(count)
 
     def _is_pending(self, count: int) -> Purge:
-        self._counts["pending"]()
         return Purge("pending", count, False if self._settles is not None else None)
 
     async def _settled(self, tags: Mapping[str, Sequence[Target]], left: float) -> bool | None:
@@ -176,14 +175,8 @@ class Purges:
             with suppress(RuntimeError):  # it was closed just now
                 home.call_soon_threadsafe(self.work_off)
                 return
-        if self.pending and not self.closed and not self._is_at_work():
-            self._worker = os.getpid()
-            self._lane = asyncio.get_running_loop().create_task(self._retry(), name="tidegate-purges")
-
-    def _is_at_work(self) -> bool:
-        """Whether what is pending is being made already; after a fork that is the parent's affair."""
-        lane = self._lane
-        return lane is not None and self._worker == os.getpid() and lane.get_loop().is_running()
+        if self.pending and not self.closed and not self._lane.at_work:
+            self._lane.begin(self._retry(), "tidegate-purges")
 
     def _make_here(self) -> None:
         """Make the pending purges in a store that never waits: without a task, which a loop that ends would leave."""
@@ -219,16 +212,12 @@ class Purges:
         self._meter.failed(error, seconds)
 
     async def _retry(self) -> None:
-        try:
-            while self.pending:
-                try:
-                    await first_of(self._attempt, every=HANGS, within=PATIENCE, failed=self._failed)
-                except Exception as error:  # noqa: BLE001 - P5; counted, and tried again
-                    self._failed(error)
-                    await asyncio.sleep(RETRY)
-        finally:
-            if self._lane is asyncio.current_task():
-                self._lane = None
+        while self.pending:
+            try:
+                await first_of(self._attempt, every=HANGS, within=PATIENCE, failed=self._failed)
+            except Exception as error:  # noqa: BLE001 - P5; counted, and tried again
+                self._failed(error)
+                await asyncio.sleep(RETRY)
 
     async def _attempt(self) -> None:
         """Make some of what is pending, each scope for itself.

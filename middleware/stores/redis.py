@@ -45,6 +45,7 @@ from tidegate.middleware.core.codec import decode, encode
 from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.base import MAX_RETAIN, Lookup, Purge, StoreStats
 from tidegate.middleware.stores.redis_cluster import Cluster
 from tidegate.middleware.stores.redis_connect import connect_to
@@ -148,6 +149,7 @@ class RedisStore:
         self._reading = reading = Reading(names, servers, seals=seals, failure=self._failure, metrics=made)
         self.ask, self.told, self.refusal = reading.ask, reading.told, reading.refusal  # see `Asks`
         self._rejected = 0
+        self._background = Background()
         self._check: asyncio.Task[None] | None = None
         self._renewed = -RENEW_EVERY
         self._told: Callable[[], object] = lambda: None
@@ -155,7 +157,7 @@ class RedisStore:
     @property
     def checked(self) -> bool:
         """Whether the server's eviction policy, and what lies there, have been looked at."""
-        return self._check is not None and self._check.done()
+        return self._check is not None and self._check.done() and not self._check.cancelled()
 
     async def start(self) -> None:
         """Look in the background whether the server may evict stamps, and who sealed what lies there; connections are
@@ -163,8 +165,8 @@ class RedisStore:
         if self._seals is not None:
             self._seals.start()
         self._servers.open()
-        if self._check is None or self._check.cancelled():
-            self._check = asyncio.get_running_loop().create_task(self._look_round(), name="tidegate-redis-check")
+        if not (self.checked or self._background.at_work):
+            self._check = self._background.begin(self._look_round(), "tidegate-redis-check")
 
     async def _look_round(self) -> None:
         await check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics)
@@ -174,9 +176,7 @@ class RedisStore:
         """Close all connections."""
         if self._seals is not None:
             await self._seals.aclose()
-        if (check := self._check) and not check.done() and check.get_loop() is asyncio.get_running_loop():
-            check.cancel()
-            await asyncio.wait([check])
+        await self._background.ended()
         await self._servers.aclose()
 
     async def get(self, key: bytes, scopes: Sequence[str] = ()) -> Lookup:

@@ -8,7 +8,6 @@ those who need not. A slot that is on its way is followed (ASK). Replicas are no
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextvars import Context
 from typing import Any, Final
 
 from redis.crc import key_slot
@@ -16,6 +15,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 
 from tidegate.addresses import Address
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.redis_link import CrowdedError, Dial, Link, Word
 from tidegate.middleware.stores.redis_servers import Greet, Lanes, Many, Way, greeted, scanned
 
@@ -63,6 +63,7 @@ class Cluster:
         self._lanes: dict[Node, Lanes] = {}
         self._slots: list[Node | None] = [None] * SLOTS
         self._closed = False
+        self._background = Background()
         self._looking: asyncio.Task[None] | None = None
         self._looked = -LOOK_EVERY
         self._unknown = ""
@@ -74,9 +75,7 @@ class Cluster:
     async def aclose(self) -> None:
         """Close all connections; what waits fails."""
         self._closed = True
-        if self._looking is not None and not self._looking.done():
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        await self._background.ended()
         lanes, self._lanes = self._lanes, {}
         self._slots[:] = [None] * SLOTS
         await asyncio.gather(*[each.aclose() for each in lanes.values()])
@@ -197,9 +196,8 @@ class Cluster:
     def _look(self) -> "asyncio.Task[None]":
         if self._closed:
             raise StoreError("redis: the store is closed")
-        if self._looking is None or self._looking.done():
-            work = self._find_out()
-            self._looking = asyncio.get_running_loop().create_task(work, name="tidegate-redis-slots", context=Context())
+        if self._looking is None or not self._background.at_work:
+            self._looking = self._background.begin(self._find_out(), "tidegate-redis-slots")
         return self._looking
 
     async def _find_out(self) -> None:

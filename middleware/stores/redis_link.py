@@ -202,6 +202,8 @@ class Link:
                 try:
                     connection = await self._connect()
                 except Exception as error:  # noqa: BLE001 - P5; told to who calls: what answers may be no Redis
+                    if turn != self._turn or loop.is_closed():
+                        return  # cleared away: the connection is another task's
                     failures += 1
                     self._refuse(error)
                 else:

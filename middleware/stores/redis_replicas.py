@@ -9,12 +9,12 @@ is told the same at once, and in the background it is asked again.
 """
 
 import asyncio
-from contextvars import Context
 from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.redis_link import Link
 
 __all__ = ["REACHED_WITHIN", "Replicas"]
@@ -40,7 +40,9 @@ class Replicas:
         self._expected = expected
         self._next: asyncio.Future[bool | None] | None = None
         self._mark = b""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
+        self._turn = 0
+        """Which task works: one of an event loop that ended without it may be cleared away at any time."""
         self._last: bool | None = True
         self._believed_until = 0.0
 
@@ -50,9 +52,7 @@ class Replicas:
 
     async def aclose(self) -> None:
         """Close the connection; who waits is told that nothing is known."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._background.ended()
         await self._link.aclose()
 
     def renew(self, why: str) -> None:
@@ -65,17 +65,19 @@ class Replicas:
         mark: a key that the server takes, for nothing else.
         """
         loop = asyncio.get_running_loop()
-        if self._next is None:
+        works = self._background.at_work
+        if self._next is None or not works:
             self._next = loop.create_future()
             self._mark = mark
         asked = self._next
-        if self._task is None:
-            self._task = loop.create_task(self._work(), name="tidegate-redis-replicas", context=Context())
+        if not works:
+            self._turn += 1
+            self._background.begin(self._work(self._turn), "tidegate-redis-replicas")
         if loop.time() < self._believed_until:
             return self._last
         return await asyncio.shield(asked)
 
-    async def _work(self) -> None:
+    async def _work(self, turn: int) -> None:
         asked: asyncio.Future[bool | None] | None = None
         try:
             while (asked := self._next) is not None:
@@ -85,11 +87,11 @@ class Replicas:
                     self._believed_until = asyncio.get_running_loop().time() + _BELIEVED_FOR
                 asked.set_result(self._last)
         finally:
-            self._task = None
-            for left in (asked, self._next):
-                if left is not None and not left.done():
-                    left.set_result(False)
-            self._next = None
+            if turn == self._turn:
+                for left in (asked, self._next):
+                    if left is not None and not left.done() and not left.get_loop().is_closed():
+                        left.set_result(False)
+                self._next = None
 
     async def _ask(self, mark: bytes) -> bool | None:
         link = self._link

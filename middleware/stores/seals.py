@@ -17,6 +17,7 @@ from tidegate.middleware.core.keyring import KeyRing
 from tidegate.middleware.core.records import Record
 from tidegate.middleware.core.sealing import NONCE_BYTES, REASONS, Sealer, SealError
 from tidegate.middleware.metrics import Metrics
+from tidegate.middleware.stores.background import Background
 
 __all__ = ["FOLLOW", "Seals"]
 
@@ -51,7 +52,7 @@ class Seals:
         self._metrics = metrics if metrics is not None else Metrics.of()
         self._refused = {reason: self._metrics.seal_refusals.labels(reason).inc for reason in REASONS}
         self._sealer = Sealer(read())
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self._unknown = asyncio.Event()
 
     @property
@@ -61,14 +62,12 @@ class Seals:
 
     def start(self) -> None:
         """Follow the ring from now on."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._follow_ring(), name="tidegate-keys")
+        if not self._background.at_work:
+            self._background.begin(self._follow_ring(), "tidegate-keys")
 
     async def aclose(self) -> None:
         """Stop following it."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._background.ended()
 
     def sealed(self, key: bytes, record: Record, retain: float) -> memoryview:
         """The record as it may lie in a shared store for `retain` seconds."""

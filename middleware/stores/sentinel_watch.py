@@ -7,12 +7,12 @@ name different masters the higher one is the newer.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextvars import Context
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.ears import Ears
 from tidegate.middleware.stores.redis_link import Dial
 
@@ -83,24 +83,19 @@ class Watch:
         self._service = service
         self._heard = heard
         self._failed = failed
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self._news = asyncio.Event()
         self.named: Named | None = None
         """What it said last; None while nothing is heard of it."""
 
     def start(self) -> None:
         """Ask in the background, from now on."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(
-                self._follow(), name="tidegate-sentinel", context=Context()
-            )
+        if not self._background.at_work:
+            self._background.begin(self._follow(), "tidegate-sentinel")
 
     async def aclose(self) -> None:
         """Ask no more."""
-        task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait([task])
+        await self._background.ended()
 
     async def _follow(self) -> None:
         pause = 0.1

@@ -15,10 +15,10 @@ There `tracking_stream` does it, in a cluster `tracking_channel`.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import Context
 from typing import Any, Final
 
 from tidegate.errors import StoreError
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.ears import Ears, RefusedError
 
 __all__ = ["BEAT", "HANDSHAKE", "LEASE", "Tracking"]
@@ -76,7 +76,7 @@ class Tracking:
         self._beat = beat
         self._lease = lease
         self._refused_pause = refused_pause
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self._ears: Ears | None = None
         self.until = 0.0
         """`time.monotonic()` to which all changes are known."""
@@ -97,22 +97,18 @@ class Tracking:
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(
-                self._follow(), name="tidegate-tracking", context=Context()
-            )
+        if not self._background.at_work:
+            self._background.begin(self._follow(), "tidegate-tracking")
 
     def stop(self) -> None:
         """From now on nothing is known. Does not wait for the connection's end."""
         self.until = 0.0
-        if self._task is not None:
-            self._task.cancel()
+        self._background.give_up()
 
     async def aclose(self) -> None:
         """Stop: from now on nothing is known."""
         self.stop()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._background.ended()
         self.until = 0.0
 
     async def _follow(self) -> None:

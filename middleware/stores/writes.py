@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from tidegate.middleware.core.records import Record
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.memory import size_of
 
 __all__ = ["Writes"]
@@ -42,7 +43,7 @@ class Writes:
         self._leaving: Sequence[asyncio.Future[object]] = ()
         self._begins: set[bytes] = set()
         """Keys of those that leave in the next pass of the event loop."""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -56,8 +57,8 @@ class Writes:
             return False
         self._waiting[key] = (record, retain, size)
         self._bytes += size
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._work(), name="tidegate-store-writes")
+        if not self._background.at_work:
+            self._background.begin(self._work(), "tidegate-store-writes")
         return True
 
     def forget(self, key: bytes) -> None:
@@ -69,28 +70,22 @@ class Writes:
 
     async def drained(self) -> None:
         """Return when nothing waits any more."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._background.done()
 
     async def close(self) -> int:
         """Stop; returns how many writes are lost by it."""
         lost = len(self._waiting) + sum(not write.done() for write in self._leaving)
         self._waiting.clear()
         self._bytes = 0
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=_LETTING_GO)
+        await self._background.ended(_LETTING_GO)
         return lost
 
     async def _work(self) -> None:
-        try:
-            while self._waiting:
-                batch = self._next()
-                self._begins = {key for key, _, _ in batch}
-                self._leaving = [asyncio.ensure_future(self._begin(*each)) for each in batch]
-                await asyncio.gather(*self._leaving)
-        finally:
-            self._task = None
+        while self._waiting:
+            batch = self._next()
+            self._begins = {key for key, _, _ in batch}
+            self._leaving = [asyncio.ensure_future(self._begin(*each)) for each in batch]
+            await asyncio.gather(*self._leaving)
 
     async def _begin(self, key: bytes, record: Record, retain: float) -> object:
         if key not in self._begins:

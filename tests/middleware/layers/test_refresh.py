@@ -210,6 +210,35 @@ def test_as_many_refreshes_as_allowed_run_at_once_and_one_that_ends_makes_room()
     asyncio.run(story())
 
 
+def test_refreshes_of_an_event_loop_that_ended_without_them_hold_up_no_others() -> None:
+    refreshes, never = Refreshes(Metrics.of(CollectorRegistry()), limit=2), asyncio.Event()
+
+    async def story() -> None:
+        made = asyncio.Event()
+
+        async def refresh() -> None:
+            made.set()
+
+        for key in (b"0", b"2"):
+            assert refreshes.begin(key, refresh)
+            await asyncio.wait_for(made.wait(), 20)
+            made.clear()
+        await settled(refreshes)
+
+    async def left() -> None:
+        assert all(refreshes.begin(key, partial(_opened, never)) for key in (b"0", b"1"))
+        await asyncio.sleep(0)
+
+    ended = asyncio.new_event_loop()
+    ended.run_until_complete(left())
+    lost = asyncio.all_tasks(ended)
+    asyncio.run(story())
+    for task in lost:
+        task.cancel()
+    ended.run_until_complete(asyncio.wait(lost))
+    ended.close()
+
+
 async def _opened(door: asyncio.Event) -> None:
     await door.wait()
 

@@ -373,8 +373,8 @@ def test_a_purge_from_another_event_loop_is_made_in_the_one_that_the_store_answe
 @pytest.mark.blocks_the_loop("a loop that is held up is what it is about")
 def test_a_purge_from_another_event_loop_does_not_wait_for_one_that_is_held_up_and_is_made_later() -> None:
     async def run() -> None:
-        inner = Faulty()
-        guard = GuardedStore(inner, metrics=new_metrics())
+        inner, metrics = Faulty(), new_metrics()
+        guard = GuardedStore(inner, metrics=metrics)
         await guard.start()
         await write(guard, b"42", TAGGED)
         purged: list[Purge] = []
@@ -387,8 +387,43 @@ def test_a_purge_from_another_event_loop_does_not_wait_for_one_that_is_held_up_a
 
         await eventually(made, "it is made", 20.0)
         await guard.aclose()
+        counted = {outcome: metrics.purges.labels(outcome)._value.get() for outcome in ("pending", "done")}
+        assert counted == {"pending": 1, "done": 0}, "once, as its caller was told"
 
     asyncio.run(run())
+
+
+def test_a_purge_whose_home_loop_stops_just_then_is_made_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = Faulty()
+    guard = GuardedStore(inner, metrics=new_metrics())
+    home = asyncio.new_event_loop()
+    home.run_until_complete(guard.start())
+    thread = threading.Thread(target=home.run_forever)
+    thread.start()
+    real = Purges._home
+
+    def stopping(self: Purges) -> asyncio.AbstractEventLoop | None:
+        found = real(self)
+        if found is not None:
+            found.call_soon_threadsafe(found.stop)
+            thread.join()
+        return found
+
+    async def run() -> None:
+        assert (await guard.purge({ACME: ["client:42"]})).state == "pending"
+
+        async def made() -> bool:
+            return guard.stats().extra["purges_pending"] == 0 and "purge" in inner.calls
+
+        await eventually(made, "it is made", 20.0)
+
+    monkeypatch.setattr(Purges, "_home", stopping)
+    asyncio.run(run())
+    home.run_until_complete(asyncio.sleep(0))  # only now it comes to what it was asked for
+    home.run_until_complete(asyncio.sleep(0))
+    home.close()
 
 
 def test_a_purge_whose_home_loop_is_closed_just_then_is_made_where_it_was_asked_for(

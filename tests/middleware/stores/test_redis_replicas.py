@@ -90,7 +90,7 @@ def test_who_was_told_no_is_told_so_at_once_for_a_while(
             monkeypatch.setattr(redis_replicas, "_BELIEVED_FOR", 0.0)
             assert await far.settled({ACME: ["it"]}) is False
             servers: Any = far._servers
-            assert servers._lanes.replicas._task is not None, "the replica is still being asked"
+            assert servers._lanes.replicas._background.at_work, "the replica is still being asked"
         finally:
             sentinels.replica.resume()
             await far.aclose()
