@@ -188,11 +188,10 @@ class FusedHits:
             return None
         seconds = (int(age) if age > 0 else 0, int(left))
         context.storable, context.outcome = True, "hit"
-        policy = context.match.policy
-        headers = record.headers
+        policy, given = context.match.policy, [*record.headers]
         if policy is not None and policy.client_ttl is not None:
-            headers = for_client(headers, policy, seconds[0], record.lifetime)
-        given = [*headers, *(self._notes.get(seconds) or self._note(seconds))]
+            given = [*for_client(given, policy, seconds[0], record.lifetime)]
+        given = [*given, *(self._notes.get(seconds) or self._note(seconds))]
         return (
             {"type": "http.response.start", "status": record.status, "headers": given},
             {"type": "http.response.body", "body": record.body, "more_body": False},
