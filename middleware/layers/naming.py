@@ -128,7 +128,7 @@ class Named:
 
 
 class Names:
-    """Makes the names of one cache, and remembers the last ones that were asked for twice.
+    """Makes the names of one cache, and remembers the last ones that were asked for twice, and their owners.
 
     What is asked for once, as by who reads everything there is, costs no memory and pushes out nothing. How it is told
     apart: the hashes of the last requests are kept in as many places. Two that meet in one place make each other's name
@@ -146,6 +146,7 @@ class Names:
         self._owners: OrderedDict[tuple[str | bytes | None, ...], Owner] = OrderedDict()
         self._variants: OrderedDict[tuple[bytes, Values], bytes] = OrderedDict()
         self._once = array("q", bytes(8 * remember))
+        self._owned_once = array("q", bytes(8 * remember))
 
     def of(self, scope: Scope, host: bytes, match: Match, share: Share, identity: Identity | None) -> Named:
         """The names of a request's responses, for one share.
@@ -226,7 +227,11 @@ class Names:
         )
         size = _length(asks)
         owner = Owner(uri, parts[:-2], self.naming_key, scope_of(identity, share), size)
-        if size <= _LONGEST:
+        mark = hash(asks)  # a client may send many hosts
+        at = mark % self._remember
+        if self._owned_once[at] != mark:
+            self._owned_once[at] = mark
+        elif size <= _LONGEST:
             if len(self._owners) >= self._remember:
                 self._owners.popitem(last=False)
             self._owners[asks] = owner

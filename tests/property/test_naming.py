@@ -163,3 +163,21 @@ def test_what_was_asked_for_once_by_another_spelling_pushes_out_nothing(once: st
             same.add(asked("/", host=bytes(65 + 32 * (number >> bit & 1) for bit in range(10))).primary)
     assert len(same) == 1
     assert asked("/hot") is hot
+
+
+def test_a_flood_of_hosts_that_are_asked_for_once_pushes_out_no_owner() -> None:
+    names = Names(namespace=b"v1", naming_key=b"", remember=512)
+    match = Match(None, "other", {})
+
+    def asked(path: str, host: bytes = b"a.test") -> Named:
+        return names.of(scope_of(path), host, match, "public", None)
+
+    asked("/1")
+    owner = asked("/2").owner
+    for number in range(1024):
+        asked("/3", b"%d.test" % number)
+    assert asked("/4").owner is owner
+    for number in range(2048, 2048 + 512):
+        asked("/5", b"%d.test" % number)
+        asked("/5", b"%d.test" % number)
+    assert asked("/6").owner is not owner, "it is bounded all the same"
