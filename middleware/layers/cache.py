@@ -214,7 +214,7 @@ class CacheLayer:
         shadowed = _is_shadowed(context)
         if isinstance(verdict, Bypass):
             context.outcome, context.reason = "bypass", verdict.reason
-            await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason))
+            await self.app(scope, receive, send if shadowed else _noting(send, verdict.reason, context))
             return
         named = self._named(scope, context, verdict)
         if shadowed:
@@ -372,13 +372,14 @@ def _bypassing(reason: str) -> bytes:
     return b"Tidegate; fwd=bypass; detail=" + reason.encode()
 
 
-def _noting(send: Send, reason: str) -> Send:
-    """A `send` that says in Cache-Status why the cache stood aside (RFC 9211 2.2)."""
-    note = (b"cache-status", _bypassing(reason))
+def _noting(send: Send, reason: str, context: RequestContext) -> Send:
+    """A `send` that says in Cache-Status why the cache stood aside (RFC 9211 2.2), and whose run has answered (2.6)."""
+    note = _bypassing(reason)
 
     async def noted(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), note]}
+            said = (b"cache-status", note + b"; collapsed" if context.collapsed else note)
+            message = {**message, "headers": [*message.get("headers", ()), said]}
         await send(message)
 
     return noted

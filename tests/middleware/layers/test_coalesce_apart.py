@@ -115,3 +115,17 @@ def test_a_refusal_for_one_of_a_tenant_is_not_the_answer_to_another(status: int,
         assert [answer.body for answer in answers] == [b"ann", b"ben" if runs == 2 else b"ann", b"ann"]
 
     run(body)
+
+
+def test_who_is_answered_by_anothers_run_is_told_so_though_the_cache_stood_aside() -> None:
+    async def body() -> None:
+        app = App()
+        mounted = Tidegate(Settings(), policies=[RoutePolicy(route="/page", mode="off")])(app)
+        answers = await together(mounted, app, *[{"path": "/page", "user": User("acme", "ann")}] * 2)
+        assert [answer.header("cache-status") for answer in answers] == [
+            "Tidegate; fwd=bypass; detail=policy-off",
+            "Tidegate; fwd=bypass; detail=policy-off; collapsed",
+        ]
+        assert app.runs == 1
+
+    run(body)
