@@ -11,11 +11,11 @@ from tidegate.errors import ConfigError, FlagError, MetricsError, RolloutError, 
 from tidegate.logs import speak_up
 from tidegate.middleware.core.identity import Credentials, Identity
 from tidegate.middleware.core.policy import RoutePolicy
-from tidegate.middleware.layers.asgi import trusted_headers
 from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
+from tidegate.middleware.layers.identifying import trusted_headers
 from tidegate.middleware.layers.telemetry import TelemetryLayer
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.settings import Settings

@@ -31,12 +31,12 @@ from tidegate.middleware.layers.asgi import (
     RequestContext,
     Scope,
     Send,
-    starlette_user,
 )
 from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.etag import ETagLayer
+from tidegate.middleware.layers.identifying import starlette_user
 from tidegate.middleware.layers.shadow_notes import ShadowNotes
 from tidegate.middleware.layers.stacking import lead_through
 from tidegate.middleware.layers.telemetry import TelemetryLayer

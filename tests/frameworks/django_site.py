@@ -25,7 +25,7 @@ from django.utils.decorators import async_only_middleware
 from tests.driver import App, User
 from tests.frameworks.surface import COOKIES, PEOPLE, Crash, Framework, How, Refused, World
 from tidegate import Tidegate
-from tidegate.middleware.layers.asgi import starlette_user
+from tidegate.middleware.layers.identifying import starlette_user
 
 __all__ = ["DJANGO", "prepare", "refusals", "urlpatterns"]
 

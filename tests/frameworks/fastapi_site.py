@@ -14,7 +14,7 @@ from tests.driver import App, User
 from tests.frameworks.starlette_site import Tokens, lifespan, user_of
 from tests.frameworks.surface import COOKIES, Crash, Framework, How, Refused, World, bearer, user_of_token
 from tidegate import Tidegate, TidegateMiddleware
-from tidegate.middleware.layers.asgi import starlette_user
+from tidegate.middleware.layers.identifying import starlette_user
 
 __all__ = ["FASTAPI", "dependency_site"]
 

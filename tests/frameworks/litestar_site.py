@@ -19,7 +19,7 @@ from litestar.response import Redirect, ServerSentEvent
 from tests.driver import App, User
 from tests.frameworks.surface import COOKIES, Crash, Framework, How, Refused, World, bearer, identity_of, user_of_token
 from tidegate import Tidegate, TidegateMiddleware
-from tidegate.middleware.layers.asgi import starlette_user
+from tidegate.middleware.layers.identifying import starlette_user
 
 __all__ = ["LITESTAR"]
 

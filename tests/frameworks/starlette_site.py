@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 from tests.driver import App, User
 from tests.frameworks.surface import COOKIES, Crash, Framework, How, Refused, World, bearer, user_of_token
 from tidegate import Tidegate, TidegateMiddleware
-from tidegate.middleware.layers.asgi import starlette_user
+from tidegate.middleware.layers.identifying import starlette_user
 
 __all__ = ["STARLETTE", "Tokens", "user_of"]
 

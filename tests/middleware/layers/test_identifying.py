@@ -12,7 +12,8 @@ from tests.driver import Origin, User, call, scope_of
 from tidegate import CacheLayer, MemoryStore, Settings, Tidegate
 from tidegate.errors import ConfigError
 from tidegate.middleware.core.identity import Identity
-from tidegate.middleware.layers.asgi import ContextResolver, starlette_user, trusted_headers
+from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.layers.identifying import starlette_user, trusted_headers
 
 VALUES = ("", "a", "b", " a\t", "a,b")
 
@@ -61,7 +62,7 @@ def test_a_name_that_no_header_can_have_is_refused_with_all_others() -> None:
 
 
 def test_no_client_can_fill_the_memory_of_whom_headers_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.middleware.layers.asgi._IDENTITIES", 4)
+    monkeypatch.setattr("tidegate.middleware.layers.identifying._IDENTITIES", 4)
     identify = trusted_headers(tenant="x-tenant", user="x-user")
     (known,) = (cell.cell_contents for cell in identify.__closure__ or () if cell.cell_contents == {})  # type: ignore[attr-defined]
     for number in range(10):

@@ -11,7 +11,7 @@ from tests.promises.attacks.faults import NOBODY_CHECKED, ONE_TENANT, blind_answ
 from tests.promises.attacks.planting import Plant, attack
 from tests.promises.attacks.stage import ANN, BEA, BOB, Echo, asked, fields_of, hits, said, stack, tide
 from tidegate import Identity, RoutePolicy, trusted_headers
-from tidegate.middleware.layers import asgi
+from tidegate.middleware.layers import identifying
 from tidegate.settings import CacheSettings, Settings
 
 LEAVE = [b"public, max-age=60", b"s-maxage=60", b"max-age=60, must-revalidate"]
@@ -100,13 +100,13 @@ def naive_headers(_original: Any) -> Any:
 
 
 NAIVE_HEADERS = Plant(
-    name="a tenant out of dict(headers)", target="middleware.layers.asgi:trusted_headers", by=naive_headers
+    name="a tenant out of dict(headers)", target="middleware.layers.identifying:trusted_headers", by=naive_headers
 )
 
 
 @attack("3", "5", without=[NAIVE_HEADERS], cases=[(), ("",), ("  ",), ("acme", "bolt"), ("acme", "acme")])
 def test_a_tenant_that_is_missing_empty_or_sent_twice_is_nobody(case: tuple[str, ...]) -> None:
-    identify = asgi.trusted_headers(tenant="X-Tenant", user="X-User")
+    identify = identifying.trusted_headers(tenant="X-Tenant", user="X-User")
     app = tide(RoutePolicy(route="/", ttl=60, share="tenant"), identify=identify)(Echo())
     odd = [("X-Tenant", value) for value in case]
     answers = asked(app, {"headers": odd}, {"headers": odd}, *[{"headers": [("X-Tenant", "acme")]}] * 2)
@@ -116,7 +116,7 @@ def test_a_tenant_that_is_missing_empty_or_sent_twice_is_nobody(case: tuple[str,
 
 @attack("3", without=[ONE_TENANT], cases=["Acme", "acme, acme", "bolt, acme", "acme;", "acme\xa0"])
 def test_a_tenant_in_another_spelling_is_another_tenant(case: str) -> None:
-    identify = asgi.trusted_headers(tenant="X-Tenant")
+    identify = identifying.trusted_headers(tenant="X-Tenant")
     app = tide(RoutePolicy(route="/", ttl=60, share="tenant"), identify=identify)(Echo())
     answers = asked(app, *({"headers": [("X-Tenant", name)]} for name in ("acme", case, "acme")))
     assert hits(answers) == [False, False, True]
@@ -176,14 +176,14 @@ def test_names_that_only_look_the_same_are_two() -> None:
 
 SOMEBODY = Plant(
     name="who is nobody has a default tenant",
-    target="middleware.layers.asgi:starlette_user",
+    target="middleware.layers.identifying:starlette_user",
     by=lambda original: lambda scope: original(scope) or Identity("default", "default"),
 )
 
 
 @attack("5", without=[SOMEBODY], cases=["tenant", "user"])
 def test_without_a_tenant_nothing_is_stored(case: Any) -> None:
-    app = tide(RoutePolicy(route="/", ttl=60, share=case), identify=asgi.starlette_user)(Echo())
+    app = tide(RoutePolicy(route="/", ttl=60, share=case), identify=identifying.starlette_user)(Echo())
     answers = asked(app, {}, {}, {"user": ANN}, {"user": ANN})
     assert hits(answers) == [False, False, False, True]
 
