@@ -97,8 +97,12 @@ class FusedHits:
     def find(self, scope: Scope, context: RequestContext) -> Answer | None:  # noqa: C901 - straight on purpose
         """The messages that answer this request; None: not a plain hit."""
         method = scope["method"]
-        plain, gate = method == "GET", self._gate
-        if (not plain and method != "HEAD") or (gate is not None and not gate(context)):
+        plain, gate = True, self._gate
+        if method != "GET":
+            if method != "HEAD":
+                return None
+            plain = False
+        if gate is not None and not gate(context):
             return None
         decision, identity, policy = context.decision, context.identity, context.match.policy
         if decision is not None:
@@ -138,7 +142,8 @@ class FusedHits:
                 else:
                     return None
         named = self._names.of(scope, host or b"", context.match, share, identity)
-        entry = self._peek(named.primary)
+        peek, clock = self._peek, self._clock
+        entry = peek(named.primary)
         if type(entry) is not Entry:
             if entry is None:
                 if plain and not conditional:
@@ -149,11 +154,11 @@ class FusedHits:
                 return None
         elif entry.vary:
             return None
-        age = self._clock() - entry.born
-        if age < 0:
+        age = clock() - entry.born
+        if age < 0.0:
             age = 0.0
         left = entry.lifetime - age
-        if left <= 0 or entry.no_cache:
+        if left <= 0.0 or entry.no_cache:
             return None
         if entry.own_etag and decision is not None and "etag" not in decision.open:
             return None

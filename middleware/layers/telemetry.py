@@ -119,9 +119,10 @@ class TelemetryLayer:
         opened = self.gate(context) if layer is None else decision is None or layer in decision.open
         if opened and self.tracer is not None:
             span = self._span(scope, context, self.tracer)
-        started = self.clock()
-        if self._find is not None and context.tracer is None:
-            answer = self._find(scope, context)
+        clock, find = self.clock, self._find
+        started = clock()
+        if find is not None and context.tracer is None:
+            answer = find(scope, context)
             if answer is not None:
                 if opened and self.debug_headers:
                     answer[0]["headers"] += _debug(hit=True)
@@ -144,7 +145,8 @@ class TelemetryLayer:
     def count_hit(self, scope: Scope, hit: PlainHit, failure: BaseException | None = None) -> None:
         """Count a plain hit. failure: what `send` raised at its start: that the client left is no error."""
         start, _, context, started, opened = hit
-        seconds = self.clock() - started
+        clock = self.clock
+        seconds = clock() - started
         status: int = start["status"]
         decision, match, together = context.decision, context.match, self._hits
         if (

@@ -209,10 +209,11 @@ class GuardedStore:
 
     def peek(self, key: bytes) -> Record | None:
         """What the store inside has at hand, and no pending purge concerns."""
-        if self._peek is None:
+        peek = self._peek
+        if peek is None:
             return None
         try:
-            record = self._peek(key)
+            record = peek(key)
         except Exception as error:  # noqa: BLE001 - P5; counted
             self._metrics.fail(self._name, error)
             return None

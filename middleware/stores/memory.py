@@ -7,8 +7,11 @@ within the process only: several workers each have their own store, and a purge 
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final
+
+from prometheus_client import Counter
 
 from tidegate.errors import Problems
 from tidegate.middleware.core.softening import softened
@@ -24,6 +27,15 @@ __all__ = ["MemoryStore", "size_of"]
 
 _LOOKED_THROUGH: Final = 500
 """Records that `affected` looks at before others have their turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """Counts how often each limit bit."""
+
+    entry: Counter
+    stamps: Counter
+    together: Counter
 
 
 class MemoryStore(Rows):
@@ -84,9 +96,11 @@ class MemoryStore(Rows):
         self._lock = Lock()
         self._rejected = 0
         limits = metrics.limits
-        self._limit_entry = limits.labels("memory-entry-bytes")
-        self._limit_stamps = limits.labels("memory-stamps")
-        self._limit_together = limits.labels("memory-purged-together")
+        self._limits = _Limits(
+            entry=limits.labels("memory-entry-bytes"),
+            stamps=limits.labels("memory-stamps"),
+            together=limits.labels("memory-purged-together"),
+        )
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -107,7 +121,7 @@ class MemoryStore(Rows):
         Without the lock, which would cost as much as all the rest: what was read is what it was read as if no row was
         given to another record meanwhile.
         """
-        written = self._written
+        written, clock = self._written, self._clock
         row = self._rows.get(key)
         if row is None:
             return None
@@ -116,7 +130,7 @@ class MemoryStore(Rows):
             if (
                 type(record) is not Form
                 and self._valid_at[row] == self._ledger.stamp
-                and self._expires[row] > self._clock()
+                and self._expires[row] > clock()
                 and self._written == written
             ):
                 self._used[row] = 1
@@ -174,7 +188,7 @@ class MemoryStore(Rows):
             now = self._clock()
             if not self._write(key, record, now + retain, since):
                 self._rejected += 1
-                self._limit_entry.inc()
+                self._limits.entry.inc()
                 return False
             while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
                 self._make_room(now)
@@ -239,9 +253,9 @@ class MemoryStore(Rows):
             ledger.purge(tags, self._clock())
             forgotten, together = ledger.forgotten - forgotten, ledger.together - together
         if forgotten:
-            self._limit_stamps.inc(forgotten)
+            self._limits.stamps.inc(forgotten)
         if together:
-            self._limit_together.inc(together)
+            self._limits.together.inc(together)
         return Purge("done", sum(map(len, tags.values())))
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:

@@ -152,18 +152,21 @@ class Mounted:
             return
         # Is it started on the event loop that runs in this thread? asyncio.get_running_loop() asks the kernel for the
         # process' number, up to Python 3.11: six times as long.
-        loop = self._runtime.loop
-        if loop is None or not loop.is_running() or self._runtime.thread != get_ident():
+        runtime = self._runtime
+        loop = runtime.loop
+        if loop is None or not loop.is_running() or runtime.thread != get_ident():
             self._look(scope)
             await self._runtime.start(FIRST_REQUEST_WAITS)
-        begun = self._begin(scope, receive, send)
+        begin = self._begin
+        begun = begin(scope, receive, send)
         if type(begun) is tuple:  # the rest of the layer's call, here as below
             try:
                 await send(begun[0])
             except BaseException as error:
                 self._count_hit(scope, begun, error)
                 raise
-            self._count_hit(scope, begun)
+            count_hit = self._count_hit
+            count_hit(scope, begun)
             await send(begun[1])
         elif type(begun) is not CoroutineType and isinstance(begun, Watch):  # the first says of most that they are none
             try:  # `begun.run()`
