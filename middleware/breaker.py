@@ -70,7 +70,7 @@ class Breaker:
         self,
         settings: BreakerSettings | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
         on_change: Callable[[State], None] | None = None,
     ) -> None:
         self._settings = settings if settings is not None else BreakerSettings()
@@ -137,14 +137,24 @@ class Breaker:
 
     def report(self, ticket: Ticket, *, failed: bool) -> None:
         """How the call ended. Ignored if the state has changed since, or another probe has taken this one's place."""
-        if ticket is self._ticket and not failed and not self._in_a_row:
-            # Admitted while closed, which it still is: every change makes another ticket. Most calls end here.
-            now, window = self._clock(), self._window
-            if now < window.ends:
-                window.calls[window.at] += 1  # as `add` does, without the call
-            else:
-                window.add(now, failed=False)
+        if failed:
+            self._report(ticket, failed=True)
+        else:
+            self.succeeded(ticket)
+
+    def succeeded(self, ticket: Ticket) -> None:
+        """As `report` of a call that did not fail: most end here."""
+        if ticket is not self._ticket or self._in_a_row:
+            self._report(ticket, failed=False)
             return
+        # Admitted while closed, which it still is: every change makes another ticket.
+        now, window = self._clock(), self._window
+        if now < window.ends:
+            window.calls[window.at] += 1  # as `add` does, without the call
+        else:
+            window.add(now, failed=False)
+
+    def _report(self, ticket: Ticket, *, failed: bool) -> None:
         if ticket.generation != self._ticket.generation or ticket.probe != self._probe:
             return
         self._probe = 0

@@ -60,7 +60,7 @@ class BreakerLayer:
         failures: frozenset[int] = FAILURES,
         max_circuits: int = 10_000,
         metrics: Metrics | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.app = app
         self._gate = gate

@@ -81,7 +81,7 @@ class CoalesceLayer:
         max_remembered: int = 10_000,
         max_busy: float = 0.001,
         metrics: Metrics | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.app = app
         self._gate = gate
@@ -95,7 +95,7 @@ class CoalesceLayer:
         self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
         self._lonely = Remembered(remember, max_remembered)
         self._busy = Remembered(remember, max_remembered)
-        self._max_busy = max_busy
+        self.max_busy = max_busy
         self.clock = clock
         self._waiting: set[Seat] = set()
         self._is_shut = False
@@ -186,7 +186,7 @@ class CoalesceLayer:
             await self.fly(key, request, context, leader, run)
         finally:
             if leader.left is not None:
-                show(leader.began, leader.left)
+                show(leader.left, leader.began)
 
     async def fly(
         self, key: Key, request: Pairs, context: RequestContext, leader: Leader, run: "asyncio.Task[None]"
@@ -243,7 +243,7 @@ class CoalesceLayer:
     def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
         """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
         now = self.clock()
-        if now - began >= self._max_busy:
+        if now - began >= self.max_busy:
             self._busy.add(hash(key), now)
         if start is not None:
             self.is_refused(key, start["status"], start["headers"], context)

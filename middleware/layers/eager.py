@@ -32,10 +32,13 @@ __all__ = ["begin", "show"]
 
 _NAME: Final = "tidegate-coalesce-run"
 _UNSET: Final = object()
+_OVER: Final = object()
 
 
-def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
+def begin(work: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None] | None":
     """Take a run to its first wait; its task, or None if it is over.
+
+    context: in which it runs, and nobody else; None: a copy of the caller's.
 
     Raises:
         BaseException: what the run raised, if it did not wait.
@@ -51,23 +54,23 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
             own = _Own(loop)
         caller = current_task(loop)
     loop, task = own.loop, own.task
-    context = copy_context()
+    if context is None:
+        context = copy_context()
     if caller is not None:
         _leave_task(loop, caller)
     references = getrefcount(task)
     _enter_task(loop, task)
     try:
-        awaited = context.run(work.send, None)
-    except StopIteration:
-        if task.cancelling():
-            raise asyncio.CancelledError from None  # as its task would have ended
-    else:
-        own.rest.take(work, context, awaited)
-        return task
+        awaited = context.run(next, work.__await__(), _OVER)  # `send` would raise StopIteration, which takes as long
     finally:
         _leave_task(loop, task)
         if caller is not None:
             _enter_task(loop, caller)
+    if awaited is not _OVER:
+        own.rest.take(work, context, awaited)
+        return task
+    if task.cancelling():
+        raise asyncio.CancelledError  # as its task would have ended
     # Whether nothing is left on the task: no reference, no weak one, no name; and it holds no more than at first, which
     # would be a callback, an attribute, or what a cancellation was told, though it was taken back.
     if (
@@ -80,14 +83,14 @@ def begin(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
     return None
 
 
-def show(began: Context, left: Context) -> None:
+def show(left: Context, began: Context | None = None) -> None:
     """Set the context variables of the caller that a run has set: as if it had been called, and been no task.
 
     What it did not set stays: the caller's may be another one by now, of messages that were sent there meanwhile.
-    began, left: copies of the run's context, from before it and from its end.
+    left, began: the run's context at its end, and a copy of it from before; None: the caller's is that still.
     """
     for variable, value in left.items():
-        if began.get(variable, _UNSET) is not value:
+        if (variable.get(_UNSET) if began is None else began.get(variable, _UNSET)) is not value:
             variable.set(value)
 
 

@@ -49,11 +49,12 @@ class Head:
     shape: what decides whether the response is stored and how long: see `Misses.plan`.
     size: bytes of names and values, but for the length's. fit: nothing of them is malformed, and none is left to the
         general way. labelled: it has an ETag. coded: the body is inside a content coding. streams: it is an event
-        stream. dated: it has a Date.
+        stream. dated: it has a Date. plain: it is fit, and neither labelled nor a stream.
     plans: what follows of it for whoever remembers it, by route.
     """
 
-    __slots__ = ("after", "before", "coded", "dated", "fit", "labelled", "length", "plans", "shape", "size", "streams")
+    __slots__ = ("after", "before", "coded", "dated", "fit", "labelled", "length", "plain", "plans", "shape", "size",
+                 "streams")  # fmt: skip
 
     def __init__(self) -> None:
         self.before: tuple[Pair, ...] = ()
@@ -62,7 +63,7 @@ class Head:
         self.shape: tuple[Pair, ...] = ()
         self.size = 0
         self.fit = True
-        self.labelled = self.coded = self.streams = self.dated = False
+        self.labelled = self.coded = self.streams = self.dated = self.plain = False
         self.plans: dict[str, Any] = {}
 
 
@@ -101,6 +102,7 @@ def read(lines: Iterable[Pair]) -> Head:
         given.append((name, value))
     text = b"".join([part for pair in given for part in pair])
     head.fit = head.fit and _BREAK.search(text) is None
+    head.plain = head.fit and not head.labelled and not head.streams
     head.size = len(text)
     head.shape = tuple(shape)
     if at < 0:

@@ -11,28 +11,28 @@ compares the two ways on generated lives: messages, records, counts, circuits, f
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextvars import Context, copy_context
 from typing import Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
 from tidegate.middleware.core.explain import Explanation
 from tidegate.middleware.core.validators import make_etag
-from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, RequestContext, Send
+from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Scope, Send
 from tidegate.middleware.layers.breaker import Outcome
-from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.eager import begin, show
 from tidegate.middleware.layers.etag import Labelling
-from tidegate.middleware.layers.fields import Heads, Pair
+from tidegate.middleware.layers.fields import Head, Pair
 from tidegate.middleware.layers.fused import Missed
 from tidegate.middleware.layers.joining import Key
 from tidegate.middleware.layers.keeping import Labelled
 from tidegate.middleware.layers.leader import Leader
-from tidegate.middleware.layers.straight import Miss, Misses
-from tidegate.middleware.layers.telemetry import TelemetryLayer, Watch, debug_fields
+from tidegate.middleware.layers.straight import Miss
+from tidegate.middleware.layers.telemetry import Watch, debug_fields
 from tidegate.middleware.layers.waiting import Waiting
+from tidegate.middleware.layers.way import Way
 
-__all__ = ["Passage", "Way"]
+__all__ = ["Passage"]
 
 _NEW: Final = 0
 """The app has said nothing."""
@@ -42,55 +42,66 @@ _BEGUN: Final = 2
 """The start was sent, or is being sent."""
 _DONE: Final = 3
 """The whole response is known to all layers, and was sent or is being sent."""
+_FALLEN: Final = 4
+"""The objects of the five layers go on."""
 
+_NO_MORE: Final = 3
+"""Keys of a response's start that has a type, a status and a list of fields, and nothing else."""
 
-class Way:
-    """What the passages of one stack have in common.
-
-    app: the application inside all layers. failures: statuses that say that it is not well.
-    taken: requests that went all the way.
-    """
-
-    def __init__(
-        self, app: ASGIApp, telemetry: TelemetryLayer, misses: Misses, coalesce: CoalesceLayer, failures: frozenset[int]
-    ) -> None:
-        self.app = app
-        self.telemetry = telemetry
-        self.debugs = telemetry.debug_headers
-        self.misses = misses
-        self.coalesce = coalesce
-        self.failures = failures
-        self.heads = Heads()
-        self.taken = 0
+_blank: Final = object.__new__
 
 
 class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
-    __slots__ = ("_asked", "_began", "_breaker", "_context", "_head", "_labelled", "_labelling", "_leader", "_leads",
-                 "_left", "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start",
-                 "_started", "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+    __slots__ = ("_asked", "_breaker", "_context", "_fell", "_head", "_labelled", "_labelling", "_leader", "_leads",
+                 "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started",
+                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
+    _asked: float
+    _breaker: Breaker
+    _context: RequestContext
+    _fell: int
+    _head: Head
+    _labelled: Labelled
+    _labelling: Labelling
+    _leader: Leader | None
+    _leads: bool
+    _length: bytes
+    _missed: Missed
+    _outcome: Outcome
+    _receive: Receive
+    _scope: Scope
+    _send: Send
+    _stage: int
+    _start: Message | None
+    _started: float
+    _tag: Pair
+    _ticket: Ticket
+    _waiting: Waiting | None
+    _watch: Watch
+    _way: Way
 
-    def __init__(
-        self, way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float,
-        started: float, breaker: Breaker, ticket: Ticket,
-    ) -> None:  # fmt: skip
-        self._way = way
-        self._missed = missed
-        self._scope = missed[1]
-        self._context = context
-        self._receive = receive
-        self._send = send
-        self._asked = asked
-        self._started = started
-        self._breaker = breaker
-        self._ticket = ticket
-        self._leads = False
-        self._left: Context | None = None
-        self._stage = _NEW
-        self._labelling: Labelling | None = None
-        self._leader: Leader | None = None
-        self._waiting: Waiting | None = None
+    @staticmethod
+    def of(
+        way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float, started: float,
+        breaker: Breaker, ticket: Ticket, leads: bool,
+    ) -> "Passage":  # fmt: skip
+        """That of a request for which the app is to be asked now."""
+        passage = _blank(Passage)  # no `__init__`, which would take as long again
+        passage._way = way
+        passage._missed = missed
+        passage._scope = missed[1]
+        passage._context = context
+        passage._receive = receive
+        passage._send = send
+        passage._asked = asked
+        passage._started = started
+        passage._breaker = breaker
+        passage._ticket = ticket
+        passage._leads = leads
+        passage._stage = _NEW
+        passage._leader = passage._waiting = None
+        return passage
 
     async def alone(self) -> None:
         """Let the app answer this request and nobody else."""
@@ -116,29 +127,32 @@ class Passage:
         """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
         have nothing left to wait for.
         """
-        self._leads, self._began = True, copy_context()
-        context, coalesce = self._context, self._way.coalesce
-        began = coalesce.clock()
+        way, context = self._way, self._context
+        began = self._started if way.timed else way.clock()
+        own = copy_context()
         try:
-            run = begin(self._run())
+            run = begin(self._run(), own)
         except BaseException as error:
             self._failed(error)
+            show(own)
             raise
-        finally:
-            if self._left is not None:
-                show(self._began, self._left)
         if run is not None:
-            return self._wait(key, run)
-        start = None if context.storable else self._leaders_start()
-        coalesce.never_waited(key, start, context, began)
+            return self._wait(key, run, own, copy_context())
+        if own:
+            show(own)
+        if not context.storable or way.clock() - began >= way.max_busy:
+            way.coalesce.never_waited(key, None if context.storable else self._leaders_start(), context, began)
         if self._stage is _DONE:
             context.explainer = None
         else:
             self._over()
         return _nothing()
 
-    async def _wait(self, key: Key, run: "asyncio.Task[None]") -> None:
-        """The run waits for the first time, and others may join it: see it to its end."""
+    async def _wait(self, key: Key, run: "asyncio.Task[None]", own: Context, began: Context) -> None:
+        """The run waits for the first time, and others may join it: see it to its end.
+
+        own: the context in which it runs; began: a copy of it from before it did.
+        """
         coalesce, request = self._way.coalesce, self._scope["headers"]
         self._waiting = waiting = Waiting(coalesce, key, self._context, request, run, self._fall_back)
         if self._leader is not None:
@@ -154,8 +168,8 @@ class Passage:
             self._watch.failed = True
             raise
         finally:
-            if self._left is not None:
-                show(self._began, self._left)
+            if run.done():
+                show(own, began)
             self._over()
 
     async def _run(self) -> None:
@@ -172,7 +186,6 @@ class Passage:
             self._ending().abandon()
             raise
         finally:
-            self._left = copy_context()
             if self._leader is not None:
                 self._leader.over()
             elif self._waiting is not None:
@@ -199,46 +212,52 @@ class Passage:
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the app answers."""
-        if self._labelling is not None:
-            return self._labelling(message)
         kind, stage = message["type"], self._stage
-        if stage == _HELD:
-            if kind == "http.response.body" and not message.get("more_body", False):
-                return self._finish(message)
-        elif stage == _NEW:
+        if stage is _NEW:
             if kind == "http.response.start" and self._holds(message):
                 return _nothing()
-        elif stage == _DONE and kind != "http.response.start":
+        elif stage is _HELD:
+            if kind == "http.response.body" and not message.get("more_body", False):
+                return self._finish(message)
+        elif stage is _FALLEN:
+            return self._labelling(message)
+        elif stage is _DONE and kind != "http.response.start":
             return self._send(message)
         return self._fall_back()(message)
 
     def _holds(self, start: Message) -> bool:
         """Whether a start is plain; it is kept then until its body comes."""
         headers: list[Pair] = start.get("headers", ())
-        if start["status"] != 200 or start.get("trailers") or type(headers) is not list:
+        if start["status"] != 200 or type(headers) is not list:
             return False
+        if len(start) == _NO_MORE:
+            self._start = None
+        elif start.get("trailers"):
+            return False
+        else:
+            self._start = {**start}  # the app may say the rest in the same message
         read = self._way.heads.of(headers)
         if read is None:
             return False
         head, self._length = read
-        if not head.fit or head.labelled or head.streams:
+        if not head.plain:
             return False
-        self._head, self._start, self._stage = head, {**start}, _HELD  # the app may say the rest in the same message
+        self._head, self._stage = head, _HELD
         return True
 
     async def _finish(self, message: Message) -> None:
         """The whole body has come."""
-        if self._labelling is not None:
-            await self._labelling(message)  # the app sends it in a task of its own: others may have joined meanwhile
+        if self._stage is not _HELD:
+            await self._fall_back()(message)  # the app sends it in a task of its own: others may have joined meanwhile
             return
         body = message.get("body", b"")
         head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
         waiting = self._waiting
         unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
-        if unfit or (waiting is not None and not waiting.fits(self._start, message, body)):
+        if unfit or (waiting is not None and not waiting.fits(self._start_with(()), message, body)):
             await self._fall_back()(message)
             return
-        tag = (b"etag", make_etag(body, weak=head.coded))
+        tag = (b"etag", make_etag(body, weak=True) if head.coded else make_etag(body))
         context.own_etag = True
         match = context.match
         plan: Labelled | None = head.plans.get(match.route)
@@ -258,18 +277,18 @@ class Passage:
         if waiting is not None:
             waiting.judge(200, self._given())
         try:
-            await self._send({**self._start, "status": 200, "headers": headers})
+            await self._send(self._start_with(headers))
         except BaseException as error:
             self._fall_back()
             self._outcome.gone = True
             self._watch.gone = isinstance(error, OSError)
             raise
-        if self._labelling is not None:
+        if self._stage is _FALLEN:  # pyright: ignore[reportUnnecessaryComparison]  # meanwhile
             await self._outcome.send(message)  # others may have joined while the start was being sent
             return
         if waiting is not None:
             waiting.close()  # who comes after the answer has begun to flow runs on its own
-        self._breaker.report(self._ticket, failed=False)
+        self._breaker.succeeded(self._ticket)
         self._stage = _DONE
         way.taken += 1
         way.telemetry.count_plain(scope, context, plan.countable, self._started)
@@ -286,6 +305,12 @@ class Passage:
         """What is known now."""
         return self._miss(copies=False).explain()
 
+    def _start_with(self, headers: Sequence[Pair]) -> Message:
+        """The start of the response, with these fields."""
+        if self._start is None:
+            return {"type": "http.response.start", "status": 200, "headers": headers}
+        return {**self._start, "status": 200, "headers": headers}
+
     def _said(self) -> list[Pair]:
         """The fields of the app's answer as they came; its message and list may be those of another one by now."""
         head = self._head
@@ -301,7 +326,7 @@ class Passage:
             return self._leader.start
         if self._stage < _BEGUN:
             return None
-        return {**self._start, "status": 200, "headers": tuple(self._given())}
+        return self._start_with(tuple(self._given()))
 
     def _miss(self, *, copies: bool) -> Miss:
         """The cache's part, come to where this is. copies: the body is to come."""
@@ -309,7 +334,7 @@ class Passage:
 
     def _miss_to(self, send: Send, *, copies: bool) -> Miss:
         miss = Miss(self._way.misses, self._missed, self._context, send, self._asked)
-        if self._stage >= _BEGUN:
+        if (self._fell if self._stage is _FALLEN else self._stage) >= _BEGUN:
             plan, given = self._labelled.plan, self._given()
             headers = self._labelled.stored(self._length, self._tag) if plan.kept is not None else given
             miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
@@ -327,7 +352,7 @@ class Passage:
 
     def _fall_back(self) -> Labelling:
         """The objects of the five layers in this one's place, come to where it is."""
-        if self._labelling is not None:
+        if self._stage is _FALLEN:
             return self._labelling
         way, scope, context, stage = self._way, self._scope, self._context, self._stage
         start = self._leaders_start()
@@ -344,14 +369,11 @@ class Passage:
         self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
         self._labelling = labelling = Labelling(scope, context, outcome.send)
         if stage == _HELD:
-            labelling.hold(
-                {**self._start, "status": 200, "headers": self._said()},
-                self._length.strip(b" \t"),
-                coded=self._head.coded,
-            )
+            labelling.hold(self._start_with(self._said()), self._length.strip(b" \t"), coded=self._head.coded)
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
+        self._fell, self._stage = stage, _FALLEN
         if self._waiting is not None and self._leader is not None:
             self._waiting.take_off(self._leader)
         return labelling

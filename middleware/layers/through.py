@@ -20,8 +20,9 @@ from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.layers.cache import CacheLayer
 from tidegate.middleware.layers.coalesce import CoalesceLayer
 from tidegate.middleware.layers.joining import Key, PlainKeys
-from tidegate.middleware.layers.passage import Passage, Way
+from tidegate.middleware.layers.passage import Passage
 from tidegate.middleware.layers.telemetry import TelemetryLayer
+from tidegate.middleware.layers.way import Way
 
 __all__ = ["Throughway"]
 
@@ -99,8 +100,9 @@ class Throughway(Way):
         if ticket is None:
             return None
         context.missed = None
-        passage = Passage(self, missed, context, receive, send, self._clock(), started, breaker, ticket)
-        context.explainer = passage
+        passage = context.explainer = Passage.of(
+            self, missed, context, receive, send, self._clock(), started, breaker, ticket, not alone
+        )
         if alone:
             self._count_alone()
             return passage.alone()
