@@ -49,17 +49,14 @@ class Decision(Protocol):
     @property
     def open(self) -> frozenset[str]:
         """The layers whose gate is open."""
-        ...
 
     @property
     def cohorts(self) -> tuple[tuple[str, str, str], ...]:
         """For every flag: (flag, band, cohort), the labels of its cohort counters."""
-        ...
 
     @property
     def shadow(self) -> frozenset[str]:
         """Of the open layers, those that are to compare and not to act."""
-        ...
 
 
 class _Shut:
@@ -91,6 +88,7 @@ class RequestContext:
     waited: seconds that the request has waited for the store so far (P5: it has one budget for all its look-ups).
     coalesce_key: the cache's key, where a policy or a stored Vary says which parts of the request count.
     positions: the ledger positions that the cache read before the app was asked; None where it has none.
+    purges: where it has none, how many purges this process had asked for when the coalescing layer was asked.
     collapsed: the response is that of another request's run (RFC 9211 `collapsed`), which also stores it.
     tracer: set where the telemetry layer is open and an OpenTelemetry SDK is there.
     explainer: set while the app answers a request that may use the cache, or an unsafe one.
@@ -106,6 +104,7 @@ class RequestContext:
     waited: float = 0.0
     coalesce_key: bytes | None = None
     positions: Mapping[str, int] | None = None
+    purges: int = 0
     collapsed: bool = False
     tracer: Tracer | None = None
     explainer: Explainer | None = None

@@ -33,8 +33,8 @@ from tidegate.middleware.layers.asgi import (
     always,
 )
 from tidegate.middleware.layers.eager import begin, show
-from tidegate.middleware.layers.flight import Flight, Seat, Unjoined
-from tidegate.middleware.layers.joining import Key, Remembered, by_vary_alone, key_of, may_share, same_user
+from tidegate.middleware.layers.flight import Flight, Seat, Unjoined, began_now
+from tidegate.middleware.layers.joining import Key, Remembered, by_vary_alone, key_of, may_share, same_user, tenant_of
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
 from tidegate.middleware.metrics import Metrics, counting
@@ -64,6 +64,7 @@ class CoalesceLayer:
     remember, max_remembered: seconds and number of requests remembered as not to be shared, and as busy.
     max_busy: seconds that a run may compute without ever waiting for anything. While it does nobody can join it; so
         after one that took longer, the next for the same request lets those join that came with it.
+    purges: how many purges were asked for so far, for requests of which the cache does not say where the ledger stands.
     clock: seconds, never going back.
     """
 
@@ -81,9 +82,11 @@ class CoalesceLayer:
         max_remembered: int = 10_000,
         max_busy: float = 0.001,
         metrics: Metrics | None = None,
+        purges: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.app = app
+        self._purges = purges
         self._gate = gate
         self._resolver = resolver if resolver is not None else ContextResolver()
         self._max_followers = max_followers
@@ -139,7 +142,7 @@ class CoalesceLayer:
 
         async def ending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                for key in tuple(self._tenants.get(_tenant_of(context), ())):
+                for key in tuple(self._tenants.get(tenant_of(context), ())):
                     self._flights[key].close()
             await send(message)
 
@@ -152,7 +155,9 @@ class CoalesceLayer:
             await self.app(scope, receive, send)
             return
         flight = self._flights.get(key)
-        if flight is not None and flight.positions != context.positions:
+        if context.positions is None:
+            context.purges = self._purges()
+        if flight is not None and not began_now(flight, context):
             flight.close()  # something was purged since it began: it may answer with what was before
             flight = None
         if flight is not None and not isinstance(flight, Flight):
@@ -264,14 +269,14 @@ class CoalesceLayer:
         if key in self._flights:
             return False
         self._flights[key] = run
-        self._tenants.setdefault(_tenant_of(context), set()).add(key)
+        self._tenants.setdefault(tenant_of(context), set()).add(key)
         return True
 
     def leave(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> None:
         """Nobody is to join this run any more."""
         if self._flights.get(key) is run:
             del self._flights[key]
-            tenant = _tenant_of(context)
+            tenant = tenant_of(context)
             keys = self._tenants[tenant]
             keys.discard(key)
             if not keys:
@@ -360,10 +365,6 @@ class CoalesceLayer:
         if seat.overdue:
             self._limit_wait()
         return False
-
-
-def _tenant_of(context: RequestContext) -> str | None:
-    return context.identity.tenant if context.identity is not None else None
 
 
 async def _relay(flight: Flight, seat: Seat, listener: Listener, send: Send, context: RequestContext) -> None:

@@ -18,7 +18,7 @@ from tidegate.middleware.layers.asgi import Message, RequestContext
 from tidegate.middleware.layers.joining import by_vary_alone
 from tidegate.middleware.layers.sessions import SessionUse
 
-__all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined"]
+__all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined", "began_now"]
 
 START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
 BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
@@ -284,3 +284,10 @@ class Flight:
     def _wake(self) -> None:
         for seat in self.seats:
             seat.wake()
+
+
+def began_now(flight: Flight | Unjoined, context: RequestContext) -> bool:
+    """Whether nothing was purged between the beginning of a run and this request, as far as is known."""
+    if flight.positions != context.positions:
+        return False
+    return context.positions is not None or not isinstance(flight, Flight) or flight.context.purges == context.purges

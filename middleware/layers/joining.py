@@ -9,7 +9,7 @@ from tidegate.middleware.core.storing import Pairs
 from tidegate.middleware.layers.asgi import RequestContext, Scope, has_client_certificate
 from tidegate.middleware.layers.naming import Named
 
-__all__ = ["Key", "PlainKeys", "Remembered", "by_vary_alone", "key_of", "may_share", "same_user"]
+__all__ = ["Key", "PlainKeys", "Remembered", "by_vary_alone", "key_of", "may_share", "same_user", "tenant_of"]
 
 Key = tuple[object, ...]
 
@@ -35,6 +35,10 @@ def same_user(context: RequestContext) -> bool:
         return False
     policy = context.match.policy
     return context.coalesce_key is None or (policy is not None and policy.share == "user")
+
+
+def tenant_of(context: RequestContext) -> str | None:
+    return context.identity.tenant if context.identity is not None else None
 
 
 def by_vary_alone(context: RequestContext) -> bool:

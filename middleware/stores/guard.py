@@ -266,6 +266,10 @@ class GuardedStore:
         """
         return await self._purges.purge(tags)
 
+    def purges_asked(self) -> int:
+        """How many purges this process has asked for so far."""
+        return self._pending.asked
+
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, as the store inside says; nothing known where it cannot."""
         if not isinstance(self._inner, Affects):

@@ -38,6 +38,11 @@ class PendingPurges:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def asked(self) -> int:
+        """How many purges were asked for so far."""
+        return self._number
+
     def add(self, tags: Mapping[str, Sequence[Target]]) -> int:
         """Keep a purge; returns its number, for `done`.
 

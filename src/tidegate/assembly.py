@@ -224,7 +224,9 @@ class Tidegate(Purging):
         return app
 
     def _coalesce(self, inner: ASGIApp, gate: Gate) -> ASGIApp:
-        layer = CoalesceLayer(inner, gate=gate, resolver=self._resolver, metrics=self._metrics)
+        layer = CoalesceLayer(
+            inner, gate=gate, resolver=self._resolver, metrics=self._metrics, purges=self.store.purges_asked
+        )
         if self._openings is not None:
             self._openings.tell("coalesce", layer.shut)
         return layer

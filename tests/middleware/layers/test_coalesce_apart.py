@@ -9,6 +9,7 @@ from tests.driver import Answer, User, call
 from tests.middleware.layers.coalescing import App, Call, run, settle
 from tidegate import RoutePolicy, Settings, Tidegate
 from tidegate.settings import CacheSettings
+from tidegate.vocabulary import LAYERS, Layer
 
 Asked = dict[str, Any]
 
@@ -127,5 +128,26 @@ def test_who_is_answered_by_anothers_run_is_told_so_though_the_cache_stood_aside
             "Tidegate; fwd=bypass; detail=policy-off; collapsed",
         ]
         assert app.runs == 1
+
+    run(body)
+
+
+@pytest.mark.parametrize("layers", [LAYERS, ("coalesce",)], ids=len)
+def test_after_a_purge_nobody_joins_a_run_that_began_before_it_though_the_cache_stands_aside(
+    layers: tuple[Layer, ...],
+) -> None:
+    async def body() -> None:
+        app = App()
+        tide = Tidegate(policies=[RoutePolicy(route="/page", mode="off")], layers=layers)
+        mounted = tide(app)
+        asked = {"path": "/page", "user": User("acme", "ann")}
+        before = [asyncio.create_task(call(mounted, **asked)) for _ in range(2)]
+        await settle()
+        assert (await tide.purge("news", tenant="acme")).state == "done"
+        after = [asyncio.create_task(call(mounted, **asked)) for _ in range(2)]
+        await settle()
+        app.gate.set()
+        assert [(await each).body for each in before] == [b"run 1"] * 2
+        assert [(await each).body for each in after] == [b"run 2"] * 2
 
     run(body)
