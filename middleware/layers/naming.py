@@ -201,7 +201,7 @@ class Names:
         primary = hashed.digest()
         end = tag_end(raw_path, query, encoded)
         named = Named(owner, (raw_path, query), end, policy, primary)
-        mark = hash(primary) ^ hash(sent[5]) ^ hash(sent[9])  # of one name a client may send many hosts and queries
+        mark = hash((primary, sent[5], sent[9]))  # of one name a client may send many hosts and queries
         at = mark % self._remember
         if self._once[at] != mark:
             self._once[at] = mark
