@@ -42,7 +42,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from tidegate.errors import Problems, StoreError
 from tidegate.middleware.core.codec import decode, encode
-from tidegate.middleware.core.records import WHOLE_SCOPE, Aim, Entry, Record, Target
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Record, Target
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected
 from tidegate.middleware.stores.background import Background
@@ -255,6 +255,18 @@ class RedisStore:
             if folded:
                 self._limit_together(folded)
         return Purge("done", sum(map(len, tags.values())))
+
+    async def emptied(self) -> None:
+        """The server was emptied, or another database of it. What a purge had voided is gone with its stamp; but a
+        response that was on its way since before that purge may come yet: so everything is purged, unless this database
+        still has what purges left there.
+
+        Raises:
+            StoreError: if Redis cannot be reached, or refuses.
+        """
+        position = self._names.position(PUBLIC_SCOPE)  # every entry has its own URI's tag there
+        if self._servers.dial is None or (await self._reading.read([position]))[0] is None:
+            await self.purge({PUBLIC_SCOPE: [WHOLE_SCOPE]})
 
     async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
         """Whether a purge of these that was done has reached a replica; None: there is none, nor is there to be one.

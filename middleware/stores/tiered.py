@@ -12,14 +12,17 @@ until then the old one is served as far as it is fresh. A failover may lose a pu
 process that made it has made it again (`redis_recent`): before its own memory is used again.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
+from tidegate.errors import StoreError
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.affected import Affected, Affects
+from tidegate.middleware.stores.background import Background
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Reconnects, Record, Settles, Store, StoreStats, Target
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.pushes import Pushes
@@ -36,6 +39,10 @@ KEEP: Final = 60.0
 
 DROPPED: Final = 4_096
 """Keys that are remembered as replaced while something is being loaded, which in a busy process is always."""
+
+
+_TRIES: Final = 20
+_TRY: Final = 1.0
 
 
 class Hears(Protocol):
@@ -204,12 +211,31 @@ def in_front_of(far: RedisStore, *, max_bytes: int, metrics: Metrics) -> TieredS
 
     max_bytes: of the memory.
     """
+    keeping_out = Background()
+
+    def emptied() -> None:
+        if not keeping_out.at_work:
+            keeping_out.begin(_purge_all(far, metrics), "tidegate-emptied")
+
     pushes = Pushes(far.stamp_names, bites=metrics.limits.labels("pushes").inc)
     near = MemoryStore(max_bytes=max_bytes, judge=pushes, metrics=metrics)
-    return TieredStore(far, near, pushes, _hearing(far, pushes, metrics))
+    return TieredStore(far, near, pushes, _hearing(far, pushes, metrics, emptied))
 
 
-def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
+async def _purge_all(far: RedisStore, metrics: Metrics) -> None:
+    """Keep out what was on its way when the server was emptied: see `RedisStore.emptied`."""
+    for _ in range(_TRIES):
+        try:
+            async with asyncio.timeout(_TRY):
+                await far.emptied()
+        except (StoreError, TimeoutError) as error:
+            metrics.fail("store", error if str(error) else StoreError(f"redis: no answer within {_TRY:g} s"))
+            await asyncio.sleep(_TRY / 4)
+        else:
+            return
+
+
+def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics, emptied: Callable[[], object]) -> Hears:
     """What follows the purges there."""
 
     def failed(error: Exception) -> None:
@@ -219,9 +245,10 @@ def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
         metrics.hearing.labels(transport).set(is_used)
 
     if far.dial is not None:
-        follow = partial(Tracking, prefix=far.stamp_prefix, changed=pushes.changed, void=pushes.void)
-        stream = partial(Streaming, far.dial, prefix=far.stream, changed=pushes.changed, void=pushes.void)
-        either = Fallback(partial(follow, far.dial), stream, failed=failed, used=used)
+        hears = partial(Tracking, changed=pushes.changed, void=pushes.void, flushed=emptied)
+        reads = partial(Streaming, changed=pushes.changed, void=pushes.void, flushed=emptied)
+        follow, stream = partial(hears, far.dial, prefix=far.stamp_prefix), partial(reads, far.dial, prefix=far.stream)
+        either = Fallback(follow, stream, failed=failed, used=used)
         far.elsewhere(either.renew)
         return either
     assert far.cluster is not None  # several servers
@@ -238,6 +265,7 @@ def _hearing(far: RedisStore, pushes: Pushes, metrics: Metrics) -> Hears:
         failed=lost,
         asks=ASKED,
         used=used,
+        flushed=emptied,
     )
     all_masters = ClusterTracking(far.cluster, masters.follow, pushes.void)
     return all_masters

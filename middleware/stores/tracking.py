@@ -45,7 +45,7 @@ class Tracking:
     changed: called with the names of keys that were changed, or may have been.
     void: called when anything may have been.
     failed: called with why a connection was lost or could not be made; as often as that happens.
-    begun: called whenever it begins to hear.
+    begun: called whenever it begins to hear. flushed: called when the server was emptied, this database or another one.
     asks: the commands of a heartbeat. check: called with their replies; StoreError: something else is wrong that makes
         what is known worthless. The connection stays, everything is void, and nothing is known until it is content.
     """
@@ -61,6 +61,7 @@ class Tracking:
         asks: Sequence[tuple[bytes, ...]] = ((b"PING",),),
         check: Callable[[Sequence[Any]], None] = lambda _: None,
         begun: Callable[[], object] = lambda: None,
+        flushed: Callable[[], object] = lambda: None,
         beat: float = BEAT,
         lease: float = LEASE,
         refused_pause: float = _REFUSED_PAUSE,
@@ -73,6 +74,7 @@ class Tracking:
         self._asks = asks
         self._check = check
         self._on_begun = begun
+        self._flushed = flushed
         self._beat = beat
         self._lease = lease
         self._refused_pause = refused_pause
@@ -192,6 +194,7 @@ class Tracking:
         if push and push[0] == b"invalidate":
             names = push[1]
             if names is None:
-                self._void()  # the database was flushed
+                self._void()
+                self._flushed()
             else:
                 self._changed(names)

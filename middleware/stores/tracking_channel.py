@@ -68,7 +68,9 @@ class Masters:
         failed: Callable[[Exception], None],
         asks: Sequence[tuple[bytes, ...]],
         used: Callable[[str, bool], None],
+        flushed: Callable[[], object] = lambda: None,
     ) -> None:
+        self._flushed = flushed
         self._prefix = prefix
         self._channel = channel
         self._changed = changed
@@ -89,6 +91,7 @@ class Masters:
             asks=self._asks,
             check=check,
             begun=lambda: self._begun(one),
+            flushed=self._flushed,
         )
         one.channel = self._channel
         return one

@@ -64,9 +64,11 @@ class Streaming(Tracking):
     def _told(self, oldest: Sequence[Any], news: Any, last: bytes) -> bytes:
         """Take the news; returns the place of the last."""
         if not oldest:
+            self._flushed()
             raise StoreError("the stream of purges is gone")
         if _place(oldest[0][0]) > _place(last):
             self._void()  # something that was not read has been let go
+            self._flushed()  # or all of it
         if not news:
             return last
         entries: list[Any] = news[self._prefix] if self._prefix in news else news[0][1]  # a map in RESP3
