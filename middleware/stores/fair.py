@@ -11,7 +11,12 @@ Not guaranteed: that an owner above its even share keeps more than that; nor any
 Of one owner's records the one goes that was not asked for since the last time round (CLOCK, Corbató 1968): the same as
 least recently used but for who of many used ones goes first, at a hit that moves nothing.
 
-A step costs the same however many records there are, and grows with the logarithm of the number of owners.
+The most is taken to within a part in 32. Among those who take that, the one that wants the room goes first, where it
+takes more than an even share: owners of one size would else take turns, and at each record it would have to be found
+out anew who is ahead by one.
+
+A step costs the same however many records there are. With the number of owners it grows as its logarithm, and only
+where another one comes to take the most.
 """
 
 from array import array
@@ -24,25 +29,28 @@ _SPARED: Final = 64
 """Records in use that are passed over for one that is not. Where all are in use it matters little which one goes, and
 it is to be found in bounded time."""
 
-_SLACK: Final = 4
-"""An owner that grows is filed again each time that it has grown by 1 / 2 ** 4, not at each record."""
+_SLACK: Final = 1 + 1 / 64
+"""An owner that grows is filed again when it has grown by so much, not at each record."""
+
+_NEAR: Final = 1 - 1 / 32
+"""Who takes so much of what the largest does counts as the largest."""
 
 
 class Owner:
     """A tenant or the public: how many records it has, what they weigh, and the one that is looked at next.
 
-    bound, ticket: not less than what it takes, and the number under which it is filed with that.
-    most_bytes, most_count: the bytes and records up to which it takes no more than its bound.
+    ticket: the number under which it is filed.
+    most_bytes, most_count: the bytes and records up to which it takes no more than the bound that it is filed with.
     """
 
-    __slots__ = ("bound", "bytes", "count", "hand", "most_bytes", "most_count", "name", "ticket")
+    __slots__ = ("bytes", "count", "hand", "most_bytes", "most_count", "name", "ticket")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
         self.bytes = 0
         self.hand = 0
-        self.bound = self.most_bytes = self.most_count = 0
+        self.most_bytes = self.most_count = 0
         self.ticket = -1
 
 
@@ -59,9 +67,12 @@ class Fair:
         self._before, self._after = array("I"), array("I")
         """Of each row, its neighbours in the ring of its owner's rows."""
         self._owners: dict[str, Owner] = {}
-        self._filed: list[tuple[int, int, Owner]] = []
-        """A heap of (-bound, ticket, owner). One with another ticket than its owner's is out of date."""
+        self._filed: list[tuple[float, int, Owner]] = []
+        """A heap of (-bound, ticket, owner): nobody takes more than his bound. One with another ticket than its owner's
+        is out of date."""
         self._ticket = 0
+        self._last = Owner("")
+        """Who had a record more last: who wants the room."""
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -91,17 +102,17 @@ class Fair:
             owner.hand = before[row] = after[row] = row
         owner.count = count = count + 1
         owner.bytes = taken = owner.bytes + size
+        self._last = owner
         if taken > owner.most_bytes or count > owner.most_count:
-            takes = self._takes(owner)
-            self._file(owner, takes + (takes >> _SLACK))
+            self._grown(owner)
 
     def grow(self, name: str, size: int) -> None:
         """A record of an owner takes so much more, or less."""
         owner = self._owners[name]
         owner.bytes += size
+        self._last = owner
         if owner.bytes > owner.most_bytes:
-            takes = self._takes(owner)
-            self._file(owner, takes + (takes >> _SLACK))
+            self._grown(owner)
 
     def remove(self, row: int, name: str, size: int) -> None:
         """An owner has this record of its own less; without any it is forgotten."""
@@ -131,35 +142,46 @@ class Fair:
             owner.hand = row
         return row
 
-    def _takes(self, owner: Owner) -> int:
-        """Its part of the bytes or of the records, whichever is more, times the product of both limits."""
-        return max(owner.bytes * self._max_entries, owner.count * self._max_bytes)
+    def _takes(self, owner: Owner) -> float:
+        """Its part of the bytes or of the records, whichever is more."""
+        of_bytes, of_records = owner.bytes / self._max_bytes, owner.count / self._max_entries
+        return of_bytes if of_bytes > of_records else of_records
 
     def _largest(self) -> Owner:
-        """The owner that takes the most. Nobody takes more than his bound: who is filed with what he takes exactly, and
-        before all others, is the one.
+        """The owner that is to give way. There is one above the even share whenever a limit is passed: else nobody's
+        parts would come to more than the whole.
         """
-        filed, max_bytes, max_entries = self._filed, self._max_bytes, self._max_entries
+        filed, even, last = self._filed, 1 / len(self._owners), self._last
+        wants = self._takes(last) if last.count else 0.0
         while True:
             bound, ticket, owner = filed[0]
             if ticket != owner.ticket:
                 heappop(filed)
                 continue
-            takes, other = owner.bytes * max_entries, owner.count * max_bytes  # as `_takes`, which a call would double
-            if other > takes:
-                takes = other
-            if takes == -bound:
+            near = -bound * _NEAR
+            if wants > even and wants >= near:
+                return last
+            takes = self._takes(owner)
+            if takes > even and takes >= near:
                 return owner
-            owner.bound, owner.most_bytes, owner.most_count = takes, takes // max_entries, takes // max_bytes
-            heapreplace(filed, (-takes, ticket, owner))
+            # Below the even share it is not to be met again before it has grown, or there are many more owners.
+            bound, less = -bound, takes if takes >= even else (takes + even) / 2
+            if less >= bound:
+                return owner
+            self._bind(owner, less)
+            heapreplace(filed, (-less, ticket, owner))
 
-    def _file(self, owner: Owner, bound: int) -> None:
-        self._ticket += 1
-        owner.ticket = self._ticket
-        owner.bound, owner.most_bytes, owner.most_count = bound, bound // self._max_entries, bound // self._max_bytes
+    def _grown(self, owner: Owner) -> None:
+        """It takes more than its bound."""
+        takes, even = self._takes(owner), 1 / len(self._owners)
+        bound = takes * _SLACK if takes > even else even
+        self._bind(owner, bound)
+        self._ticket = owner.ticket = self._ticket + 1
+        heappush(self._filed, (-bound, owner.ticket, owner))
         if len(self._filed) > 2 * len(self._owners) + 64:
-            # One owner's growth leaves entries behind that are out of date: half are, and go at once.
-            self._filed = [(-each.bound, each.ticket, each) for each in self._owners.values()]
+            # At least half are out of date, and go at once.
+            self._filed = [each for each in self._filed if each[1] == each[2].ticket]
             heapify(self._filed)
-        else:
-            heappush(self._filed, (-bound, self._ticket, owner))
+
+    def _bind(self, owner: Owner, bound: float) -> None:
+        owner.most_bytes, owner.most_count = int(bound * self._max_bytes), int(bound * self._max_entries)

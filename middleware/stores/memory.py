@@ -20,13 +20,16 @@ from tidegate.middleware.stores.affected import Affected, Tally
 from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreStats, Target
 from tidegate.middleware.stores.ledger import Judge, Ledger
 from tidegate.middleware.stores.moulds import Mould, mould_of
-from tidegate.middleware.stores.pressing import LENGTHS, Form, released, size_of
+from tidegate.middleware.stores.packing import Held, opened, packed, row_of, taken_by
+from tidegate.middleware.stores.pressing import LENGTHS, size_of
 from tidegate.middleware.stores.rows import ROW, Rows
 
 __all__ = ["MemoryStore", "size_of"]
 
 _LOOKED_THROUGH: Final = 500
 """Records that `affected` looks at before others have their turn."""
+
+_MOST: Final = len(LENGTHS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,8 @@ class MemoryStore(Rows):
     longer than one step takes, keeps its counts right.
 
     max_bytes: memory for records, as it is estimated. What entries have in common may take a sixteenth of that besides,
-        and entries that were asked for lately an eighth: 4096 of them at most, mostly of half a KiB to one.
+        and entries that were asked for lately an eighth: 4096 of them at most, mostly of half a KiB to one and their
+        bodies once more, where these are of no more than 4 KiB.
     max_entries: records.
     max_entry_bytes: a larger record is refused; default an eighth of `max_bytes`, so that one record cannot push out
         everybody else's.
@@ -118,49 +122,52 @@ class MemoryStore(Rows):
     def peek(self, key: bytes) -> Record | None:
         """As `get`, without positions.
 
-        Without the lock, which would cost as much as all the rest: what was read is what it was read as if no row was
-        given to another record meanwhile.
+        Without the lock, which would cost as much as all the rest: what is held as it is served is never another
+        record's, and void from the moment on in which the ledger's stamp rises.
         """
-        written, clock = self._written, self._clock
-        row = self._rows.get(key)
-        if row is None:
-            return None
-        try:
-            record = self._records[row]
-            if (
-                type(record) is not Form
-                and self._valid_at[row] == self._ledger.stamp
-                and self._expires[row] > clock()
-                and self._written == written
-            ):
-                self._used[row] = 1
-                return record  # type: ignore[return-value]  # no Form
-        except IndexError:  # another thread has emptied the store
+        held = self._held.get(key)
+        if type(held) is Held:
+            clock = self._clock
+            if held.valid_at == self._ledger.stamp and held.expires > clock():
+                try:
+                    self._used[held.row] = 1
+                except IndexError:  # another thread has emptied the store
+                    return None
+                return held.record
+        elif held is None:
             return None
         return self._looked_at(key)
 
     def _looked_at(self, key: bytes) -> Record | None:
-        """As `peek`, where there is something to do: an entry that is pressed, a purge since the record was last looked
+        """As `peek`, where there is something to do: an entry that is packed, a purge since the record was last looked
         at, or its end.
         """
-        with self._lock:
-            row = self._rows.get(key)
-            if row is None:
+        lock = self._lock
+        lock.acquire()  # as in `keep`
+        try:
+            held = self._held.get(key)
+            if held is None:
                 return None
-            if self._expires[row] <= self._clock() or not self._is_valid(row):
-                self._drop(row)
+            row = row_of(held)
+            if self._expires[row] <= self._clock():
+                self._drop(key)
                 return None
+            if self._valid_at[row] != self._ledger.stamp:
+                if not self._is_valid(key, row):
+                    self._drop(key)
+                    return None
+                held = self._held[key]  # what was made stale is another
             self._used[row] = 1
-            form = self._records[row]
-            if type(form) is not Form:
-                return form  # type: ignore[return-value]  # no Form
-            own = self._owns[row]
-            entry = self._records[row] = released(form, own, self._bodies[row], self._born[row])
-            for cold, of in self._warm.hold(row, form, own):
-                self._records[cold] = of
+            if isinstance(held, Held):
+                record = held.record
+                held.valid_at = self._valid_at[row]
+            else:
+                record = self._warmed(key, held)
             while self._bytes > self._max_bytes:  # what was made stale may take more
                 self._make_room(self._clock())
-            return entry
+            return record
+        finally:
+            lock.release()
 
     def positions(self, scopes: Sequence[str]) -> Mapping[str, int]:
         """Where these scopes stand in the ledger."""
@@ -190,7 +197,7 @@ class MemoryStore(Rows):
                 self._rejected += 1
                 self._limits.entry.inc()
                 return False
-            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
+            while self._bytes > self._max_bytes or len(self._held) > self._max_entries:
                 self._make_room(now)
             return True
         finally:
@@ -203,21 +210,23 @@ class MemoryStore(Rows):
     def mould(self, key: bytes, entry: Entry, positions: Mapping[str, int]) -> Mould | None:
         """See `KeepsAlike`."""
         with self._lock:
-            row = self._rows.get(key)
-            form = self._records[row] if row is not None else None
-            if row is None or type(form) is not Form or self._ledger.positions(tuple(positions)) != positions:
+            held = self._held.get(key)
+            if held is None or isinstance(held, Held) or self._ledger.positions(tuple(positions)) != positions:
                 return None
-            if self._record(row) != entry:
+            if self._record(held) != entry:
                 return None
-            return mould_of(form, positions, self._ledger.stamp)
+            return mould_of(self._form(opened(held)[1]), positions, self._ledger.stamp)
 
     def keep_alike(
         self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
     ) -> bool:
         """See `KeepsAlike`."""
         form, length = mould.form, len(end)
-        size = ROW + len(key) + 1 + length + len(etag) + len(body)
-        if retain <= 0 or length >= len(LENGTHS) or size > self._max_entry_bytes:
+        if retain <= 0 or length >= _MOST:
+            return False
+        own = LENGTHS[length] + end + etag  # as `Forms.press` gives it
+        size = ROW + len(key) + taken_by(len(own), len(body))
+        if size > self._max_entry_bytes:
             return False
         lock = self._lock
         lock.acquire()
@@ -226,9 +235,9 @@ class MemoryStore(Rows):
                 return False
             form.rows += 1
             now = self._clock()
-            own = LENGTHS[length] + end + etag  # as `Forms.press` gives it
-            self._place(key, form, own, body, born, now + retain, size, mould.stamp, form.owner)
-            while self._bytes > self._max_bytes or len(self._rows) > self._max_entries:
+            row = self._row_for(key, form.owner, size, now + retain, mould.stamp)
+            self._held[key] = packed(row, form.number, born, own, body)
+            while self._bytes > self._max_bytes or len(self._held) > self._max_entries:
                 self._make_room(now)
             return True
         finally:
@@ -241,9 +250,8 @@ class MemoryStore(Rows):
     def drop(self, key: bytes) -> None:
         """As `delete`."""
         with self._lock:
-            row = self._rows.get(key)
-            if row is not None:
-                self._drop(row)
+            if key in self._held:
+                self._drop(key)
 
     async def purge(self, tags: Mapping[str, Sequence[Target]]) -> Purge:
         """Stamp the tags. Records that carry them go when they are next asked for, when room is wanted, or by age."""
@@ -260,16 +268,16 @@ class MemoryStore(Rows):
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, counted exactly; other work goes on meanwhile."""
-        tally, keys = Tally(tags), list(self._rows)
+        tally, keys = Tally(tags), list(self._held)
         for start in range(0, len(keys), _LOOKED_THROUGH):
             with self._lock:
                 now = self._clock()
                 for key in keys[start : start + _LOOKED_THROUGH]:
-                    row = self._rows.get(key)
-                    if row is None or self._expires[row] <= now:
+                    held = self._held.get(key)
+                    if held is None or self._expires[row := row_of(held)] <= now:
                         continue
                     tally.looked_at += 1
-                    record = self._record(row)
+                    record = self._record(held)
                     concerned = isinstance(record, Entry) and tally.concerns(record)
                     if isinstance(record, Entry) and concerned and self._ledger.allows(record, self._valid_at[row]):
                         tally.count(record)
@@ -280,7 +288,7 @@ class MemoryStore(Rows):
         """Counts as they stand; expired and purged records count until they are dropped."""
         with self._lock:
             return StoreStats(
-                entries=len(self._rows), bytes=self._bytes, evictions=self._evictions, rejected=self._rejected,
+                entries=len(self._held), bytes=self._bytes, evictions=self._evictions, rejected=self._rejected,
                 extra={"tenants": len(self._fair), "scopes": len(self._ledger),
                        "stamps_forgotten": self._ledger.forgotten},
             )  # fmt: skip

@@ -8,13 +8,13 @@ is not held at all.
 What recurs is learnt from what was seen twice: what occurs only once is no form's part, and fills no memory.
 """
 
-from collections import OrderedDict
 from struct import Struct
 from typing import Any, Final
 
-from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record, new_entry
+from tidegate.middleware.core.records import with_body
+from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record
 
-__all__ = ["ETAG", "LENGTHS", "Form", "Forms", "Warm", "owner_in", "released", "size_of"]
+__all__ = ["ETAG", "LENGTHS", "Form", "Forms", "owner_in", "released", "size_of"]
 
 _REMEMBERED: Final = 4096
 """Parts of a kind that are known to recur. When there are more all are forgotten, and learnt again as they come."""
@@ -49,16 +49,6 @@ _FORM: Final = 450
 _RECORD: Final = 450
 _PAIR: Final = 140
 
-_WARM: Final = 4096
-"""Entries that are held as such, besides: who is asked for again is not put together anew each time."""
-
-_WARM_EACH: Final = 16384
-"""A smaller store holds one for so many of its bytes."""
-
-_WHOLE: Final = 400
-_PIECE: Final = 240
-"""Bytes of memory that such an entry takes besides what it is put together from, and for each of its own parts."""
-
 Key = tuple[Any, ...]
 """What of an entry is not its own, as `Forms.press` puts it together."""
 
@@ -68,13 +58,14 @@ class Form:
 
     key: that. pieces: how many parts each of them has of its own. owner: the scope that they are stored for.
     weight: bytes that it takes, roughly. rows: entries that have it. shared: others may come to have it; no more once
-    none had it.
+    none had it. number: its place among the store's forms, as long as an entry has it.
     """
 
-    __slots__ = ("key", "owner", "pieces", "rows", "shared", "weight")
+    __slots__ = ("key", "number", "owner", "pieces", "rows", "shared", "weight")
 
     def __init__(self, key: Key, pieces: int, owner: str, weight: int) -> None:
         self.key = key
+        self.number = 0
         self.pieces = pieces
         self.owner = owner
         self.weight = weight
@@ -92,6 +83,10 @@ class Forms:
         self._most = most
         self._bytes = 0
         self._forms: dict[Key, Form] = {}
+        self.numbered: list[Form | None] = []
+        """All that an entry has, by their numbers."""
+        self._numbers: list[int] = []
+        """Those that no form has."""
         # Apart, because b"a" and "a" have one hash: they would be compared, which Python's -b warns of.
         self._fields: set[tuple[bytes, bytes]] = set()
         self._beginnings: set[str] = set()
@@ -198,6 +193,12 @@ class Forms:
             form.shared = True
             self._forms[key] = form
             self._bytes += weight
+        if self._numbers:
+            form.number = self._numbers.pop()
+            self.numbered[form.number] = form
+        else:
+            form.number = len(self.numbered)
+            self.numbered.append(form)
         return form
 
     def let_go(self, form: Form) -> None:
@@ -208,6 +209,8 @@ class Forms:
 
     def forget(self, form: Form) -> None:
         """No entry has it any more."""
+        self.numbered[form.number] = None
+        self._numbers.append(form.number)
         if form.shared:
             form.shared = False
             del self._forms[form.key]
@@ -217,43 +220,6 @@ class Forms:
         """No entry has any of them any more."""
         for form in self._forms.values():
             form.shared = False
-
-
-class Warm:
-    """The rows whose entries are held as such, with their forms. Who came first goes first.
-
-    room: bytes of the store. They may take an eighth of that, and be one in 16 KiB of it.
-    """
-
-    def __init__(self, *, room: int) -> None:
-        self._most = room // 8
-        self._most_rows = max(1, min(_WARM, room // _WARM_EACH))
-        self._rows: OrderedDict[int, tuple[Form, int]] = OrderedDict()
-        self.bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def hold(self, row: int, form: Form, own: bytes) -> list[tuple[int, Form]]:
-        """One more; returns those that are held no more, which that one may be among. own: as it is pressed."""
-        size = _WHOLE + _PIECE * form.pieces + len(own)
-        self._rows[row] = form, size
-        self.bytes += size
-        cold: list[tuple[int, Form]] = []
-        while self.bytes > self._most or len(self._rows) > self._most_rows:
-            gone, (of, its_size) = self._rows.popitem(last=False)
-            self.bytes -= its_size
-            cold.append((gone, of))
-        return cold
-
-    def let_go(self, row: int) -> Form | None:
-        """The form of a row that holds its entry no more; None: it did not."""
-        held = self._rows.pop(row, None)
-        if held is None:
-            return None
-        form, size = held
-        self.bytes -= size
-        return form
 
 
 def released(form: Form, own: bytes, body: bytes, born: float) -> Entry:
@@ -267,21 +233,10 @@ def released(form: Form, own: bytes, body: bytes, born: float) -> Entry:
         field if len(field) == 2 else (field[0], next(pieces)) if field else (b"content-length", b"%d" % len(body))
         for field in fields
     ]
-    return new_entry(
-        status=status,
-        headers=tuple(headers),
-        body=body,
-        born=born,
-        lifetime=lifetime,
-        stale_while_revalidate=stale,
-        stale_if_error=on_error,
-        must_revalidate=strict,
-        no_cache=no_cache,
-        vary=vary,
-        tags=tags,
-        positions=positions,
-        own_etag=own_etag,
-    )
+    others = (
+        status, tuple(headers), born, lifetime, stale, on_error, strict, no_cache, vary, tags, positions, own_etag,
+    )  # fmt: skip
+    return with_body(others, body)
 
 
 def size_of(key: bytes, record: Record) -> int:

@@ -293,7 +293,7 @@ def test_a_store_that_fails_to_keep_one_in_pieces_is_counted_and_the_client_has_
         def fails(*_: object) -> None:
             raise ValueError
 
-        stack.memory._place = fails  # type: ignore[method-assign]
+        stack.memory._row_for = fails  # type: ignore[method-assign]
         answer = await stack.live(*fresh(6))
         assert "stored" in (header(answer) or "")  # type: ignore[arg-type]
         assert stack.cache._config.metrics.errors.labels("store")._value.get() == 1

@@ -95,6 +95,16 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+class Counting(MemoryStore):
+    """Counts what it holds anew."""
+
+    written = 0
+
+    def _row_for(self, *of: Any) -> int:
+        self.written += 1
+        return super()._row_for(*of)
+
+
 class World:
     """A cache over an app that answers as it was told, and a clock that stands still."""
 
@@ -103,7 +113,7 @@ class World:
         self.now = START
         self.calls = 0
         metrics = Metrics(CollectorRegistry())
-        self.store = MemoryStore(metrics=metrics, clock=lambda: self.now)
+        self.store = Counting(metrics=metrics, clock=lambda: self.now)
         policies = Policies([given["policy"]] if given["policy"] is not None else [])
         self.layer = CacheLayer(
             self.app,
@@ -134,7 +144,7 @@ class World:
         return await self.layer.explain(self.scope(asked), receive if run else None)
 
     def contents(self) -> dict[bytes, Any]:
-        return {key: self.store._record(row) for key, row in self.store._rows.items()}
+        return {key: self.store._record(held) for key, held in self.store._held.items()}
 
     async def request(self, asked: list[tuple[str, str]]) -> tuple[Answer, str | None]:
         """The answer, and what the cache did."""
@@ -222,11 +232,11 @@ async def agrees_about_storing(world: World, asked: list[tuple[str, str]], seen:
 
 
 async def agrees_about_serving(world: World, asked: list[tuple[str, str]], seen: Counter[str]) -> None:
-    before, calls = world.store._written, world.calls
+    before, calls = world.store.written, world.calls
     aside = await world.explain(asked, run=False)
     assert world.calls == calls, "the app is not run unless it is asked for"
     told = await world.explain(asked)
-    assert world.store._written == before, "explaining stores nothing"
+    assert world.store.written == before, "explaining stores nothing"
     assert replace(aside, steps=()).found == replace(told, steps=()).found
     answer, outcome = await world.request(asked)
     assert told.served == (outcome == "hit" or (outcome == "stale" and told.found.serving == "while-revalidating"))  # type: ignore[union-attr]

@@ -32,7 +32,6 @@ from tidegate.middleware.stores.base import Record
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.moulds import Mould
-from tidegate.middleware.stores.pressing import released
 
 FRESH = ("cache-control", "max-age=60")
 LAST = ("last-modified", "Mon, 01 Jan 2024 00:00:00 GMT")
@@ -136,8 +135,7 @@ class Noting(MemoryStore):
     ) -> bool:
         kept = super().keep_alike(mould, key, end, etag, body, born, retain)
         if kept:
-            row = self._rows[key]
-            self.kept.append((key, released(mould.form, self._owns[row], body, born), retain))
+            self.kept.append((key, self._record(self._held[key]), retain))
             self.in_pieces += 1
         return kept
 

@@ -227,7 +227,7 @@ def test_the_key_differs_by_whom_it_is_for_and_by_secret_and_names_nobody() -> N
 def test_the_hash_is_no_way_to_the_key_in_the_store() -> None:
     layer = layer_over(Curious([FRESH]), show_key=True, naming_key=b"one")
     (status,) = statuses(layer, 1)
-    (stored,) = layer._config.store._rows  # type: ignore[attr-defined]
+    (stored,) = layer._config.store._held  # type: ignore[attr-defined]
     assert key_in(status) not in (None, stored.hex(), stored.hex()[:20])
 
 

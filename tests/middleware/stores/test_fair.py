@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from tests.middleware.stores.support import entry, new_metrics
 from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Entry, Variants
-from tidegate.middleware.stores.fair import Fair
+from tidegate.middleware.stores.fair import Fair, Owner
 from tidegate.middleware.stores.memory import MemoryStore
-from tidegate.middleware.stores.pressing import Form
 
 URLS = 400
 """Of tenant b, in most tests here; some are asked for more often than others."""
@@ -205,9 +204,9 @@ def test_whoever_takes_no_more_than_an_even_share_loses_nothing_and_others_lose_
                     count, weight = after.get(name, (0, 0))
                     assert max((count + 1) / limit, (weight + 5_000) / room) > even
             assert {name: len(keys) for name, keys in have.items()} == {name: one[0] for name, one in after.items()}
-            assert sum(count for count, _ in after.values()) == store.stats().entries == len(store._rows) <= limit
+            assert sum(count for count, _ in after.values()) == store.stats().entries == len(store._held) <= limit
             assert sum(weight for _, weight in after.values()) == (store.stats().bytes or 0) <= room
-        for key in list(store._rows):
+        for key in list(store._held):
             await store.delete(key)
         assert (len(store._fair), store.stats().bytes, store.stats().entries) == (0, 0, 0)
 
@@ -216,11 +215,93 @@ def test_whoever_takes_no_more_than_an_even_share_loses_nothing_and_others_lose_
 
 def _keys_of(store: MemoryStore) -> dict[str, set[bytes]]:
     found: dict[str, set[bytes]] = {}
-    for key, row in store._rows.items():
-        record = store._records[row]
-        assert isinstance(record, Form)
-        found.setdefault(record.owner, set()).add(key)
+    for key, held in store._held.items():
+        _, form, _ = store._weighed(key, held)
+        assert form is not None
+        found.setdefault(form.owner, set()).add(key)
     return found
+
+
+@pytest.mark.parametrize("sizes", ["equal", "of all sizes"])
+def test_a_full_store_takes_no_more_steps_for_a_thousand_equal_owners_than_for_one(sizes: str) -> None:
+    """Counted are the owners that are looked at and the times that one is filed, over what each put pushes out."""
+
+    def looked_at(owners: int) -> float:
+        chance = random.Random(owners)
+        looked = taken = 0
+        records, room = 20_000, 20_000 * (100 if sizes == "equal" else 2000)
+
+        class Counting(Fair):
+            def _takes(self, owner: Owner) -> float:
+                nonlocal looked
+                looked += 1
+                return super()._takes(owner)
+
+        def put() -> None:
+            nonlocal taken
+            row = free.pop()
+            name, size = f"tenant:{chance.randrange(owners)}", 100 if sizes == "equal" else chance.randrange(50, 5000)
+            held[row] = name, size
+            fair.add(row, name, size)
+            taken += size
+            while len(held) > records or taken > room:
+                gone = fair.victim()
+                fair.remove(gone, *held[gone])
+                taken -= held.pop(gone)[1]
+                free.append(gone)
+
+        fair, held = Counting(max_bytes=room, max_entries=records), dict[int, tuple[str, int]]()
+        fair.more(records + 1)
+        free = list(range(records + 1))
+        for _ in range(2 * records):
+            put()
+        looked = 0
+        for _ in range(5000):
+            put()
+        return looked / 5000
+
+    one, ten, many = looked_at(1), looked_at(10), looked_at(1000)
+    print(f"\nlooked at for each put: {one:.2f} for one owner, {ten:.2f} for ten, {many:.2f} for a thousand")
+    assert max(one, ten, many) < 6
+
+
+LIVES = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 400), st.booleans()), max_size=300)
+
+
+@given(LIVES)
+def test_who_gives_way_takes_the_most_to_within_a_part_in_32_and_more_than_an_even_share(
+    steps: list[tuple[str, int, bool]],
+) -> None:
+    """Also while others come and go, against a plain count of what each takes."""
+    records, room = 20, 3000
+    fair, held, free = Fair(max_bytes=room, max_entries=records), dict[int, tuple[str, int]](), list(range(400))
+    fair.more(400)
+
+    def remove(row: int) -> None:
+        fair.remove(row, *held.pop(row))
+        free.append(row)
+
+    for name, size, gone in steps:
+        if gone and held:
+            remove(min(held))
+        row = free.pop()
+        held[row] = name, size
+        fair.add(row, name, size)
+        while len(held) > records or sum(each for _, each in held.values()) > room:
+            takes = {
+                owner: max(sum(each for one, each in held.values() if one == owner) / room,
+                           sum(one == owner for one, _ in held.values()) / records)
+                for owner, _ in held.values()
+            }  # fmt: skip
+            victim = fair.victim()
+            of = takes[held[victim][0]]
+            assert of >= max(takes.values()) * 31 / 32 - 1e-9
+            assert of > 1 / len(takes) - 1e-9
+            remove(victim)
+    for row in list(held):
+        assert fair.victim() in held  # below the limits, too, it names one
+        remove(row)
+    assert len(fair) == 0
 
 
 def test_owners_that_come_and_go_leave_nothing_behind() -> None:

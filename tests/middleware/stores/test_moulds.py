@@ -20,6 +20,7 @@ from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Ent
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
 from tidegate.middleware.stores.moulds import Mould
+from tidegate.middleware.stores.packing import row_of
 from tidegate.middleware.stores.rows import ROW
 
 TENANTS = ("tenant:acme", "tenant:evil", PUBLIC_SCOPE)
@@ -111,8 +112,10 @@ class Lived:
         store = self.store
         forms = store._forms._forms.values()
         return {
-            "entries": {key: (store._record(row), store._sizes[row]) for key, row in store._rows.items()},
-            "times": {key: (store._expires[row], store._valid_at[row]) for key, row in store._rows.items()},
+            "entries": {key: (store._record(held), store._weighed(key, held)[2]) for key, held in store._held.items()},
+            "times": {
+                key: (store._expires[row_of(held)], store._valid_at[row_of(held)]) for key, held in store._held.items()
+            },
             "owners": store._fair.owners(),
             "forms": {form.key: (form.rows, form.shared) for form in forms},
             "stats": store.stats(),
