@@ -23,7 +23,7 @@ def on_the_way() -> list[Any]:
         mounted,
         mounted._runtime,
         telemetry,
-        telemetry._hits,
+        telemetry._count_at_once.__self__,
         telemetry.cohorts,
         telemetry._resolver,
         tide.gates,

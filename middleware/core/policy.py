@@ -6,7 +6,7 @@ Set-Cookie, `Vary: *` or a missing identity; `core.storing` sees to that.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, cast, get_args
 
 from tidegate.errors import Problems
@@ -185,11 +185,18 @@ def _is_seconds(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path's policy (None: RFC mode), the route label for metrics, and the path parameters."""
+    """A path's policy (None: RFC mode), the route label for metrics, and the path parameters.
+
+    storable: whether the policy by itself makes answers to GET and HEAD storable.
+    """
 
     policy: RoutePolicy | None
     route: str
     params: Mapping[str, str]
+    storable: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storable", self.policy is not None and self.policy.storable)
 
 
 OTHER: Final = Match(None, "other", {})

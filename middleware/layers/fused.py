@@ -88,6 +88,8 @@ class FusedHits:
         self._names = names
         self._layer = gate.layer if isinstance(gate, FlagGate) else None
         self._gate = None if gate is always or self._layer is not None else gate
+        self._wide: frozenset[str] | None = None
+        """The last set of open layers for which the gate was open, by identity: the flags give the same one again."""
         self._share: Share = share
         self._credentials = credentials
         self._credentials_too = _MATTERS | credentials.headers
@@ -106,7 +108,7 @@ class FusedHits:
             return None
         decision, identity, policy = context.decision, context.identity, context.match.policy
         if decision is not None:
-            if self._layer is not None and self._layer not in decision.open:
+            if decision.open is not self._wide and not self._is_wide(decision.open):
                 return None
             if decision.shadow and "cache" in decision.shadow:
                 return None
@@ -201,6 +203,13 @@ class FusedHits:
             {"type": "http.response.start", "status": record.status, "headers": given},
             {"type": "http.response.body", "body": record.body, "more_body": False},
         )
+
+    def _is_wide(self, opened: frozenset[str]) -> bool:
+        """Whether the flags open the cache; remembered, if so."""
+        if self._layer is not None and self._layer not in opened:
+            return False
+        self._wide = opened
+        return True
 
     def _is_somebodys(self, scope: Scope) -> bool:
         """Whether a request carries a credential elsewhere than in its header fields."""

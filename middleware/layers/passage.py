@@ -28,8 +28,8 @@ from tidegate.middleware.layers.joining import Key
 from tidegate.middleware.layers.keeping import Labelled
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.straight import Miss
-from tidegate.middleware.layers.telemetry import Watch, debug_fields
 from tidegate.middleware.layers.waiting import Waiting
+from tidegate.middleware.layers.watching import Watch, debug_fields
 from tidegate.middleware.layers.way import Way
 
 __all__ = ["Passage"]

@@ -10,7 +10,8 @@ from weakref import WeakSet
 from tidegate.errors import TidegateError
 from tidegate.flags import FlagProvider, Gates, Stops
 from tidegate.middleware.layers.asgi import ASGIApp, Message, Receive, Scope, Send
-from tidegate.middleware.layers.telemetry import PlainHit, TelemetryLayer, Watch
+from tidegate.middleware.layers.telemetry import PlainHit, TelemetryLayer
+from tidegate.middleware.layers.watching import Quiet, Watch
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.guard import GuardedStore
 
@@ -144,7 +145,7 @@ class Mounted:
         self._begin: Callable[[Scope, Receive, Send], PlainHit | Watch | Awaitable[None]] = app
         if isinstance(app, TelemetryLayer):
             # What it would do in a call is done here instead: that is a coroutine less for each request.
-            self._begin, self._count_hit = app.begin, app.count_hit
+            self._begin, self._count_failed, self._clock = app.begin, app.count_failed, app.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -160,17 +161,19 @@ class Mounted:
         begin = self._begin
         begun = begin(scope, receive, send)
         if type(begun) is tuple:  # the rest of the layer's call, here as below
+            start, body, started, count, whom, what = begun
             try:
-                await send(begun[0])
+                await send(start)
             except BaseException as error:
-                self._count_hit(scope, begun, error)
+                self._count_failed(scope, start, started, error)
                 raise
-            count_hit = self._count_hit
-            count_hit(scope, begun)
-            await send(begun[1])
-        elif type(begun) is not CoroutineType and isinstance(begun, Watch):  # the first says of most that they are none
+            clock = self._clock
+            count(whom, what, clock() - started)
+            await send(body)
+        elif type(begun) is Quiet or (type(begun) is not CoroutineType and isinstance(begun, Watch)):  # of all in turn
+            app = begun.app
             try:  # `begun.run()`
-                await begun.app(scope, begun.receive, begun.send)
+                await app(scope, begun.receive, begun.send)
             except Exception:
                 begun.failed = True
                 raise
