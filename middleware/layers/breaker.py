@@ -10,7 +10,7 @@ further out turns the 503 into a stale response where it may (RFC 5861 stale-if-
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from tidegate.middleware.breaker import LEVELS, Breaker, State, Ticket
@@ -70,6 +70,8 @@ class BreakerLayer:
         self._circuits = _Circuits(settings or BreakerSettings(), max_circuits, metrics, clock)
         self.circuit = self._circuits.of
         """The circuit for a request, by context and path."""
+        self.near = self._circuits.near
+        """Those of routes with a policy, by route and tenant, for a set of open layers; a request there asks for it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -224,7 +226,12 @@ class _Circuits:
         self._clock = clock
         self._forgotten = metrics.limits.labels("breaker-circuits").inc
         self._breakers: OrderedDict[Circuit, Breaker] = OrderedDict()
+        self._near: dict[frozenset[str] | None, dict[str, dict[str | None, Breaker]]] = {}
         self._routes: dict[str, _Route] = {}
+
+    def near(self, opened: frozenset[str] | None) -> Mapping[str, Mapping[str | None, Breaker]]:
+        """Those of routes with a policy that there are while these layers are open, by route and tenant."""
+        return self._near.setdefault(opened, {})
 
     def of(self, context: RequestContext, path: str) -> Breaker:
         """The circuit for a request."""
@@ -237,7 +244,10 @@ class _Circuits:
         )
         breaker = self._breakers.get(circuit)
         if breaker is None:
-            return self._make(circuit)
+            breaker = self._make(circuit)
+            if match.policy is not None:
+                self._near.setdefault(circuit[3], {}).setdefault(circuit[0], {})[circuit[2]] = breaker
+            return breaker
         breaker.asked = True  # cheaper than to move it to an end each time, see `_forget_one`
         return breaker
 
@@ -269,6 +279,9 @@ class _Circuits:
                 break
             self._breakers[first].asked = False
             self._breakers.move_to_end(first)
-        forgotten, _ = self._breakers.popitem(last=False)
+        forgotten, breaker = self._breakers.popitem(last=False)
+        near = self._near.get(forgotten[3], {}).get(forgotten[0], {})
+        if near.get(forgotten[2]) is breaker:
+            del near[forgotten[2]]
         self._routes[forgotten[0]].forget(forgotten)
         self._forgotten()

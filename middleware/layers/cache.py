@@ -157,7 +157,7 @@ class CacheLayer:
         found: Lookup | None = None
         if context.missed is not None and (missed := self._missed(scope, context)) is not None:
             named, misses = missed[2], self.misses
-            if misses is not None and misses.begin(scope, named, context) is not None:
+            if misses is not None and misses.begin(scope, named, context):
                 miss = Miss(misses, missed, context, send, misses.clock())
                 context.explainer = miss
                 try:

@@ -93,11 +93,11 @@ class CoalesceLayer:
         self._max_wait = max_wait
         self._max_hold = max_hold
         self.max_body = max_body
-        self._flights: dict[Key, Flight | Unjoined] = {}
+        self.flights: dict[Key, Flight | Unjoined] = {}
         self._tenants: dict[str | None, set[Key]] = {}
         self._forsaken: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks only weakly
-        self._lonely = Remembered(remember, max_remembered)
-        self._busy = Remembered(remember, max_remembered)
+        self.lonely = Remembered(remember, max_remembered)
+        self.busy = Remembered(remember, max_remembered)
         self.max_busy = max_busy
         self.clock = clock
         self._waiting: set[Seat] = set()
@@ -143,18 +143,18 @@ class CoalesceLayer:
         async def ending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 for key in tuple(self._tenants.get(tenant_of(context), ())):
-                    self._flights[key].close()
+                    self.flights[key].close()
             await send(message)
 
         return ending
 
     async def _share(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         key = key_of(scope, context)
-        if self._lonely.until and self._lonely.holds(hash(key), self.clock()):
+        if self.lonely.until and self.lonely.holds(hash(key), self.clock()):
             self.count_alone()
             await self.app(scope, receive, send)
             return
-        flight = self._flights.get(key)
+        flight = self.flights.get(key)
         if context.positions is None:
             context.purges = self._purges()
         if flight is not None and not began_now(flight, context):
@@ -180,7 +180,7 @@ class CoalesceLayer:
         leader = Leader(scope, receive, send)
         began = self.clock()
         try:
-            if self._busy.until and self._busy.holds(hash(key), began):
+            if self.busy.until and self.busy.holds(hash(key), began):
                 run = asyncio.get_running_loop().create_task(self._run(scope, leader))
             else:
                 begun = begin(self._run(scope, leader))
@@ -234,7 +234,7 @@ class CoalesceLayer:
 
         hashed: the hash of its key, where that is known.
         """
-        lonely, busy = self._lonely, self._busy
+        lonely, busy = self.lonely, self.busy
         if lonely.until or busy.until:
             if hashed is None:
                 hashed = hash(key)
@@ -243,13 +243,13 @@ class CoalesceLayer:
                 return True
             if hashed in busy.until and busy.holds(hashed, self.clock()):
                 return None
-        return None if self._flights and key in self._flights else False
+        return None if self.flights and key in self.flights else False
 
     def never_waited(self, key: Key, start: Message | None, context: RequestContext, began: float) -> None:
         """A run is over that nobody could join. Note what the next one like it is to know. start: of its answer."""
         now = self.clock()
         if now - began >= self.max_busy:
-            self._busy.add(hash(key), now)
+            self.busy.add(hash(key), now)
         if start is not None:
             self.is_refused(key, start["status"], start["headers"], context)
 
@@ -261,21 +261,21 @@ class CoalesceLayer:
         if refused is None and by_vary_alone(context) and not is_for_all(status, headers, time.time()):
             refused = "unstorable"
         if refused is not None and refused not in _PASSING:
-            self._lonely.add(hash(key), self.clock())
+            self.lonely.add(hash(key), self.clock())
         return refused is not None
 
     def enter(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> bool:
         """Note a run that others may join; False: there is one, as the app asked for the same before it waited."""
-        if key in self._flights:
+        if key in self.flights:
             return False
-        self._flights[key] = run
+        self.flights[key] = run
         self._tenants.setdefault(tenant_of(context), set()).add(key)
         return True
 
     def leave(self, key: Key, context: RequestContext, run: Flight | Unjoined) -> None:
         """Nobody is to join this run any more."""
-        if self._flights.get(key) is run:
-            del self._flights[key]
+        if self.flights.get(key) is run:
+            del self.flights[key]
             tenant = tenant_of(context)
             keys = self._tenants[tenant]
             keys.discard(key)
@@ -290,7 +290,7 @@ class CoalesceLayer:
 
         def turned_down(reason: str) -> None:
             if reason not in _PASSING:
-                self._lonely.add(hash(key), self.clock())
+                self.lonely.add(hash(key), self.clock())
             if reason == "too-large":
                 self._limit_body()
             elif reason == "stream":

@@ -38,6 +38,10 @@ class Plan:
     timeless: bool
 
 
+_Found = tuple[bytes, Mould, int]
+"""How the path and query of a URI begin up to the last slash, a mould for those, and how much of them is in it."""
+
+
 class Labelled:
     """A plan for plain responses of one head that get an ETag of ours, whose fields are put together already.
 
@@ -45,10 +49,11 @@ class Labelled:
     that. dated: see `Head`. countable: it counts as storable, by policy or by what it says.
     alike: what is stored of two of them differs in URI, ETag and body alone, and in what the handler says of it.
     lasts: seconds from an entry's birth for which it is of use. again: it was remembered, and serves once more.
+    moulds: see `Keeping`.
     """
 
-    __slots__ = ("after", "again", "alike", "before", "countable", "dated", "kept", "lasts", "plan", "policy", "rest",
-                 "room", "storable")  # fmt: skip
+    __slots__ = ("after", "again", "alike", "before", "countable", "dated", "kept", "lasts", "moulds", "plan", "policy",
+                 "rest", "room", "storable")  # fmt: skip
 
     def __init__(self, head: Head, plan: Plan) -> None:
         replaced = any(name == b"cache-control" for name, _ in plan.ours)
@@ -63,6 +68,7 @@ class Labelled:
         self.alike = kept is not None and not (kept.vary or kept.dropped or head.dated or (policy and policy.tags))
         self.lasts = kept.lifetime + plan.past if kept is not None else 0.0
         self.again = False
+        self.moulds: dict[Owner, _Found] = {}
 
     def stored(self, length: bytes, tag: Pair) -> tuple[Pair, ...]:
         """The fields that are stored, with this Content-Length and ETag."""
@@ -80,6 +86,8 @@ class Keeping:
         """The store, if it takes in pieces what is like an entry that it has."""
         self._moulds: dict[tuple[Labelled, str, str, bytes], Mould] = {}
         """By plan, scope, origin of the URI, and how its path and query begin, see `Named.end`."""
+        self._found: list[dict[Owner, _Found]] = []
+        """Those of plans that are remembered for who asked last, so many times as there are of them."""
 
     def keep_labelled(
         self, labelled: Labelled, length: bytes, tag: Pair, body: bytes, named: Named, context: RequestContext,
@@ -91,18 +99,17 @@ class Keeping:
         owner, ending = named.owner, named.end
         try:
             if store is not None and len(ending) <= owner.room:
-                moulds, cut = self._moulds, ending.rfind(b"/") + 1
-                mould = moulds.get((labelled, owner.scope, owner.origin, ending[:cut]))
-                if mould is None:
-                    cut = ending.find(b"/") + 1
-                    mould = moulds.get((labelled, owner.scope, owner.origin, ending[:cut]))
+                found = labelled.moulds.get(owner)
+                beginning = ending[: ending.rfind(b"/") + 1]
+                if found is None or found[0] != beginning:
+                    found = self._find(labelled, owner, ending, beginning)
                 now = self._clock()
-                if mould is not None and mould.positions is positions and asked <= now:
-                    born, end = now - (now - asked), ending[cut:]  # born: as below
+                if found is not None and found[1].positions is positions and asked <= now:
+                    born, end = now - (now - asked), ending[found[2] :]  # born: as below
                     if not end.isascii():
                         end = end.decode("latin-1").encode()
                     retain = born + labelled.lasts - now
-                    if store.keep_alike(mould, named.primary, end, tag[1], body, born, retain):
+                    if store.keep_alike(found[1], named.primary, end, tag[1], body, born, retain):
                         return True
             if _is_for_the_general_way(labelled.plan):
                 return False
@@ -117,10 +124,31 @@ class Keeping:
             self._config.metrics.fail("store", error)
         return True
 
+    def _find(self, labelled: Labelled, owner: Owner, ending: bytes, beginning: bytes) -> "_Found | None":
+        """A mould for what begins so, or like the first part of that."""
+        cut = len(beginning)
+        mould = self._moulds.get((labelled, owner.scope, owner.origin, beginning))
+        if mould is None:
+            cut = ending.find(b"/") + 1
+            mould = self._moulds.get((labelled, owner.scope, owner.origin, ending[:cut]))
+        if mould is None:
+            return None
+        if len(self._found) >= _MOULDS:
+            self._forget()
+        self._found.append(labelled.moulds)
+        found = labelled.moulds[owner] = (beginning, mould, cut)
+        return found
+
+    def _forget(self) -> None:
+        for each in self._found:
+            each.clear()
+        self._found.clear()
+
     def _remember(self, labelled: Labelled, owner: Owner, ending: bytes, mould: Mould) -> None:
         """Keep the next ones by this mould, whose URIs begin like that one. ending: of its tag."""
         if len(self._moulds) >= _MOULDS:
             self._moulds.clear()
+        self._forget()
         for cut in (ending.rfind(b"/") + 1, ending.find(b"/") + 1):
             if mould.beginning == owner.origin + ending[:cut].decode("latin-1"):
                 self._moulds[labelled, owner.scope, owner.origin, ending[:cut]] = mould

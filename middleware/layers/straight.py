@@ -11,7 +11,7 @@ beginning; and so does the commit of a response that varies. A property test com
 messages, records, counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, get_args
 
 from tidegate.middleware.core.explain import Explanation
@@ -28,7 +28,7 @@ from tidegate.middleware.layers.keeping import Keeping, Labelled, Plan
 from tidegate.middleware.layers.naming import Named
 from tidegate.middleware.layers.tee import UNREPEATABLE, Copy, Pairs, Tee
 from tidegate.middleware.layers.witness import FRAMED
-from tidegate.middleware.stores.base import Keeps
+from tidegate.middleware.stores.base import Keeps, MayKeepAlike
 
 __all__ = ["Miss", "Misses"]
 
@@ -66,29 +66,35 @@ class Misses:
         self.clock = config.clock
         self.taken = 0
         self._in_part = config.in_part
-        self._positions = store.positions
+        # The store itself, if there is a guard round one that keeps what is alike: every miss asks.
+        within = store.alike() if isinstance(store, MayKeepAlike) else None
+        self._positions: Callable[[Sequence[str]], Mapping[str, int] | None] = (within or store).positions
         self._plans: dict[tuple[object, ...], Plan] = {}
         keeping = Keeping(config, store)
         self.keep, self.keep_labelled = keeping.keep, keeping.keep_labelled
 
-    def begin(self, scope: Scope, named: Named, context: RequestContext) -> Mapping[str, int] | None:
-        """Note in the context that it is a miss: where the ledger stands; None: it is not for this way."""
+    def begin(self, scope: Scope, named: Named, context: RequestContext) -> bool:
+        """Note in the context that it is a miss, and where the ledger stands; False: it is not for this way."""
         policy = context.match.policy
         if policy is not None and policy.extensions != "pass" and scope.get("extensions"):
-            return None
+            return False
         if self._in_part and named.primary in self._in_part:
-            return None  # what is stored in part may be completed
+            return False  # what is stored in part may be completed
         if scope.get("session") is not None or scope.get("http_version") not in FRAMED:
-            return None  # the general way sees whether a session is read, and whether a body comes
-        positions = self._positions(named.owner.scopes)
+            return False  # the general way sees whether a session is read, and whether a body comes
+        try:
+            positions = self._positions(named.owner.scopes)
+        except Exception as error:  # noqa: BLE001 - P5; counted
+            self.config.metrics.fail("store", error)
+            return False
         if positions is None:
-            return None
+            return False
         context.positions, context.outcome = positions, "miss"
         if policy is not None:
             context.coalesce_key = (
                 self.config.names.shared(named, policy, scope["headers"]) if policy.vary else named.primary
             )
-        return positions
+        return True
 
     def labelled(self, head: Head, given: Pairs, context: RequestContext, share: Share) -> Labelled | None:
         """What becomes of a response with this head and an ETag of ours, remembered with the head where it can be;

@@ -4,9 +4,10 @@ It takes what `FusedHits` left a note of (`Missed`) where every layer is open, t
 asks for the same: what the five layers would do before the app is asked is done here, the rest by a `Passage`.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
+from tidegate.middleware.breaker import Breaker
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     Gate,
@@ -27,6 +28,8 @@ from tidegate.middleware.layers.way import Way
 __all__ = ["Throughway"]
 
 _UNKNOWN: Final = object()
+
+_Known = tuple[object, Mapping[str, Mapping[str | None, Breaker]], bool, bool]
 
 
 class Throughway(Way):
@@ -54,14 +57,13 @@ class Throughway(Way):
         self._hits = cache.hits
         self._count_alone, self._count_leader = coalesce.count_alone, coalesce.count_leader
         self._gate = gate
-        self._open: object = _UNKNOWN
-        """The set of open layers for which the gate was open last, by identity: the flags give the same one again."""
-        self._both = (True, True)
-        """How keys begin then, see `key_of`."""
-        self._circuit = breaker.circuit
+        self._circuit, self._near = breaker.circuit, breaker.near
+        self._known: _Known = (_UNKNOWN, {}, True, True)
+        """The set of open layers for which the gate was open last, by identity: the flags give the same one again; the
+        circuits of these, and how keys begin then, see `key_of`."""
         self._keys = PlainKeys()
 
-    def take(
+    def take(  # noqa: C901 - straight on purpose
         self, scope: Scope, context: RequestContext, receive: Receive, send: Send, started: float
     ) -> Awaitable[None] | None:
         """The passage of a request, as far as it needs to be waited for; None: it is for the layers, one after the
@@ -76,26 +78,38 @@ class Throughway(Way):
         hits, of, named, _ = missed
         if of is not scope or hits is not self._hits:
             return None
-        decision = context.decision
+        decision, match, identity = context.decision, context.match, context.identity
         opened = decision.open if decision is not None else None
-        if opened is not self._open:
+        known = self._known
+        if opened is not known[0]:
             if not self._gate(context):
                 return None
-            self._open, self._both = opened, (context.is_open("breaker"), context.is_open("etag"))
-        positions = self.misses.begin(scope, named, context)
-        if positions is None:
+            known = self._known = (
+                opened, self._near(opened), context.is_open("breaker"), context.is_open("etag")
+            )  # fmt: skip
+        _, circuits, judged, labelled = known
+        if not self.misses.begin(scope, named, context):
             return None
-        narrowed, hashed = context.coalesce_key, None
-        if narrowed is not None:
-            key: Key = (*self._both, (narrowed, "GET"))
+        breaker = hashed = None
+        if match.policy is not None:
+            key: Key = (judged, labelled, (context.coalesce_key, "GET"))
+            try:
+                breaker = circuits[match.route][None if identity is None else identity.tenant]
+                breaker.asked = True
+            except KeyError:
+                pass  # the first request there
         elif scope.get("extensions") and has_client_certificate(scope):
             return None
         else:
             key, hashed = self._keys.of(scope, context, named)
-        alone = self.coalesce.alone(key, hashed)
-        if alone is None:
-            return None
-        breaker = self._circuit(context, scope["path"])
+        coalesce, alone = self.coalesce, False
+        if coalesce.flights or coalesce.lonely.until or coalesce.busy.until:
+            found = coalesce.alone(key, hashed)
+            if found is None:
+                return None
+            alone = found
+        if breaker is None:
+            breaker = self._circuit(context, scope["path"])
         ticket = breaker.closed
         if ticket is None:
             return None

@@ -261,6 +261,10 @@ class Mould(Protocol):
 class KeepsAlike(Protocol):
     """A store that need not be given an entry, where it is like one that it has."""
 
+    def positions(self, scopes: Sequence[str]) -> Mapping[str, int] | None:
+        """As `Keeps` has it."""
+        ...
+
     def mould(self, key: bytes, entry: Entry, positions: Mapping[str, int]) -> Mould | None:
         """For entries that are like this one, which was kept under this key, and have these positions; None: there is
         no such way, or another one lies there by now."""

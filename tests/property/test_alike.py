@@ -216,6 +216,21 @@ def test_a_uri_whose_tag_begins_otherwise_has_its_own(other: Step) -> None:
     run(body())
 
 
+def test_who_asks_in_one_folder_and_then_in_another_has_either_stored_under_its_own_name() -> None:
+    async def body() -> None:
+        stacks = Stack(straight=True, alone=False), Stack(straight=False, alone=False)
+        for stack in stacks:
+            for query in ("at=/folder/{}", "n={}", "at=/folder/1{}", "n=1{}", "at=/else/{}"):
+                for number in range(5):
+                    await stack.live(Step(path="/user", query=query.format(number)), 200, "whole")
+        straight, general = stacks
+        assert straight.memory.in_pieces >= 15
+        assert straight.memory.kept == general.memory.kept
+        assert held(straight) == held(general)
+
+    run(body())
+
+
 class Kinds(Stack):
     """An app that answers with the type and as many bytes as the request's manner asks; of more than 2000 it waits."""
 

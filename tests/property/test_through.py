@@ -136,7 +136,7 @@ class Together(Stack):
             "messages": [client.answer.messages for client in self.clients],
             "over": [task.done() for task in self.tasks],
             "runs": (self.runs, self.cancelled),
-            "flights": sorted(map(repr, self.coalesce._flights)),  # pyright: ignore[reportPrivateUsage]
+            "flights": sorted(map(repr, self.coalesce.flights)),
             "kept": self.memory.kept,
         }
 
@@ -224,7 +224,7 @@ def test_requests_that_come_together_take_the_straight_way_as_they_take_the_gene
             await straight.do(step)
             await general.do(step)
             assert straight.seen_so_far() == general.seen_so_far(), step
-            flights.append(len(general.coalesce._flights))  # pyright: ignore[reportPrivateUsage]
+            flights.append(len(general.coalesce.flights))
         assert await straight.end() == await general.end()
         assert straight.seen_so_far() == general.seen_so_far()
         assert straight.cohorts.totals() == general.cohorts.totals()

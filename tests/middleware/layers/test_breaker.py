@@ -12,7 +12,7 @@ from tests.driver import Answer, Origin, User, call, scope_of
 from tidegate.middleware.core.breaker import BreakerSettings
 from tidegate.middleware.core.identity import Identity
 from tidegate.middleware.core.policy import Policies, RoutePolicy
-from tidegate.middleware.layers.asgi import ContextResolver
+from tidegate.middleware.layers.asgi import ContextResolver, RequestContext
 from tidegate.middleware.layers.breaker import BreakerLayer
 from tidegate.middleware.metrics import Metrics
 
@@ -420,5 +420,20 @@ def test_a_circuit_that_is_asked_for_is_not_the_one_that_is_forgotten() -> None:
             assert (await bench.ask(user=User("busy", "ann"))).status == 503
             await bench.ask(user=User(f"tenant-{number}", "ann"))
         assert bench.metrics.limits.labels("breaker-circuits")._value.get() == 8
+
+    run(body)
+
+
+def test_circuits_that_are_found_by_route_and_tenant_are_those_that_were_not_forgotten() -> None:
+    async def body() -> None:
+        bench = Bench(max_circuits=3)
+        near = bench.layer.near(None)
+        for number in range(6):
+            await bench.ask(user=User(f"tenant-{number}", "ann"))
+        await bench.ask("/elsewhere", user=User("tenant-0", "ann"))
+        assert {route: set(circuits) for route, circuits in near.items()} == {"/b": {"tenant-4", "tenant-5"}}
+        for tenant, breaker in near["/b"].items():
+            context = RequestContext(Identity(str(tenant), "ann"), POLICIES.match("/b"), None)
+            assert bench.layer.circuit(context, "/b") is breaker
 
     run(body)

@@ -303,7 +303,7 @@ def test_nothing_is_left_behind_when_all_is_over() -> None:
         async with two() as (app, bench, leader, follower):
             app.gate.set()
             await asyncio.gather(leader.done(), follower.done())
-            assert not bench.layer._flights
+            assert not bench.layer.flights
             assert not bench.layer._tenants
 
     run(body)
