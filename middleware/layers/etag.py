@@ -7,6 +7,7 @@ content coding the tag is weak, because the coding may be applied anew each time
 touched. An app that returns without a body has its start sent on; one that raises instead has not begun to answer.
 """
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
@@ -64,23 +65,28 @@ _MATTERS: Final = frozenset({b"etag", b"content-length", b"content-encoding"})
 class Labelling:
     """The `send` of one request."""
 
-    __slots__ = ("_coded", "_context", "_held", "_length", "_request", "_send", "_swallow")
+    __slots__ = ("_coded", "_context", "_held", "_length", "_opening", "_request", "_send", "_swallow")
 
     def __init__(self, scope: Scope, context: RequestContext, send: Send) -> None:
         self._request: Pairs = scope["headers"]
         self._context = context
         self._send = send
         self._held: Message | None = None
+        self._opening: asyncio.Event | None = None
         self._swallow = False
 
     def __call__(self, message: Message) -> Awaitable[None]:
+        if self._opening is not None:
+            return self._opened(self._opening, message)
         if self._held is not None:
-            start, self._held = self._held, None
+            start = self._held
             if message["type"] == "http.response.body" and (
                 not message.get("more_body", False) or b"%d" % len(message.get("body", b"")) == self._length
             ):
+                self._held = None
                 return self._label(start, message)
-            return _both(self._send, start, message)
+            self._opening = asyncio.Event()
+            return self._opened(self._opening, message)
         if self._swallow:
             return _nothing()  # the rest of a body that the client has
         if message["type"] == "http.response.start" and message["status"] == 200 and not message.get("trailers", False):
@@ -145,6 +151,21 @@ class Labelling:
             start, self._held = self._held, None
             await self._send(start)
 
+    async def _opened(self, opening: asyncio.Event, message: Message) -> None:
+        """Send a message after the start that was kept; the first one sends that. What other tasks of the app send
+        meanwhile waits: the app was told that the start was sent.
+        """
+        start, self._held = self._held, None
+        if start is None:
+            await opening.wait()
+        else:
+            try:
+                await self._send(start)
+            finally:
+                self._opening = None
+                opening.set()
+        await self._send(message)
+
     def _is_conditional(self) -> bool:
         return not _CONDITIONS.isdisjoint([name for name, _ in self._request])
 
@@ -156,8 +177,3 @@ class Labelling:
 
 async def _nothing() -> None:
     """What is awaited where a message is kept."""
-
-
-async def _both(send: Send, one: Message, other: Message) -> None:
-    await send(one)
-    await send(other)

@@ -173,3 +173,21 @@ def test_a_head_answer_without_its_body_is_not_labelled_with_the_empty_bodys_tag
 def test_a_shut_gate_adds_and_matches_nothing() -> None:
     app = ETagLayer(Origin(headers=[("etag", '"own"')]), gate=lambda _context: False)
     assert ask(app, headers=[("if-none-match", '"own"')]).status == 200
+
+
+def test_what_tasks_of_the_app_send_at_once_keeps_its_order_though_the_start_was_kept() -> None:
+    """On a server that takes a start only when the client does."""
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"3")))
+        parts = [part(b"a", more=True), part(b"b", more=True), part(b"c")]
+        await asyncio.gather(*[asyncio.create_task(send(each)) for each in parts])
+
+    async def send(message: dict[str, Any]) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        sent.append(message.get("body", b"start").decode())
+
+    asyncio.run(ETagLayer(app)(scope_of(), None, send))  # type: ignore[arg-type]
+    assert sent == ["start", "a", "b", "c"]
