@@ -150,6 +150,64 @@ def test_a_process_that_may_not_look_says_so_once(valkey: RedisServer) -> None:
     asyncio.run(run())
 
 
+def with_names_of(folder: Path, keys: str, names: str | None) -> str:
+    """A key file with the sealing keys of one ring and the naming key of another, or none."""
+    sealing = [line for line in (folder / keys).read_text().splitlines() if "tgk1_" in line]
+    naming = [line for line in (folder / names).read_text().splitlines() if "tgn1_" in line] if names else []
+    made = f"{keys}-{names}"
+    (folder / made).write_text("\n".join([*naming, *sealing]))
+    (folder / made).chmod(0o600)
+    return made
+
+
+@pytest.mark.parametrize("names", ["b", None], ids=["another naming key", "no naming key"])
+def test_a_process_that_names_otherwise_is_refused_whatever_it_seals_with(
+    settle: Settle, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str | None
+) -> None:
+    app, other = settle("a"), settle(with_names_of(tmp_path, "a", names))
+    assert held_by(app, filling=True) == 3
+    capsys.readouterr()
+    assert purged(other) == 2
+    assert "has another naming key than processes that stored responses here" in capsys.readouterr().err
+    assert main(["doctor", "--config", other, "--json"]) == 1
+    found = [each for each in json.loads(capsys.readouterr().out) if each["about"] == "keys"]
+    assert [each["level"] for each in found if "another naming key" in each["text"]] == ["FAIL"]
+    assert held_by(app) == 3
+    assert purged(app) == 0
+    assert held_by(app) == 0
+    assert (purged(other, "--anyway"), "note: " in capsys.readouterr().out) == (0, True)
+
+
+def test_where_some_processes_name_as_it_does_and_others_do_not_it_purges_and_says_so(
+    settle: Settle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app, other = settle("a"), settle(with_names_of(tmp_path, "a", "b"))
+    held_by(other, filling=True)
+    held_by(app, filling=True)
+    capsys.readouterr()
+    assert purged(app) == 0
+    done, note = capsys.readouterr().out.splitlines()
+    assert done == "done: 1 tag of the tenant acme"
+    assert "(others have the same): its purges do not reach these" in note
+    assert (held_by(app), held_by(other)) == (0, 3)
+
+
+def test_what_was_stored_long_ago_under_other_names_is_no_evidence(
+    settle: Settle, tmp_path: Path, valkey: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_by(settle(with_names_of(tmp_path, "a", "b")), filling=True)
+    with Client.from_url(valkey.url) as client:
+        (mark,) = client.zrange("tidegate:n", 0, -1)
+        client.zadd("tidegate:n", {mark: time.time() - 3601})
+    capsys.readouterr()
+    assert purged(settle("a")) == 0
+    assert capsys.readouterr().out == "done: 1 tag of the tenant acme\n"
+    with Client.from_url(valkey.url) as client:
+        client.zadd("tidegate:n", {mark: time.time() - 31 * 24 * 3600})
+        held_by(settle("a"), filling=True, records=1)
+        assert mark not in client.zrange("tidegate:n", 0, -1), "let go after a month"
+
+
 def test_in_a_cluster_every_master_is_looked_at(redis_cluster: RedisCluster, tmp_path: Path) -> None:
     settle = settling(redis_cluster.url, tmp_path)
     assert held_by(settle("a"), filling=True, records=1) == 1

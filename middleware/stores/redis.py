@@ -35,6 +35,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -53,6 +54,7 @@ from tidegate.middleware.stores.redis_held import Held, held_in, say_whose
 from tidegate.middleware.stores.redis_link import Dial, Word
 from tidegate.middleware.stores.redis_looking import look_through
 from tidegate.middleware.stores.redis_names import Names
+from tidegate.middleware.stores.redis_naming import Naming
 from tidegate.middleware.stores.redis_policy import check_policy
 from tidegate.middleware.stores.redis_purge import PURGE, PURGE_SHA, Purging
 from tidegate.middleware.stores.redis_reading import TOKEN_BYTES, Reading
@@ -134,6 +136,7 @@ class RedisStore:
         problems.raise_if_any()
         assert servers is not None
         self._servers = servers
+        self._naming = Naming(names, servers)
         self.stream = names.stream
         # In a cluster the stream would lie in another slot.
         purging.stream, purging.channel = (names.stream, b"") if servers.dial is not None else (b"", names.stream)
@@ -211,6 +214,7 @@ class RedisStore:
             self._rejected += 1
             return False
         self._written_bytes(len(data))
+        await self._naming.say()
         return True
 
     async def _write(self, name: bytes, data: bytes | memoryview, milliseconds: int) -> None:
@@ -287,7 +291,8 @@ class RedisStore:
             StoreError: if Redis cannot be reached.
         """
         ids = None if self._seals is None else frozenset(key.id for key in self._seals.ring.keys)
-        return await self._run(held_in(self._servers, self._names, ids, thorough=thorough))
+        named = await self._run(self._naming.seen())
+        return replace(await self._run(held_in(self._servers, self._names, ids, thorough=thorough)), named=named)
 
     async def affected(self, tags: Mapping[str, Sequence[Target]]) -> Affected:
         """What a purge of these would take, among the records that are looked at: see `redis_looking`."""

@@ -2,10 +2,10 @@
 
 Names of scopes and tags are made with the naming key, which comes with the sealing keys. So a process without the
 application's keys, or with others, writes its purges where the application does not look: they succeed, and purge
-nothing. What the records are sealed with tells that apart, before anybody believes that something was purged.
+nothing. What the records are sealed with tells that apart, and with which naming keys somebody stored lately
+(`redis_naming`), before anybody believes that something was purged.
 
-Not guaranteed: only some records are looked at, by their first bytes; and a ring with the right sealing key and another
-naming key is not told apart.
+Not guaranteed: only some records are looked at, by their first bytes.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from tidegate.middleware.core.keyring import ID_BYTES
 from tidegate.middleware.core.sealing import VERSION as SEALED
 from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.redis_names import Names
+from tidegate.middleware.stores.redis_naming import LATELY, Named
 from tidegate.middleware.stores.redis_servers import Servers
 
 __all__ = ["Held", "held_in", "say_whose"]
@@ -36,6 +37,7 @@ _LOOK_FOR: Final = 1.0
 
 _AT_ONCE: Final = 50
 _AGAIN: Final = 5.0
+_NOBODY: Final = Named(alike=False, otherwise=0)
 _TOKEN: Final = re.compile(rb"\x00.{16}", re.DOTALL)
 
 
@@ -44,7 +46,7 @@ class Held:
     """How many records lie there, of those that were looked at.
 
     has_keys: whether this process has any. plain: not sealed. ours: sealed with a key of this process. strange: with
-    another one; ids: of those. all: whether none was left out.
+    another one; ids: of those. all: whether none was left out. named: with which naming keys somebody stored lately.
     """
 
     has_keys: bool
@@ -53,32 +55,56 @@ class Held:
     strange: int = 0
     ids: tuple[str, ...] = ()
     all: bool = False
+    named: Named = _NOBODY
 
     @property
     def is_nothing(self) -> bool:
         """Whether surely no record lies there."""
         return self.all and not (self.plain or self.ours or self.strange)
 
-    def problem(self) -> Problem | None:
+    def unreached(self) -> Problem | None:
         """Why no purge of this process reaches what lies there; None: it does, or there is nothing to tell by."""
+        alike, otherwise = self.named
+        if alike and not otherwise:
+            return None
+        return self._sealed_otherwise() or (None if alike else self._named_otherwise())
+
+    def problem(self) -> Problem | None:
+        """What is wrong with the keys of this process: why no purge of it reaches what lies there, or not all of it; or
+        why it does not read that."""
+        return self.unreached() or self._sealed_otherwise() or self._named_otherwise()
+
+    def _named_otherwise(self) -> Problem | None:
+        alike, otherwise = self.named
+        if not otherwise:
+            return None
+        told = f"has another naming key than processes that stored responses here within {LATELY / 60:g} minutes"
+        some = " (others have the same)" if alike else ""
+        fix = "give all of them the same: one line that begins with tgn1_"
+        return Problem(path=_PATH, value=ABSENT, problem=f"{told}{some}: its purges do not reach these", fix=fix)
+
+    def _sealed_otherwise(self) -> Problem | None:
+        unreached = _UNREAD if self.named.alike and not self.named.otherwise else f"{_UNREAD}, and {_UNPURGED}"
         looked = self.plain + self.ours + self.strange
         if not self.has_keys and self.strange:
-            told = f"is not given, and of {looked} records looked at in Redis {self.strange} are sealed: {_UNREACHED}"
+            told = f"is not given, and of {looked} records looked at in Redis {self.strange} are sealed: {unreached}"
             fix = "give the keys that the application has, as store.key_file or store.keys"
         elif self.ours or not self.has_keys:
             return None
         elif self.strange:
-            told = f"has none of the keys that records in Redis are sealed with ({', '.join(self.ids)}): {_UNREACHED}"
+            told = f"has none of the keys that records in Redis are sealed with ({', '.join(self.ids)}): {unreached}"
             fix = "give the keys that the application has"
-        elif self.plain:
-            told = f"is given, and of {looked} records looked at in Redis none is sealed: {_UNREACHED}"
+        elif self.plain and not (self.named.alike and not self.named.otherwise):  # else it was given just now
+            told = f"is given, and of {looked} records looked at in Redis none is sealed: {unreached}"
             fix = "leave the keys out if the application has none, else give it these"
         else:
             return None
-        return Problem(path="store.key_file (or store.keys)", value=ABSENT, problem=told, fix=fix)
+        return Problem(path=_PATH, value=ABSENT, problem=told, fix=fix)
 
 
-_UNREACHED: Final = "this process does not read them, and its purges do not reach them"
+_PATH: Final = "store.key_file (or store.keys)"
+_UNREAD: Final = "this process does not read them"
+_UNPURGED: Final = "its purges do not reach them"
 
 
 async def held_in(servers: Servers, names: Names, ids: Collection[bytes] | None, *, thorough: bool = False) -> Held:

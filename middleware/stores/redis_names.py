@@ -44,10 +44,17 @@ class Names:
         """What the names of all stamps begin with."""
         self.stream = self._prefix + b":p"
         """Where purges stand for those who cannot follow the stamps."""
+        self.namings = self._prefix + b":n"
+        """Where the marks of naming keys stand: see `redis_naming`."""
         self._scope = _remembered(self._hash_scope)
         self.position = _remembered(self._position)
         self.floor = _remembered(self._floor)
         self.stamp = _remembered(self._stamp)
+
+    @property
+    def naming(self) -> bytes:
+        """The mark of this naming key, which tells nothing of it."""
+        return self._hash(b"naming", b"")
 
     def record(self, key: bytes) -> bytes:
         """Where a record lies, or the token of a large one."""

@@ -142,7 +142,7 @@ async def _looked(store: "RedisStore", *, anyway: bool) -> str | None:
     except StoreError as error:  # a user who may purge and not look; if Redis is away, the purge says so
         return f"whether it reaches what is stored there could not be seen: {error}"
     if (problem := held.problem()) is not None:
-        if anyway:
+        if anyway or held.unreached() is None:
             return str(problem)
         fix = problem.fix if held.all else f"{problem.fix}; --anyway where these keys were given or replaced just now"
         raise ConfigError("cache purge: nothing was purged", [replace(problem, fix=fix)])

@@ -141,14 +141,15 @@ async def _held(settings: Settings) -> list[Finding]:
     store = shared_store_of(settings, metrics, seals_of(settings, metrics))
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            problem = (await store.held()).problem()
+            held = await store.held(thorough=True)
     except (StoreError, TimeoutError):
         return []  # the line of the store tells of it
     finally:
         await store.aclose()
-    if problem is None:
+    if (problem := held.problem()) is None:
         return []
-    return [Finding(level="FAIL", about="keys", text=f"{problem.path} {problem.problem}", fix=problem.fix)]
+    told = f"{problem.path} {problem.problem}"
+    return [Finding(level="warn" if held.unreached() is None else "FAIL", about="keys", text=told, fix=problem.fix)]
 
 
 def _policies(url: str) -> list[str | Finding]:
