@@ -120,6 +120,8 @@ class Heads:
     def __init__(self) -> None:
         self._at = 0
         """Where the last response had its Content-Length: mostly all of an app's have it there."""
+        self._last: tuple[list[Pair | None], Head] = ([], Head())
+        """The lines of the last response with None for its Content-Length, and what they say; none has so few."""
         self._known: dict[tuple[Pair | None, ...], Head] = {}
         self._once = array("q", bytes(8 * _REMEMBERED))
 
@@ -135,10 +137,14 @@ class Heads:
                 return None
             rest: list[Pair | None] = [*lines]
             rest[at] = None
+            last, head = self._last
+            if rest == last:
+                return head, length
             key = tuple(rest)
-            head = self._known.get(key)
-            if head is None:
-                head = self._read(lines, key)
+            known = self._known.get(key)
+            if known is None:
+                return self._read(lines, key), length
+            self._last, head = (rest, known), known
         except (AttributeError, IndexError, TypeError, ValueError):
             return None
         return head, length

@@ -50,63 +50,43 @@ _NO_MORE: Final = 3
 
 _blank: Final = object.__new__
 
+Asked = tuple[Way, Scope, RequestContext, Receive, Send, Missed, float, float, Breaker, Ticket]
+"""A request: what it has in common with others, the server's three, what the cache knows of it, when it began for the
+cache and for telemetry, its circuit, and the admission there. All that does not change: to set each takes longer."""
+
 
 class Passage:
     """One request: what the app is given as `receive` and `send`, and what explains it."""
 
-    __slots__ = ("_asked", "_breaker", "_context", "_fell", "_head", "_labelled", "_labelling", "_leader", "_leads",
-                 "_length", "_missed", "_outcome", "_receive", "_scope", "_send", "_stage", "_start", "_started",
-                 "_tag", "_ticket", "_waiting", "_watch", "_way")  # fmt: skip
-    _asked: float
-    _breaker: Breaker
-    _context: RequestContext
+    __slots__ = ("_asked", "_fell", "_labelled", "_labelling", "_leader", "_leads", "_outcome", "_read", "_stage",
+                 "_start", "_tag", "_waiting", "_watch")  # fmt: skip
+    _asked: Asked
     _fell: int
-    _head: Head
     _labelled: Labelled
     _labelling: Labelling
     _leader: Leader | None
     _leads: bool
-    _length: bytes
-    _missed: Missed
     _outcome: Outcome
-    _receive: Receive
-    _scope: Scope
-    _send: Send
+    _read: tuple[Head, bytes]
     _stage: int
     _start: Message | None
-    _started: float
     _tag: Pair
-    _ticket: Ticket
     _waiting: Waiting | None
     _watch: Watch
-    _way: Way
 
     @staticmethod
-    def of(
-        way: Way, missed: Missed, context: RequestContext, receive: Receive, send: Send, asked: float, started: float,
-        breaker: Breaker, ticket: Ticket, leads: bool,
-    ) -> "Passage":  # fmt: skip
-        """That of a request for which the app is to be asked now."""
+    def of(asked: Asked, leads: bool) -> "Passage":
+        """That of a request for which the app is to be asked now. leads: others may join."""
         passage = _blank(Passage)  # no `__init__`, which would take as long again
-        passage._way = way
-        passage._missed = missed
-        passage._scope = missed[1]
-        passage._context = context
-        passage._receive = receive
-        passage._send = send
-        passage._asked = asked
-        passage._started = started
-        passage._breaker = breaker
-        passage._ticket = ticket
-        passage._leads = leads
-        passage._stage = _NEW
+        passage._asked, passage._leads, passage._stage = asked, leads, _NEW
         passage._leader = passage._waiting = None
         return passage
 
     async def alone(self) -> None:
         """Let the app answer this request and nobody else."""
+        way, scope, context = self._asked[:3]
         try:
-            await self._way.app(self._scope, self.receive, self.send)
+            await way.app(scope, self.receive, self.send)
             if self._stage is not _DONE:
                 await self._returned()
         except Exception:
@@ -117,7 +97,6 @@ class Passage:
             self._ending().abandon()
             raise
         finally:
-            context = self._context
             if self._stage is _DONE:
                 context.explainer = None
             else:
@@ -127,11 +106,12 @@ class Passage:
         """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
         have nothing left to wait for.
         """
-        way, context = self._way, self._context
-        began = self._started if way.timed else way.clock()
+        way, scope, context, _, _, _, _, began, _, _ = self._asked
+        if not way.timed:
+            began = way.clock()
         own = copy_context()
         try:
-            run = begin(self._run(), own)
+            run = begin(self._run(way, scope), own)
         except BaseException as error:
             self._failed(error)
             show(own)
@@ -153,8 +133,8 @@ class Passage:
 
         own: the context in which it runs; began: a copy of it from before it did.
         """
-        coalesce, request = self._way.coalesce, self._scope["headers"]
-        self._waiting = waiting = Waiting(coalesce, key, self._context, request, run, self._fall_back)
+        way, scope, context = self._asked[:3]
+        self._waiting = waiting = Waiting(way.coalesce, key, context, scope["headers"], run, self._fall_back)
         if self._leader is not None:
             waiting.take_off(self._leader)
         elif self._stage != _NEW:
@@ -172,15 +152,15 @@ class Passage:
                 show(own, began)
             self._over()
 
-    async def _run(self) -> None:
+    async def _run(self, way: Way, scope: Scope) -> None:
         """The leader's run; its end is the circuit's."""
         try:
-            await self._way.app(self._scope, self.receive, self.send)
+            await way.app(scope, self.receive, self.send)
             if self._stage is not _DONE:
                 await self._returned()
         except Exception as error:
             self._ending().settle(failed=True)
-            if self._leader is None or not self._way.coalesce.is_unheard(self._leader, error):
+            if self._leader is None or not way.coalesce.is_unheard(self._leader, error):
                 raise
         except BaseException:
             self._ending().abandon()
@@ -200,7 +180,7 @@ class Passage:
 
     def _over(self) -> None:
         """It is over; where it did not end the straight way, it is to be counted."""
-        self._context.explainer = None
+        self._asked[2].explainer = None
         if self._stage is not _DONE:
             self._fall_back()
             if not self._watch.counted:
@@ -222,7 +202,7 @@ class Passage:
         elif stage is _FALLEN:
             return self._labelling(message)
         elif stage is _DONE and kind != "http.response.start":
-            return self._send(message)
+            return self._asked[4](message)
         return self._fall_back()(message)
 
     def _holds(self, start: Message) -> bool:
@@ -236,13 +216,10 @@ class Passage:
             return False
         else:
             self._start = {**start}  # the app may say the rest in the same message
-        read = self._way.heads.of(headers)
-        if read is None:
+        read = self._asked[0].heads.of(headers)
+        if read is None or not read[0].plain:
             return False
-        head, self._length = read
-        if not head.plain:
-            return False
-        self._head, self._stage = head, _HELD
+        self._read, self._stage = read, _HELD
         return True
 
     async def _finish(self, message: Message) -> None:
@@ -251,7 +228,8 @@ class Passage:
             await self._fall_back()(message)  # the app sends it in a task of its own: others may have joined meanwhile
             return
         body = message.get("body", b"")
-        head, length, context, scope, way = self._head, self._length, self._context, self._scope, self._way
+        head, length = self._read
+        way, scope, context, _, send, missed, asked, started, breaker, ticket = self._asked
         waiting = self._waiting
         unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
         if unfit or (waiting is not None and not waiting.fits(self._start_with(()), message, body)):
@@ -263,7 +241,7 @@ class Passage:
         plan: Labelled | None = head.plans.get(match.route)
         if plan is None or plan.policy is not match.policy:
             given = [*head.before, (b"content-length", length), *head.after, tag]
-            plan = way.misses.labelled(head, given, context, self._missed[3])
+            plan = way.misses.labelled(head, given, context, missed[3])
         if plan is None or len(body) > plan.room or (plan.dated and self._is_too_old(plan)):
             await self._fall_back()(message)
             return
@@ -277,7 +255,7 @@ class Passage:
         if waiting is not None:
             waiting.judge(200, self._given())
         try:
-            await self._send(self._start_with(headers))
+            await send(self._start_with(headers))
         except BaseException as error:
             self._fall_back()
             self._outcome.gone = True
@@ -288,18 +266,16 @@ class Passage:
             return
         if waiting is not None:
             waiting.close()  # who comes after the answer has begun to flow runs on its own
-        self._breaker.succeeded(self._ticket)
+        breaker.succeeded(ticket)
         self._stage = _DONE
         way.taken += 1
-        way.telemetry.count_plain(scope, context, plan.countable, self._started)
-        await self._send(message)
-        if plan.kept is not None and not way.misses.keep_labelled(
-            plan, length, tag, body, self._missed[2], context, self._asked
-        ):
+        way.telemetry.count_plain(scope, context, plan.countable, started)
+        await send(message)
+        if plan.kept is not None and not way.misses.keep_labelled(plan, length, tag, body, missed[2], context, asked):
             await self._miss(copies=False).taken_up().commit(200, plan.stored(length, tag), body)
 
     def _is_too_old(self, plan: Labelled) -> bool:
-        return self._way.misses.is_too_old(self._said(), plan.plan, self._asked)
+        return self._asked[0].misses.is_too_old(self._said(), plan.plan, self._asked[6])
 
     def explain(self) -> Explanation:
         """What is known now."""
@@ -313,8 +289,8 @@ class Passage:
 
     def _said(self) -> list[Pair]:
         """The fields of the app's answer as they came; its message and list may be those of another one by now."""
-        head = self._head
-        return [*head.before, (b"content-length", self._length), *head.after]
+        head, length = self._read
+        return [*head.before, (b"content-length", length), *head.after]
 
     def _given(self) -> list[Pair]:
         """The same, with the ETag that it was given."""
@@ -330,14 +306,15 @@ class Passage:
 
     def _miss(self, *, copies: bool) -> Miss:
         """The cache's part, come to where this is. copies: the body is to come."""
-        return self._miss_to(self._send, copies=copies)
+        return self._miss_to(self._asked[4], copies=copies)
 
     def _miss_to(self, send: Send, *, copies: bool) -> Miss:
-        miss = Miss(self._way.misses, self._missed, self._context, send, self._asked)
+        way, _, context, _, _, missed, asked, _, _, _ = self._asked
+        miss = Miss(way.misses, missed, context, send, asked)
         if (self._fell if self._stage is _FALLEN else self._stage) >= _BEGUN:
-            plan, given = self._labelled.plan, self._given()
-            headers = self._labelled.stored(self._length, self._tag) if plan.kept is not None else given
-            miss.follow(plan, 200, given, headers, self._head, length=self._length, copies=copies)
+            (head, length), plan, given = self._read, self._labelled.plan, self._given()
+            headers = self._labelled.stored(length, self._tag) if plan.kept is not None else given
+            miss.follow(plan, 200, given, headers, head, length=length, copies=copies)
         return miss
 
     async def _returned(self) -> None:
@@ -354,11 +331,9 @@ class Passage:
         """The objects of the five layers in this one's place, come to where it is."""
         if self._stage is _FALLEN:
             return self._labelling
-        way, scope, context, stage = self._way, self._scope, self._context, self._stage
-        start = self._leaders_start()
-        self._watch = watch = Watch(
-            way.telemetry, way.app, scope, context, self._receive, self._send, True, self._started
-        )
+        way, scope, context, receive, send, _, _, started, breaker, ticket = self._asked
+        stage, start = self._stage, self._leaders_start()
+        self._watch = watch = Watch(way.telemetry, way.app, scope, context, receive, send, True, started)
         context.explainer = miss = self._miss_to(watch.send, copies=stage == _BEGUN)
         receive, send = watch.receive, miss.__call__
         if self._leads:
@@ -366,10 +341,11 @@ class Passage:
             receive, send = leader.receive, leader.send
             if start is not None:
                 leader.said(start, body=stage == _DONE)
-        self._outcome = outcome = Outcome(self._breaker, self._ticket, way.failures, receive, send)
+        self._outcome = outcome = Outcome(breaker, ticket, way.failures, receive, send)
         self._labelling = labelling = Labelling(scope, context, outcome.send)
         if stage == _HELD:
-            labelling.hold(self._start_with(self._said()), self._length.strip(b" \t"), coded=self._head.coded)
+            head, length = self._read
+            labelling.hold(self._start_with(self._said()), length.strip(b" \t"), coded=head.coded)
         elif stage >= _BEGUN:
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE

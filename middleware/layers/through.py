@@ -115,7 +115,7 @@ class Throughway(Way):
             return None
         context.missed = None
         passage = context.explainer = Passage.of(
-            self, missed, context, receive, send, self._clock(), started, breaker, ticket, not alone
+            (self, scope, context, receive, send, missed, self._clock(), started, breaker, ticket), not alone
         )
         if alone:
             self._count_alone()
