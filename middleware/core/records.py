@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from sys import getsizeof
 from typing import Any, Final, cast
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Target",
     "Variants",
     "aimed",
+    "bytes_of",
     "new_entry",
     "with_body",
 ]
@@ -179,6 +181,12 @@ MAX_AIMED: Final = 16
 
 Target = str | Aim
 """What a purge is aimed at; a tag alone: what carries it becomes void."""
+
+
+def bytes_of(scope: str, target: Target) -> int:
+    """What the names of a purge's target take in memory: they are as long as an app, or a URL, makes them."""
+    tags = target.tags if isinstance(target, Aim) else (target,)
+    return getsizeof(scope) + sum(map(getsizeof, tags))
 
 
 def aimed(tags: Iterable[str] = (), *, all_of: Iterable[str] = (), soft: bool = False) -> tuple[Target, ...]:

@@ -4,10 +4,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
-from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Target
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Aim, Entry, Target, bytes_of
 
 __all__ = ["PendingPurges", "concerns"]
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of all names, so that 10,000 tags may have 1.6 KiB each."""
 
 _Tags = Mapping[str, Collection[Target]]
 
@@ -15,16 +19,19 @@ _Tags = Mapping[str, Collection[Target]]
 class PendingPurges:
     """Tags by scope, each with the number of the request that asked for it last.
 
-    Above `limit` tags a scope's tags become one purge of the whole scope; above as many scopes, everything becomes one
-    purge of the public scope, in which every entry has its own URI's tag: too much is purged then, never too little.
+    Above `limit` tags, or `most_bytes` of their names, a scope's tags become one purge of the whole scope; above as many
+    scopes, everything becomes one purge of the public scope, in which every entry has its own URI's tag: too much is
+    purged then, never too little.
 
     overflow: called each time that happens.
 
     Purges may be added from any thread; the rest is for the event loop's.
     """
 
-    def __init__(self, *, limit: int, overflow: Callable[[], None]) -> None:
+    def __init__(self, *, limit: int, overflow: Callable[[], None], most_bytes: int = MOST_BYTES) -> None:
         self._limit = limit
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._overflow = overflow
         self._number = 0
         self.count = 0
@@ -60,21 +67,27 @@ class PendingPurges:
                 kept = self._scopes.setdefault(scope, {})
                 before = len(kept)
                 for name in [WHOLE_SCOPE] if WHOLE_SCOPE in kept else names:
+                    if name not in kept:
+                        self._bytes += bytes_of(scope, name)
                     kept[name] = self._number
                 self.count += len(kept) - before
                 if not kept:
                     del self._scopes[scope]
-                elif self.count > self._limit:
+                elif self._is_too_much():
                     self._collapse(scope)
             return self._number
+
+    def _is_too_much(self) -> bool:
+        return self.count > self._limit or self._bytes > self._most_bytes
 
     def _collapse(self, scope: str) -> None:
         self._overflow()
         self.count -= len(self._scopes[scope]) - 1
+        self._bytes -= sum(bytes_of(scope, name) for name in self._scopes[scope]) - bytes_of(scope, WHOLE_SCOPE)
         self._scopes[scope] = {WHOLE_SCOPE: self._number}
-        if self.count > self._limit:
+        if self._is_too_much():
             self._scopes = OrderedDict({PUBLIC_SCOPE: {WHOLE_SCOPE: self._number}})
-            self.count = 1
+            self.count, self._bytes = 1, bytes_of(PUBLIC_SCOPE, WHOLE_SCOPE)
 
     def batch(self, size: int) -> tuple[dict[str, list[Target]], int]:
         """Up to `size` tags, first of scopes that were not taken lately, and the number to call `done` with."""
@@ -100,6 +113,7 @@ class PendingPurges:
                     if kept.get(name, number + 1) <= number:
                         del kept[name]
                         self.count -= 1
+                        self._bytes -= bytes_of(scope, name)
                 if not kept:
                     self._scopes.pop(scope, None)
             self._aimed = self._aimed and bool(self._scopes)

@@ -5,7 +5,7 @@ each new connection asks the server who it is (`run_id` and `master_replid`, of 
 server, or another history, takes the old one's place), and before anything is read over it the purges that this server
 was not seen to have are made again, *with the stamps that they had*: where they were not lost that changes nothing.
 
-Bounded in age and in number: above the number, the oldest become one purge of the whole of their scope, above as many
+Bounded in age, in number and in bytes: above these, the oldest become one purge of the whole of their scope, above as many
 scopes one of everything. So too much is purged after a failover then, never too little.
 Not guaranteed: anything about purges of a process that is gone, or older than `age`.
 """
@@ -19,13 +19,16 @@ import hiredis
 from redis.exceptions import AskError, ResponseError
 
 from tidegate.errors import StoreError
-from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Target
+from tidegate.middleware.core.records import PUBLIC_SCOPE, WHOLE_SCOPE, Target, bytes_of
 from tidegate.middleware.stores.redis_purge import PURGE, Purging
 
 __all__ = ["RECENT_FOR", "Recent"]
 
 RECENT_FOR: Final = 600.0
 """Seconds that a purge is remembered: ten times what Sentinels give a replica that has lost its master by default."""
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of all names, so that 10,000 tags may have 1.6 KiB each."""
 
 _BATCH: Final = 250
 """Targets in one script: a few milliseconds."""
@@ -49,7 +52,8 @@ class _Made:
 class Recent:
     """The recent purges of one process.
 
-    most: targets remembered. age: seconds that they are. bites: called for each that is forgotten because of `most`.
+    most: targets remembered. most_bytes: of their names. age: seconds that they are. bites: called for each that is
+        forgotten because of the one or the other.
     reissued: called with how many had been lost, and were made again.
     """
 
@@ -58,6 +62,7 @@ class Recent:
         purging: Purging,
         *,
         most: int = 10_000,
+        most_bytes: int = MOST_BYTES,
         age: float = RECENT_FOR,
         bites: Callable[[], object] = lambda: None,
         reissued: Callable[[int], object] = lambda _: None,
@@ -65,6 +70,8 @@ class Recent:
     ) -> None:
         self._purging = purging
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._age = age
         self._bites = bites
         self._reissued = reissued
@@ -87,6 +94,8 @@ class Recent:
 
     def _keep(self, aimed: tuple[str, Target], made: _Made) -> None:
         known = self._made.get(aimed)
+        if known is None:
+            self._bytes += bytes_of(*aimed)
         if known is None or known.stamp <= made.stamp:
             self._made[aimed] = made
         self._made.move_to_end(aimed)
@@ -95,9 +104,10 @@ class Recent:
         """Let the old go, and make room."""
         made = self._made
         while made and next(iter(made.values())).at < now - self._age:
-            made.popitem(last=False)
-        while len(made) > self._most:
+            self._bytes -= bytes_of(*made.popitem(last=False)[0])
+        while len(made) > self._most or (self._bytes > self._most_bytes and len(made) > 1):
             (scope, target), oldest = made.popitem(last=False)
+            self._bytes -= bytes_of(scope, target)
             self._bites()
             # To the young end: a scope that loses one will lose more.
             self._keep((PUBLIC_SCOPE if target == WHOLE_SCOPE else scope, WHOLE_SCOPE), oldest)

@@ -30,6 +30,7 @@ from tidegate.middleware.metrics import Metrics
 from tidegate.middleware.stores.base import Lookup, Purge, Target
 from tidegate.middleware.stores.guard import GuardedStore
 from tidegate.middleware.stores.memory import MemoryStore
+from tidegate.middleware.stores.pending import PendingPurges
 from tidegate.middleware.stores.purges import BATCH, HANGS, Purges
 from tidegate.middleware.stores.redis import RedisStore
 
@@ -153,6 +154,26 @@ def test_while_a_purge_is_on_its_way_its_tags_are_not_served() -> None:
         await task
 
     guarding(body)
+
+
+def test_pending_tags_with_long_names_become_a_purge_of_the_scope_and_then_of_everything() -> None:
+    overflows: list[int] = []
+    pending = PendingPurges(limit=1000, most_bytes=10_000, overflow=lambda: overflows.append(1))
+    for number in range(100):
+        pending.add({ACME: [f"{number:01000}"]})
+        assert sum(len(str(name)) for names in pending._scopes.values() for name in names) <= 10_000
+    assert pending._scopes[ACME].keys() == {WHOLE_SCOPE}
+    assert (len(pending), len(overflows)) == (1, 1)
+    made, number = pending.batch(10)
+    pending.done(made, number)
+    assert (len(pending), pending._bytes) == (0, 0)
+    for number in range(100):
+        pending.add({f"tenant:{number:01000}": ["it"]})
+    assert pending._scopes[PUBLIC_SCOPE].keys() == {WHOLE_SCOPE}
+    assert sum(map(len, pending._scopes)) <= 10_000
+    while pending:
+        pending.done(*pending.batch(3))
+    assert pending._bytes == 0
 
 
 def test_too_many_pending_tags_become_a_purge_of_the_scope_and_too_many_scopes_one_of_everything() -> None:

@@ -130,3 +130,21 @@ def test_they_are_remembered_for_a_time_and_up_to_a_number_of_scopes_too() -> No
     left = dict(recent._since(0))
     assert (WHOLE_SCOPE, max(stamp for _, stamp in left[PUBLIC_SCOPE] if stamp)) in left[PUBLIC_SCOPE]
     assert len(bitten) >= 19
+
+
+def test_long_names_are_remembered_up_to_a_number_of_bytes() -> None:
+    bitten: list[int] = []
+    purging = Purging(Names("tidegate", b""), retention=60.0, max_stamps=10)
+    recent = Recent(purging, most=1000, most_bytes=10_000, bites=lambda: bitten.append(1))
+    for number in range(100):
+        recent.add(ACME, [f"{number:01000}", f"{number}"], 1 + number)
+        assert sum(len(scope) + len(str(target)) for scope, target in recent._made) <= 10_000
+    left = dict(recent._since(0))[ACME]
+    (whole,) = [stamp or 0 for target, stamp in left if target == WHOLE_SCOPE]
+    assert 80 < whole < 100, "the older ones, as all of their tenant's"
+    assert {stamp for target, stamp in left if target != WHOLE_SCOPE} >= set(range(whole + 1, 101)), "the others"
+    assert len(bitten) > 100
+    recent.add(ACME, ["x" * 20_000], 101)
+    assert [target for _, targets in recent._since(0) for target, _ in targets] == [WHOLE_SCOPE]
+    recent.add(ACME, ["short"], 102)
+    assert ("short", 102) in dict(recent._since(0))[ACME]
