@@ -138,6 +138,7 @@ def test_a_store_that_is_away_is_no_purge(tmp_path: Path, capsys: pytest.Capture
     assert main(["cache", "purge", "list", "--config", path, *more]) == 1
     said = capsys.readouterr().err
     assert "Connect call failed" in said
+    assert ".;" not in said
     assert ("nothing is known to be purged, and nothing is kept to be purged later" in said) == (not more)
 
 

@@ -19,9 +19,9 @@ _Tags = Mapping[str, Collection[Target]]
 class PendingPurges:
     """Tags by scope, each with the number of the request that asked for it last.
 
-    Above `limit` tags, or `most_bytes` of their names, a scope's tags become one purge of the whole scope; above as many
-    scopes, everything becomes one purge of the public scope, in which every entry has its own URI's tag: too much is
-    purged then, never too little.
+    Above `limit` tags, or `most_bytes` of their names, a scope's tags become one purge of the whole scope; above as
+    many scopes, everything becomes one purge of the public scope, in which every entry has its own URI's tag: too much
+    is purged then, never too little.
 
     overflow: called each time that happens.
 

@@ -5,8 +5,8 @@ each new connection asks the server who it is (`run_id` and `master_replid`, of 
 server, or another history, takes the old one's place), and before anything is read over it the purges that this server
 was not seen to have are made again, *with the stamps that they had*: where they were not lost that changes nothing.
 
-Bounded in age, in number and in bytes: above these, the oldest become one purge of the whole of their scope, above as many
-scopes one of everything. So too much is purged after a failover then, never too little.
+Bounded in age, in number and in bytes: above these, the oldest become one purge of the whole of their scope, above as
+many scopes one of everything. So too much is purged after a failover then, never too little.
 Not guaranteed: anything about purges of a process that is gone, or older than `age`.
 """
 

@@ -126,7 +126,7 @@ async def _in_store(settings: Any, targets: Mapping[str, Sequence[Any]], *, dry:
     except TimeoutError:
         raise TidegateError(f"the store did not answer within {WITHIN:g} s; {so}") from None
     except StoreError as error:
-        raise TidegateError(f"{error}; {so}") from error
+        raise TidegateError(f"{str(error).rstrip('.')}; {so}") from error
     finally:
         await store.aclose()
 
