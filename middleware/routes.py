@@ -19,11 +19,13 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["LATENCY_BUCKETS", "CountsRoutes", "Ending", "RouteMetrics", "route_metrics"]
+__all__ = ["LATENCY_BUCKETS", "ROUTE_SECONDS", "CountsRoutes", "Ending", "RouteMetrics", "route_metrics"]
 
 LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds."""
 _FIRST_BOUND: Final = LATENCY_BUCKETS[0]
+ROUTE_SECONDS: Final = len(LATENCY_BUCKETS) + 1
+"""Where in a row the sum of seconds stands. As `row[-1]` CPython 3.11 finds it half as quickly."""
 
 _REQUESTS: Final = ("tidegate_requests", "HTTP requests by route template, method and status class.")
 _SECONDS: Final = (
@@ -75,7 +77,7 @@ class RouteMetrics:
         except KeyError:
             row = self._rows.setdefault(ending, [0.0] * (len(LATENCY_BUCKETS) + 2))
         row[0 if seconds <= _FIRST_BOUND else bisect_left(LATENCY_BUCKETS, seconds)] += 1.0
-        row[-1] += seconds
+        row[ROUTE_SECONDS] += seconds
 
     def row(self, ending: tuple[str, str, int, str | None, str | None]) -> Row | None:
         """Where those that end so are counted: one more in the bucket, the seconds in the last; None: none did yet."""

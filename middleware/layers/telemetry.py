@@ -6,10 +6,10 @@ only see the canary would have nothing to compare it with.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from tidegate.middleware.cohorts import CohortCounters
-from tidegate.middleware.counting import Together
+from tidegate.middleware.counting import Aside, Together
 from tidegate.middleware.layers.asgi import (
     ASGIApp,
     ContextResolver,
@@ -30,8 +30,9 @@ from tidegate.middleware.tracing import Span, Tracer
 
 __all__ = ["PlainHit", "TelemetryLayer", "Through"]
 
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_quiet: Final = Quiet.of
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 Through = Callable[[Scope, RequestContext, Receive, Send, float], Awaitable[None] | None]
@@ -82,11 +83,11 @@ class TelemetryLayer:
         self.clock = clock
         self._resolver = resolver if resolver is not None else ContextResolver()
         self._count = routes.count
-        self.count_shut = _nothing
+        self.count_aside = self.count_cohorts = _nothing
         self._count_at_once = self._misses = self._passes = None
         if cohorts is not None:
             self._count_at_once = Together(cohorts, routes, outcome="hit", storable=True).count
-            self.count_shut = cohorts.count
+            self.count_aside, self.count_cohorts = Aside(cohorts).count, cohorts.count
             self._misses = Together(cohorts, routes, outcome="miss", storable=True)
             self._passes = Together(cohorts, routes, outcome="miss", storable=False)
         self._find = hits
@@ -124,7 +125,7 @@ class TelemetryLayer:
             opened = self.gate(context)
         elif decision.open is not self._wide:
             if not decision.open and self._quiet and scope["method"] in _SAFE:
-                return Quiet.of(self, scope, context, decision, receive, send)
+                return _quiet(self, scope, context, decision, receive, send)
             opened = self.gate(context)
             if opened and self._by_flags:
                 self._wide = decision.open

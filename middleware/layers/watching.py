@@ -38,14 +38,16 @@ def debugged(*, hit: bool) -> list[tuple[bytes, bytes]]:
 class Watcher(Protocol):
     """Whom a watch tells of its request's end, and what it asks: the outermost layer.
 
-    bare: the application inside all layers. count_shut: counts a request for which every layer was shut, in these
-        cohorts and seconds; whether it was an error, storable, a hit.
+    bare: the application inside all layers.
+    count_aside: counts what no layer had a part in and was no error, in these cohorts and seconds; whether it was
+        storable. count_cohorts: the same of any request, with whether it was an error, storable, a hit.
     clock: monotonic seconds.
     """
 
     debug_headers: bool
     bare: ASGIApp
-    count_shut: Callable[[tuple[Labels, ...], float, bool, bool, bool], None]
+    count_aside: Callable[[tuple[Labels, ...], float, bool], None]
+    count_cohorts: Callable[[tuple[Labels, ...], float, bool, bool, bool], None]
     clock: Callable[[], float]
 
     def count(
@@ -140,8 +142,9 @@ class Watch:
         return self._send(message)
 
     async def _watched(self, message: Message) -> None:
+        send = self._send
         try:
-            await self._send(message)
+            await send(message)
         except OSError:
             self.gone = True
             raise
@@ -202,16 +205,22 @@ class Quiet(Watch):
         kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
-            if "trailers" in message:
+            if "trailers" in message:  # which costs half as much as to `get` what is not there
                 self._trailers = message["trailers"]
             return self._watched(message)
         if kind == "http.response.body":
-            if ("more_body" in message and message["more_body"]) or self._trailers:  # noqa: RUF019
-                return self._watched(message)
+            if "more_body" not in message and 0 < self.status < 500 and not self._trailers:
+                self.counted = True  # what `finish` would do, as most requests end so
+                layer = self._layer
+                clock, count = layer.clock, layer.count_aside
+                count(self._cohorts, clock() - self._started, self._storable)
+                return send(message)
+            is_last = not message.get("more_body", False) and not self._trailers
         elif kind == "http.response.trailers":
-            if message.get("more_trailers", False):
-                return self._watched(message)
-        elif kind != "http.response.pathsend":
+            is_last = not message.get("more_trailers", False)
+        else:
+            is_last = kind == "http.response.pathsend"
+        if not is_last:
             return self._watched(message)
         self.finish()
         return send(message)
@@ -225,5 +234,4 @@ class Quiet(Watch):
         elif self.status == 0:
             return  # as of any watch
         layer = self._layer
-        clock, count = layer.clock, layer.count_shut
-        count(self._cohorts, clock() - self._started, error, self._storable, False)
+        layer.count_cohorts(self._cohorts, layer.clock() - self._started, error, self._storable, False)

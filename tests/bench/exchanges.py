@@ -42,10 +42,9 @@ Scopes = Callable[[int], Sequence[dict[str, Any]]]
 class Flags:
     """A flag provider in memory: every flag is open for everybody, or off."""
 
-    version = 1
-
     def __init__(self, *, on: bool) -> None:
         self._on = on
+        self.version = 1  # of the instance, as that of the real providers: it is read twice as quickly
 
     def is_enabled(self, flag: str, context: FlagContext) -> bool:
         return self._on
