@@ -9,7 +9,8 @@ A request keeps the decision of its gate to its end; but once the gate is shut f
 another any more. Who has begun to relay an answer relays the rest.
 
 Not shared, ever: requests of different identities (unless the cache says that identity does not count), requests with
-a body, requests that came after a purge or after a write of their tenant with a run that began before it.
+a body, requests that came after a purge or after a write of their tenant with a run that began before it, requests in
+different event loops.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from tidegate.middleware.layers.asgi import (
     always,
 )
 from tidegate.middleware.layers.eager import begin, show
-from tidegate.middleware.layers.flight import Flight, Seat, Unjoined, began_now
+from tidegate.middleware.layers.flight import Flight, Seat, Unjoined, began_now, is_elsewhere
 from tidegate.middleware.layers.joining import Key, Remembered, by_vary_alone, key_of, may_share, same_user, tenant_of
 from tidegate.middleware.layers.leader import Leader
 from tidegate.middleware.layers.listener import Listener
@@ -160,6 +161,10 @@ class CoalesceLayer:
         if flight is not None and not began_now(flight, context):
             flight.close()  # something was purged since it began: it may answer with what was before
             flight = None
+        elif flight is not None and is_elsewhere(flight):
+            self.count_alone()
+            await self.app(scope, receive, send)
+            return
         if flight is not None and not isinstance(flight, Flight):
             flight = flight.joined()
         if flight is None:

@@ -18,7 +18,7 @@ from tidegate.middleware.layers.asgi import Message, RequestContext
 from tidegate.middleware.layers.joining import by_vary_alone
 from tidegate.middleware.layers.sessions import SessionUse
 
-__all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined", "began_now"]
+__all__ = ["BODY_KEYS", "START_KEYS", "Flight", "Seat", "Unjoined", "began_now", "is_elsewhere"]
 
 START_KEYS: Final = frozenset({"type", "status", "headers", "trailers"})
 BODY_KEYS: Final = frozenset({"type", "body", "more_body"})
@@ -69,6 +69,11 @@ class Unjoined(Protocol):
     @property
     def positions(self) -> Mapping[str, int] | None:
         """As Flight has it."""
+        ...
+
+    @property
+    def run(self) -> "asyncio.Task[None] | None":
+        """Its task."""
         ...
 
     def close(self) -> None:
@@ -291,3 +296,8 @@ def began_now(flight: Flight | Unjoined, context: RequestContext) -> bool:
     if flight.positions != context.positions:
         return False
     return context.positions is not None or not isinstance(flight, Flight) or flight.context.purges == context.purges
+
+
+def is_elsewhere(flight: Flight | Unjoined) -> bool:
+    """Whether a run belongs to another event loop, which nobody in this one can wait for."""
+    return flight.run is not None and flight.run.get_loop() is not asyncio.get_running_loop()

@@ -136,6 +136,6 @@ class Remembered:
         if until is None:
             return False
         if until <= now:
-            del self.until[hashed]
+            self.until.pop(hashed, None)  # another thread may have done so
             return False
         return True

@@ -21,11 +21,11 @@ class Waiting:
     """One run, as `Unjoined` has it.
 
     fall_back: makes its passage fall back, which calls `take_off`.
-    request: the header fields of the request that it began for.
+    request: the header fields of the request that it began for. run: the task.
     """
 
     __slots__ = ("_called", "_coalesce", "_context", "_fall_back", "_key", "_leader", "_open", "_request",
-                 "_run", "flight")  # fmt: skip
+                 "flight", "run")  # fmt: skip
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Waiting:
         self._key = key
         self._context = context
         self._request = request
-        self._run = run
+        self.run = run
         self._fall_back: Callable[[], object] | None = fall_back
         self._called: asyncio.Future[None] | None = None
         self._leader: Leader | None = None
@@ -73,8 +73,8 @@ class Waiting:
         """A flight, in its place; leader: come to where the run is."""
         was_open, self._leader = self._open, leader
         self.close()
-        self.flight = flight = self._coalesce.take_off(self._key, self._request, self._context, leader, self._run)
-        if not was_open or self._run.done():
+        self.flight = flight = self._coalesce.take_off(self._key, self._request, self._context, leader, self.run)
+        if not was_open or self.run.done():
             flight.close()
         self.call()
 
@@ -94,7 +94,7 @@ class Waiting:
 
     async def see_to_end(self) -> None:
         """Return when the run is over, or raise what it raised."""
-        run = self._run
+        run = self.run
         loop = asyncio.get_running_loop()
         try:
             while self.flight is None and not run.done():
