@@ -35,6 +35,8 @@ __all__ = ["Named", "Names", "Owner", "Uri", "host_of", "uri_of"]
 Values = tuple[tuple[bytes, bytes | None], ...]
 """Request fields that select a variant, with their values; None: absent."""
 
+_blank: Final = object.__new__
+
 _LONGEST: Final = 1024
 """Bytes and characters of all parts of a name that is remembered: a client may choose most of them."""
 
@@ -78,12 +80,12 @@ class Named:
     """A resource as one share sees it: its URI, what its keys are made of, and the primary key.
 
     owner: what it has in common with others. end: path and query, as they end the tag of the URI, see `Owner.room`.
-    policy: by which the query's parts were counted.
+    policy: by which the query's parts were counted. rest: what the primary key is made of beyond the owner's parts.
     """
 
     # A plain class with slots: made in half of the time that a tuple with names takes, and read in a quarter. Every
     # request makes or reads one; few ask for the URI and the parts, which are put together when they are asked for.
-    __slots__ = ("_rest", "end", "owner", "policy", "primary")
+    __slots__ = ("end", "owner", "policy", "primary", "rest")
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class Named:
         primary: bytes,
     ) -> None:
         self.owner = owner
-        self._rest = rest
+        self.rest = rest
         self.end = end
         self.policy = policy
         self.primary = primary
@@ -102,7 +104,7 @@ class Named:
     @property
     def uri(self) -> Uri:
         """The resource's."""
-        raw_path, query = self._rest[:2]
+        raw_path, query = self.rest[:2]
         return Uri(self.owner.scheme, self.owner.host, raw_path, query)
 
     @property
@@ -118,11 +120,11 @@ class Named:
     @property
     def parts(self) -> tuple[bytes | None, ...]:
         """What the primary key is made of."""
-        return self.owner.parts + self._rest
+        return self.owner.parts + self.rest
 
     def apart(self, mark: bytes, naming_key: bytes) -> "Named":
         """See `Names.apart`."""
-        rest = (*self._rest, mark)
+        rest = (*self.rest, mark)
         primary = digest(self.owner.parts + rest, naming_key)
         return Named(self.owner, rest, self.end, self.policy, primary)
 
@@ -199,8 +201,12 @@ class Names:
         hashed = owner.begun.copy()
         hashed.update(encoded)
         primary = hashed.digest()
-        end = tag_end(raw_path, query, encoded)
-        named = Named(owner, (raw_path, query), end, policy, primary)
+        named = _blank(Named)  # as `__init__` does it, which would take longer than all the rest of it
+        named.owner = owner
+        named.rest = (raw_path, query)
+        named.end = tag_end(raw_path, query, encoded) if b"%" in encoded else encoded  # the second, without the call
+        named.policy = policy
+        named.primary = primary
         mark = hash((primary, sent[5], sent[9]))  # of one name a client may send many hosts and queries
         at = mark % self._remember
         if self._once[at] != mark:

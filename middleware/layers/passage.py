@@ -197,7 +197,8 @@ class Passage:
             if kind == "http.response.start" and self._holds(message):
                 return _nothing()
         elif stage is _HELD:
-            if kind == "http.response.body" and not message.get("more_body", False):
+            # `get` takes twice as long, here as below.
+            if kind == "http.response.body" and ("more_body" not in message or not message["more_body"]):
                 return self._finish(message)
         elif stage is _FALLEN:
             return self._labelling(message)
@@ -207,8 +208,10 @@ class Passage:
 
     def _holds(self, start: Message) -> bool:
         """Whether a start is plain; it is kept then until its body comes."""
-        headers: list[Pair] = start.get("headers", ())
-        if start["status"] != 200 or type(headers) is not list:
+        if start["status"] != 200 or "headers" not in start:
+            return False
+        headers: list[Pair] = start["headers"]
+        if type(headers) is not list:
             return False
         if len(start) == _NO_MORE:
             self._start = None
@@ -231,8 +234,12 @@ class Passage:
         head, length = self._read
         way, scope, context, _, send, missed, asked, started, breaker, ticket = self._asked
         waiting = self._waiting
-        unfit = type(body) is not bytes or b"%d" % len(body) != length or scope.get("session") is not None
-        if unfit or (waiting is not None and not waiting.fits(self._start_with(()), message, body)):
+        unfit = type(body) is not bytes or b"%d" % len(body) != length
+        if (
+            unfit
+            or ("session" in scope and scope["session"] is not None)
+            or (waiting is not None and not waiting.fits(self._start_with(()), message, body))
+        ):
             await self._fall_back()(message)
             return
         tag = (b"etag", make_etag(body, weak=True) if head.coded else make_etag(body))

@@ -80,8 +80,10 @@ class Misses:
             return False
         if self._in_part and named.primary in self._in_part:
             return False  # what is stored in part may be completed
-        if scope.get("session") is not None or scope.get("http_version") not in FRAMED:
-            return False  # the general way sees whether a session is read, and whether a body comes
+        if "session" in scope and scope["session"] is not None:
+            return False  # the general way sees whether it is read; `get` takes twice as long
+        if "http_version" not in scope or scope["http_version"] not in FRAMED:
+            return False  # and whether a body comes
         try:
             positions = self._positions(named.owner.scopes)
         except Exception as error:  # noqa: BLE001 - P5; counted
