@@ -48,6 +48,7 @@ _FALLEN: Final = 4
 _NO_MORE: Final = 3
 """Keys of a response's start that has a type, a status and a list of fields, and nothing else."""
 
+_UNSET: Final = object()
 _blank: Final = object.__new__
 
 Asked = tuple[Way, Scope, RequestContext, Receive, Send, Missed, float, float, Breaker, Ticket]
@@ -118,8 +119,9 @@ class Passage:
             raise
         if run is not None:
             return self._wait(key, run, own, copy_context())
-        if own:
-            show(own)
+        for variable, value in own.items():  # as `show` does it, without the call
+            if variable.get(_UNSET) is not value:
+                variable.set(value)
         if not context.storable or way.clock() - began >= way.max_busy:
             way.coalesce.never_waited(key, None if context.storable else self._leaders_start(), context, began)
         if self._stage is _DONE:
