@@ -49,14 +49,17 @@ class Decision(Protocol):
     @property
     def open(self) -> frozenset[str]:
         """The layers whose gate is open."""
+        ...
 
     @property
     def cohorts(self) -> tuple[tuple[str, str, str], ...]:
         """For every flag: (flag, band, cohort), the labels of its cohort counters."""
+        ...
 
     @property
     def shadow(self) -> frozenset[str]:
         """Of the open layers, those that are to compare and not to act."""
+        ...
 
 
 class _Shut:
