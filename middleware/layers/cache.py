@@ -148,8 +148,9 @@ class CacheLayer:
             await self._pass(scope, receive, send)
             return
         context = self._resolver.of(scope)
-        if self._own_hits is not None and context.tracer is None:
-            answer = self._own_hits(scope, context)
+        find = self._own_hits
+        if find is not None and context.tracer is None:
+            answer = find(scope, context)
             if answer is not None:
                 await send(answer[0])
                 await send(answer[1])

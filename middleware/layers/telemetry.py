@@ -30,7 +30,7 @@ from tidegate.middleware.tracing import Span, Tracer
 
 __all__ = ["PlainHit", "TelemetryLayer", "Through"]
 
-_quiet: Final = Quiet.of
+_quiet: Final = Quiet.of  # to ask the class each time takes longer than the call
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
