@@ -151,8 +151,13 @@ class Fair:
         """The owner that is to give way. There is one above the even share whenever a limit is passed: else nobody's
         parts would come to more than the whole.
         """
-        filed, even, last = self._filed, 1 / len(self._owners), self._last
-        wants = self._takes(last) if last.count else 0.0
+        filed, owners, last = self._filed, len(self._owners), self._last
+        wants = 0.0
+        if last.count:
+            if owners == 1:
+                return last
+            wants = self._takes(last)
+        even = 1 / owners
         while True:
             bound, ticket, owner = filed[0]
             if ticket != owner.ticket:

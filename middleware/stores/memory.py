@@ -21,15 +21,13 @@ from tidegate.middleware.stores.base import Entry, Lookup, Purge, Record, StoreS
 from tidegate.middleware.stores.ledger import Judge, Ledger
 from tidegate.middleware.stores.moulds import Mould, mould_of
 from tidegate.middleware.stores.packing import Held, opened, packed, row_of, taken_by
-from tidegate.middleware.stores.pressing import LENGTHS, size_of
+from tidegate.middleware.stores.pressing import size_of
 from tidegate.middleware.stores.rows import ROW, Rows
 
 __all__ = ["MemoryStore", "size_of"]
 
 _LOOKED_THROUGH: Final = 500
 """Records that `affected` looks at before others have their turn."""
-
-_MOST: Final = len(LENGTHS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +146,8 @@ class MemoryStore(Rows):
             held = self._held.get(key)
             if held is None:
                 return None
-            row = row_of(held)
+            parts = None if isinstance(held, Held) else opened(held)
+            row = row_of(held) if parts is None else parts[0]
             if self._expires[row] <= self._clock():
                 self._drop(key)
                 return None
@@ -156,13 +155,17 @@ class MemoryStore(Rows):
                 if not self._is_valid(key, row):
                     self._drop(key)
                     return None
-                held = self._held[key]  # what was made stale is another
+                if self._held[key] is not held:  # it was made stale
+                    held = self._held[key]
+                    assert not isinstance(held, Held)
+                    parts = opened(held)
             self._used[row] = 1
             if isinstance(held, Held):
                 record = held.record
                 held.valid_at = self._valid_at[row]
             else:
-                record = self._warmed(key, held)
+                assert parts is not None
+                record = self._warmed(key, held, parts)
             while self._bytes > self._max_bytes:  # what was made stale may take more
                 self._make_room(self._clock())
             return record
@@ -221,11 +224,10 @@ class MemoryStore(Rows):
         self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
     ) -> bool:
         """See `KeepsAlike`."""
-        form, length = mould.form, len(end)
-        if retain <= 0 or length >= _MOST:
+        own = mould.own(end, etag)
+        if retain <= 0 or own is None:
             return False
-        own = LENGTHS[length] + end + etag  # as `Forms.press` gives it
-        size = ROW + len(key) + taken_by(len(own), len(body))
+        form, size = mould.form, ROW + len(key) + taken_by(len(own), len(body))
         if size > self._max_entry_bytes:
             return False
         lock = self._lock

@@ -13,28 +13,38 @@ gone. Then, and where a piece is too long, the next one is an entry again.
 from collections.abc import Mapping
 from typing import Final
 
-from tidegate.middleware.stores.pressing import ETAG, Form
+from tidegate.middleware.stores.pressing import DIGEST, ETAG, LENGTHS, Form, digest_in
 
 __all__ = ["Mould", "mould_of"]
 
 _PIECES: Final = 2
 """The end of its URI's tag, and its ETag."""
 
+_LONGEST: Final = len(LENGTHS)
+
 
 class Mould:
     """What the entries of one form have in common beyond it.
 
-    form: theirs. beginning: of the one tag that each has. positions: theirs; nothing in these scopes was purged after
-    them. stamp: the ledger's, when that was so.
+    form: theirs. digests: whether their ETags are such. beginning: of the one tag that each has. positions: theirs;
+    nothing in these scopes was purged after them. stamp: the ledger's, when that was so.
     """
 
-    __slots__ = ("beginning", "form", "positions", "stamp")
+    __slots__ = ("beginning", "digests", "form", "positions", "stamp")
 
-    def __init__(self, form: Form, beginning: str, positions: Mapping[str, int], stamp: int) -> None:
+    def __init__(self, form: Form, digests: bool, beginning: str, positions: Mapping[str, int], stamp: int) -> None:
         self.form = form
+        self.digests = digests
         self.beginning = beginning
         self.positions = positions
         self.stamp = stamp
+
+    def own(self, end: bytes, etag: bytes) -> bytes | None:
+        """The own part of an entry with these pieces, as `Forms.press` gives it; None: it would have another form."""
+        digest = digest_in(etag)
+        if self.digests is (digest is None) or len(end) >= _LONGEST:
+            return None
+        return LENGTHS[len(end)] + end + (etag if digest is None else digest)
 
 
 def mould_of(form: Form, positions: Mapping[str, int], stamp: int) -> Mould | None:
@@ -43,6 +53,7 @@ def mould_of(form: Form, positions: Mapping[str, int], stamp: int) -> Mould | No
     positions, stamp: the ledger's now.
     """
     _, headers, _, _, _, _, _, _, tags, held, _ = form.key
-    if not form.shared or form.pieces != _PIECES or len(tags) != 1 or ETAG not in headers:
+    digests = DIGEST in headers
+    if not form.shared or form.pieces != _PIECES or len(tags) != 1 or not (digests or ETAG in headers):
         return None
-    return Mould(form, tags[0][1], positions, stamp) if dict(held) == positions else None
+    return Mould(form, digests, tags[0][1], positions, stamp) if dict(held) == positions else None

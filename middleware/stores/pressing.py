@@ -8,13 +8,14 @@ is not held at all.
 What recurs is learnt from what was seen twice: what occurs only once is no form's part, and fills no memory.
 """
 
+from binascii import hexlify, unhexlify
 from struct import Struct
 from typing import Any, Final
 
 from tidegate.middleware.core.records import with_body
 from tidegate.middleware.stores.base import PUBLIC_SCOPE, Entry, Record
 
-__all__ = ["ETAG", "LENGTHS", "Form", "Forms", "owner_in", "released", "size_of"]
+__all__ = ["DIGEST", "ETAG", "LENGTHS", "Form", "Forms", "digest_in", "owner_in", "released", "size_of"]
 
 _REMEMBERED: Final = 4096
 """Parts of a kind that are known to recur. When there are more all are forgotten, and learnt again as they come."""
@@ -31,8 +32,15 @@ _OWN: Final = frozenset({b"age", b"content-length", b"date", b"etag", b"expires"
 ETAG: Final = (b"etag",)
 """In the place of an ETag, whose value is the entry's own."""
 
+DIGEST: Final = (b"etag", b'"', b'"')
+"""In the place of one that is 128 bits in hexadecimal digits, as `core.validators.make_etag` makes it: the entry's own
+are the bits."""
+
 _LENGTH: Final[tuple[bytes, ...]] = ()
 """In the place of a Content-Length that says what the body says too."""
+
+_DIGITS: Final = 32
+_QUOTE: Final = ord('"')
 
 _WIDE: Final = 255
 """Instead of the first length: they do not fit into a byte each."""
@@ -118,8 +126,9 @@ class Forms:
             if pair in fields:
                 headers.append(pair)
             elif pair[0] == b"etag":
-                own.append(pair[1])
-                headers.append(ETAG)
+                digest = digest_in(pair[1])
+                own.append(pair[1] if digest is None else digest)
+                headers.append(ETAG if digest is None else DIGEST)
             else:
                 headers.append(self._field(pair, entry.body, own))
         key = (
@@ -225,18 +234,36 @@ class Forms:
 def released(form: Form, own: bytes, body: bytes, born: float) -> Entry:
     """The entry that was pressed."""
     status, fields, lifetime, stale, on_error, strict, no_cache, vary, parts, positions, own_etag = form.key
-    pieces = iter(_pieces(own, form.pieces))
-    tags = tuple([(scope, beginning + _text(next(pieces))) for scope, beginning in parts])
+    pieces = iter(_pieces(own, form.pieces)).__next__
+    tags = tuple([(scope, beginning + _text(pieces())) for scope, beginning in parts])
     if lifetime is None:
-        lifetime = _SECONDS.unpack(next(pieces))[0]
-    headers = [
-        field if len(field) == 2 else (field[0], next(pieces)) if field else (b"content-length", b"%d" % len(body))
-        for field in fields
-    ]
+        lifetime = _SECONDS.unpack(pieces())[0]
+    headers: list[tuple[bytes, bytes]] = []
+    for field in fields:
+        if len(field) == 2:
+            headers.append(field)
+        elif field is DIGEST:
+            headers.append((b"etag", b'"%b"' % hexlify(pieces())))
+        elif field:
+            headers.append((field[0], pieces()))
+        else:
+            headers.append((b"content-length", b"%d" % len(body)))
     others = (
         status, tuple(headers), born, lifetime, stale, on_error, strict, no_cache, vary, tags, positions, own_etag,
     )  # fmt: skip
     return with_body(others, body)
+
+
+def digest_in(etag: bytes) -> bytes | None:
+    """The bits of an ETag that is to be held as a DIGEST."""
+    if len(etag) != _DIGITS + 2 or not etag[0] == etag[-1] == _QUOTE:
+        return None
+    digits = etag[1:-1]
+    try:
+        bits = unhexlify(digits)
+    except ValueError:
+        return None
+    return bits if hexlify(bits) == digits else None  # capitals are others
 
 
 def size_of(key: bytes, record: Record) -> int:
@@ -297,4 +324,4 @@ def _pieces(own: bytes, count: int) -> list[bytes]:
 
 
 def _text(end: bytes) -> str:
-    return end.decode("utf-8", "surrogatepass")
+    return end.decode() if end.isascii() else end.decode("utf-8", "surrogatepass")

@@ -202,10 +202,11 @@ class Rows:
         form = self._form(number)
         return row, form, size_in(key, form, taken)
 
-    def _warmed(self, key: bytes, packed: Packed) -> Entry:
-        """Hold an entry as it is served, from now on."""
-        row, number, born, own, body = opened(packed)
-        form = self._form(number)
+    def _warmed(self, key: bytes, packed: Packed, parts: tuple[int, int, float, bytes, bytes]) -> Entry:
+        """Hold an entry as it is served, from now on. parts: as `opened` gives them."""
+        row, number, born, own, body = parts
+        form = self._forms.numbered[number]
+        assert form is not None
         held = Held()
         held.record = entry = released(form, own, body, born)
         held.row, held.expires, held.valid_at, held.packed = row, self._expires[row], self._valid_at[row], packed
@@ -236,31 +237,31 @@ class Rows:
     def _drop(self, key: bytes) -> None:
         held = self._held.pop(key)
         if isinstance(held, Held):
-            packed = held.packed
-            if packed is None:
-                assert isinstance(held.record, Variants)
-                self._let_go(held.row, held.record.scope, size_of(key, held.record))
-                return
-            self._warm.let_go(held.row)
+            row, owner, size = self._cooled(key, held)
         else:
-            packed = held
-        row, number, taken = measured(packed)
-        form = self._forms.numbered[number]
-        assert form is not None
-        size = ROW + len(key) + taken  # as `size_in`, which a call would double
-        if not form.shared:
-            size += form.weight
-        form.rows -= 1
-        if not form.rows:
-            self._forms.forget(form)
-        self._let_go(row, form.owner, size)
-
-    def _let_go(self, row: int, owner: str, size: int) -> None:
-        """A row is free."""
+            row, number, taken = measured(held)
+            form = self._forms.numbered[number]
+            assert form is not None
+            size, owner = ROW + len(key) + taken, form.owner  # as `size_in`, which a call would double
+            if not form.shared:
+                size += form.weight
+            form.rows -= 1
+            if not form.rows:
+                self._forms.forget(form)
         self._keys[row] = None
         self._free.append(row)
         self._bytes -= size
         self._fair.remove(row, owner, size)
+
+    def _cooled(self, key: bytes, held: Held) -> tuple[int, str, int]:
+        """Let go of what is held as it is served; returns its row, its owner, and what it took."""
+        row, form, size = self._weighed(key, held)
+        if form is None:
+            assert isinstance(held.record, Variants)
+            return row, held.record.scope, size
+        self._warm.let_go(row)
+        self._forms.let_go(form)
+        return row, form.owner, size
 
 
 def size_in(key: bytes, form: Form, taken: int) -> int:

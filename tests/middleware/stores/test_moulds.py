@@ -36,6 +36,10 @@ PURGES: list[dict[str, tuple[Any, ...]]] = [
 ]
 
 
+DIGESTS = 50
+"""From here on ETags are such."""
+
+
 @dataclass(frozen=True)
 class Fill:
     """A response of a route, to be kept for a tenant."""
@@ -57,7 +61,7 @@ class Fill:
             headers=(
                 (b"content-type", b"text/plain"),
                 (b"content-length", b"%d" % len(self.body)),
-                (b"etag", b'"%d"' % self.etag),
+                (b"etag", (b'"%d"' if self.etag < DIGESTS else b'"%032x"') % self.etag),
             ),
             body=self.body,
             born=now - self.age,
@@ -128,8 +132,8 @@ FILLS = st.builds(
     tenant=st.sampled_from(TENANTS[:1] * 6 + TENANTS),
     route=st.sampled_from(("/things/",) * 12 + ROUTES),
     end=st.sampled_from(["1", "2", "3", "4", "5", "6", "7", "", "é", "x" * 254, "x" * 255]),
-    etag=st.integers(0, 99),
-    body=st.sampled_from([b"", b"body", b"other", b"y" * 400, b"z" * 3000]),
+    etag=st.integers(0, DIGESTS + 2),
+    body=st.sampled_from([b"", b"body", b"other", b"y" * 400, b"z" * 3000, b"w" * 5000]),
     age=st.sampled_from([0.0, 0.25]),
     retain=st.integers(0, 19).map(lambda n: 50.0 if n else 0.0),
     raced=st.integers(0, 99).map(lambda n: n if n < len(PURGES) else None),
