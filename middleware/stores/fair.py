@@ -13,7 +13,8 @@ least recently used but for who of many used ones goes first, at a hit that move
 
 The most is taken to within a part in 32. Among those who take that, the one that wants the room goes first, where it
 takes more than an even share: owners of one size would else take turns, and at each record it would have to be found
-out anew who is ahead by one.
+out anew who is ahead by one. Where one record is a larger part of what it has they do take turns: of more owners than
+there is room for, who came last would else get nothing in, however long ago the others were there.
 
 A step costs the same however many records there are. With the number of owners it grows as its logarithm, and only
 where another one comes to take the most.
@@ -34,6 +35,9 @@ _SLACK: Final = 1 + 1 / 64
 
 _NEAR: Final = 1 - 1 / 32
 """Who takes so much of what the largest does counts as the largest."""
+
+_MANY: Final = 32
+"""Records of which one is no larger part than that."""
 
 
 class Owner:
@@ -152,11 +156,9 @@ class Fair:
         parts would come to more than the whole.
         """
         filed, owners, last = self._filed, len(self._owners), self._last
-        wants = 0.0
-        if last.count:
-            if owners == 1:
-                return last
-            wants = self._takes(last)
+        if owners == 1 and last.count:
+            return last
+        wants = self._takes(last) if last.count > _MANY else 0.0
         even = 1 / owners
         while True:
             bound, ticket, owner = filed[0]
@@ -167,7 +169,7 @@ class Fair:
             if wants > even and wants >= near:
                 return last
             takes = self._takes(owner)
-            if takes > even and takes >= near:
+            if takes > even and takes >= near and owner.count > _MANY:
                 return owner
             # Below the even share it is not to be met again before it has grown, or there are many more owners.
             bound, less = -bound, takes if takes >= even else (takes + even) / 2

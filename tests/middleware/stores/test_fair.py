@@ -153,6 +153,24 @@ def test_tenants_that_went_away_hold_no_share(how: str) -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("limit", ["entries", "bytes"])
+def test_who_comes_into_a_store_full_of_others_gets_in_though_there_are_more_than_it_has_room_for(limit: str) -> None:
+    """Else those who were there first would keep what nobody asks for any more, and who comes would store in vain."""
+    most = 50 if limit == "entries" else 50 * room_for(made_for("o000"))[0]
+
+    async def body() -> None:
+        store = MemoryStore(**{f"max_{limit}": most}, metrics=new_metrics())  # type: ignore[arg-type]
+        for number in range(100):
+            await store.put(b"old:%d" % number, made_for(f"o{number:03}"), retain=600)
+        for number in range(30):
+            await store.put(b"new:%d" % number, made_for(f"n{number:03}"), retain=600)
+        kept = [(await store.get(b"new:%d" % number)).record is not None for number in range(30)]
+        assert sum(kept) == 30
+        assert store.stats().entries == 50
+
+    asyncio.run(body())
+
+
 def test_a_tenant_alone_may_use_the_whole_store_and_gives_way_to_those_who_come() -> None:
     async def body() -> None:
         store = MemoryStore(max_entries=100, metrics=new_metrics())
