@@ -127,7 +127,9 @@ class Heads:
 
     def of(self, lines: list[Pair]) -> tuple[Head, bytes] | None:
         """What the fields of a response say, and its Content-Length; None: it has none, or they cannot be read."""
-        at = self._at if self._at < len(lines) else 0
+        at = self._at
+        if at >= len(lines):
+            at = 0
         try:
             name, length = lines[at]
             if name != b"content-length":

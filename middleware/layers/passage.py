@@ -76,15 +76,15 @@ class Passage:
     _watch: Watch
 
     @staticmethod
-    def of(asked: Asked, leads: bool) -> "Passage":
-        """That of a request for which the app is to be asked now. leads: others may join."""
-        passage = _blank(Passage)  # no `__init__`, which would take as long again
-        passage._asked, passage._leads, passage._stage = asked, leads, _NEW
-        passage._leader = passage._waiting = None
-        return passage
-
-    async def alone(self) -> None:
+    def alone(asked: Asked) -> Awaitable[None]:
         """Let the app answer this request and nobody else."""
+        passage = _blank(Passage)
+        passage._asked, passage._leads, passage._stage = asked, False, _NEW
+        passage._leader = passage._waiting = None
+        asked[2].explainer = passage
+        return passage._alone()
+
+    async def _alone(self) -> None:
         way, scope, context = self._asked[:3]
         try:
             await way.app(scope, self.receive, self.send)
@@ -103,31 +103,36 @@ class Passage:
             else:
                 self._over()
 
-    def lead(self, key: Key) -> Awaitable[None]:
+    @staticmethod
+    def lead(asked: Asked, key: Key) -> Awaitable[None]:
         """Let the app answer in a run of its own, which others may join once it waits: begun at once, so that most
         have nothing left to wait for.
         """
-        way, scope, context, _, _, _, _, began, _, _ = self._asked
+        passage = _blank(Passage)  # no `__init__`, which would take as long again
+        passage._asked, passage._leads, passage._stage = asked, True, _NEW
+        passage._leader = passage._waiting = None
+        way, scope, context, _, _, _, _, began, _, _ = asked
+        context.explainer = passage
         if not way.timed:
             began = way.clock()
         own = copy_context()
         try:
-            run = begin(self._run(way, scope), own)
+            run = begin(passage._run(way, scope), own)
         except BaseException as error:
-            self._failed(error)
+            passage._failed(error)
             show(own)
             raise
         if run is not None:
-            return self._wait(key, run, own, copy_context())
+            return passage._wait(key, run, own, copy_context())
         for variable, value in own.items():  # as `show` does it, without the call
             if variable.get(_UNSET) is not value:
                 variable.set(value)
         if not context.storable or way.clock() - began >= way.max_busy:
-            way.coalesce.never_waited(key, None if context.storable else self._leaders_start(), context, began)
-        if self._stage is _DONE:
+            way.coalesce.never_waited(key, None if context.storable else passage._leaders_start(), context, began)
+        if passage._stage is _DONE:  # pyright: ignore[reportUnnecessaryComparison]  # meanwhile
             context.explainer = None
         else:
-            self._over()
+            passage._over()
         return _nothing()
 
     async def _wait(self, key: Key, run: "asyncio.Task[None]", own: Context, began: Context) -> None:

@@ -114,11 +114,9 @@ class Throughway(Way):
         if ticket is None:
             return None
         context.missed = None
-        passage = context.explainer = Passage.of(
-            (self, scope, context, receive, send, missed, self._clock(), started, breaker, ticket), not alone
-        )
+        asked = (self, scope, context, receive, send, missed, self._clock(), started, breaker, ticket)
         if alone:
             self._count_alone()
-            return passage.alone()
+            return Passage.alone(asked)
         self._count_leader()
-        return passage.lead(key)
+        return Passage.lead(asked, key)
