@@ -192,3 +192,21 @@ def test_a_start_without_a_body_reaches_the_server_which_would_else_say_that_the
             assert (b"content-length", b"2") in answer.headers
 
     asyncio.run(body())
+
+
+def test_what_was_changed_twice_in_one_second_is_not_taken_for_what_is_stored() -> None:
+    """The app looks at no conditions; the cache asks by the date, which is the same, and gets the new page."""
+    pages = iter([b"one", b"two"])
+    fields = [(b"last-modified", b"Sun, 06 Nov 1994 08:49:37 GMT"), (b"cache-control", b"max-age=60"), (b"age", b"60")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        page = next(pages)
+        headers = [(b"content-length", b"%d" % len(page)), *fields]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": page})
+
+    async def body() -> None:
+        mounted = Tidegate(Settings(cache=CacheSettings(share="public")), registry=CollectorRegistry())(app)
+        assert [(await call(mounted)).body for _ in range(2)] == [b"one", b"two"]
+
+    asyncio.run(body())
