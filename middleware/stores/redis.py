@@ -35,6 +35,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -173,6 +174,8 @@ class RedisStore:
 
     async def _look_round(self) -> None:
         await check_policy(lambda: self._run(self._servers.on_each(b"INFO", b"memory")), self._metrics)
+        with suppress(StoreError):  # a user who may write nothing
+            await self._stand()
         await say_whose(self.held, self._metrics)
 
     async def aclose(self) -> None:
@@ -262,15 +265,20 @@ class RedisStore:
 
     async def emptied(self) -> None:
         """The server was emptied, or another database of it. What a purge had voided is gone with its stamp; but a
-        response that was on its way since before that purge may come yet: so everything is purged, unless this database
-        still has what purges left there.
+        response that was on its way since before that purge may come yet: so everything is purged, unless what stands
+        in this database to tell that is still there.
 
         Raises:
             StoreError: if Redis cannot be reached, or refuses.
         """
-        position = self._names.position(PUBLIC_SCOPE)  # every entry has its own URI's tag there
-        if self._servers.dial is None or (await self._reading.read([position]))[0] is None:
-            await self.purge({PUBLIC_SCOPE: [WHOLE_SCOPE]})
+        here = self._names.here
+        if self._servers.dial is None or not await self._run(self._servers.call(here, b"EXISTS", here)):
+            await self.purge({PUBLIC_SCOPE: [WHOLE_SCOPE]})  # every entry has its own URI's tag there
+            await self._stand()
+
+    async def _stand(self) -> None:
+        """Have something stand in this database that goes only with all of it."""
+        await self._run(self._servers.call(self._names.here, b"SET", self._names.here, b"1"))
 
     async def settled(self, tags: Mapping[str, Sequence[Target]]) -> bool | None:
         """Whether a purge of these that was done has reached a replica; None: there is none, nor is there to be one.

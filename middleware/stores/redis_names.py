@@ -44,6 +44,8 @@ class Names:
         """What the names of all stamps begin with."""
         self.stream = self._prefix + b":p"
         """Where purges stand for those who cannot follow the stamps."""
+        self.here = self._prefix + b":h"
+        """What tells that a database was not emptied since it was written."""
         self.namings = self._prefix + b":n"
         """Where the marks of naming keys stand: see `redis_naming`."""
         self._scope = _remembered(self._hash_scope)
