@@ -4,6 +4,7 @@ RFC 9111 4.2 (freshness, age), RFC 5861 (the two windows past it), RFC 9213 (wha
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from tidegate.middleware.core.message import (
@@ -99,13 +100,21 @@ def for_client(headers: Pairs, policy: RoutePolicy, age: int, lifetime: float) -
     keeps = int(policy.client_ttl or 0.0)
     if not 0 < keeps < lifetime or not 0 < age < lifetime:
         return headers
-    ours = b"%s, max-age=%d" % (b"public" if policy.share == "public" else b"private", keeps)
-    given: list[tuple[bytes, bytes]] = []
-    for name, value in headers:
-        if name in TARGETED:
+    longer: list[tuple[bytes, bytes]] = []
+    for pair in headers:
+        name, value = pair
+        if name == b"cache-control":
+            pair = name, _longer(value, policy.share == "public", keeps, age)
+        elif name in TARGETED:
             return headers  # it is the app's word
-        if name == b"cache-control" and value.startswith(ours) and value[len(ours) :] in (b"", b", must-revalidate"):
-            given.append((name, value.replace(b"max-age=%d" % keeps, b"max-age=%d" % (keeps + age))))
-        else:
-            given.append((name, value))
-    return given
+        longer.append(pair)
+    return longer
+
+
+@lru_cache(maxsize=4096)
+def _longer(told: bytes, public: bool, keeps: int, age: int) -> bytes:
+    """Our Cache-Control, see `client_cache_control`, with `age` seconds more; any other as it is."""
+    ours = b"%s, max-age=%d" % (b"public" if public else b"private", keeps)
+    if not told.startswith(ours) or told[len(ours) :] not in (b"", b", must-revalidate"):
+        return told
+    return told.replace(b"max-age=%d" % keeps, b"max-age=%d" % (keeps + age))
