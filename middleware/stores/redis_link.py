@@ -37,6 +37,8 @@ MERGED: Final = 32
 
 _GOODBYE: Final = 0.25
 
+_CROWD: Final = 4
+
 _DOUBT: Final = 0.25
 """Seconds for a reply over a connection whose server has just taken another one anew."""
 
@@ -88,6 +90,8 @@ class Link:
         self._closed = False
         self._waiting = 0
         self._out: list[Call | Reads] = []
+        self._crowd = _CROWD
+        """Of so many it is looked which of them are awaited."""
         self._reads: dict[int, Reads] = {}
         self._sent: deque[Call | Reads] = deque()
         self._wire: Wire | None = None
@@ -276,8 +280,11 @@ class Link:
         self._leaving = False
         wire = self._wire
         if wire is None or wire.full or wire.lost.done() or not self._out:
+            if len(self._out) >= self._crowd:
+                self._thin_out()
             return
         leaving, self._out, self._reads = self._out, [], {}
+        self._crowd = _CROWD
         packed: list[bytes] = []
         for each in leaving:
             if type(each) is Asked and not each.future.done():
@@ -290,6 +297,17 @@ class Link:
                 self._waiting -= each.callers
         if packed:
             wire.write(packed[0] if len(packed) == 1 else b"".join(packed))
+
+    def _thin_out(self) -> None:
+        """What nobody waits for any more is not to wait here: it may be megabytes."""
+        left: list[Call | Reads] = []
+        for each in self._out:
+            if each.awaited or isinstance(each, Reads):  # to which others may be added
+                left.append(each)
+            else:
+                self._waiting -= 1
+        self._out = left
+        self._crowd = _CROWD + 2 * len(left)
 
     def _answered(self, reply: Any) -> None:
         if not self._sent:

@@ -20,6 +20,7 @@ from tests.services.swallowing import SwallowingProxy
 from tidegate.errors import StoreError
 from tidegate.middleware.core.records import Entry
 from tidegate.middleware.stores.redis import RedisStore
+from tidegate.middleware.stores.redis_calls import Call
 from tidegate.middleware.stores.redis_link import MERGED, CrowdedError, Link, pack
 from tidegate.middleware.stores.redis_servers import dial
 
@@ -233,6 +234,32 @@ def test_more_than_may_wait_are_refused_and_counted(start_server: Start) -> None
     with_link(server.port, body, max_waiting=10, crowded=lambda: refused.append(True))
 
 
+def test_what_was_given_up_is_not_held_for_a_server_that_takes_nothing(start_server: Start) -> None:
+    server = start_server()
+    megabyte = bytes(1 << 20)
+
+    async def body(link: Link) -> None:
+        await link.call(b"SET", b"key", b"there")
+        await asyncio.to_thread(server.suspend)
+        awaited = [link.call(b"SET", b"first", megabyte)]
+        for number in range(20):
+            awaited += [link.call(b"ECHO", b"%d" % number)]
+            reading = asyncio.ensure_future(link.read([b"key"]))
+            for _ in range(4):
+                link.call(b"SET", b"given up", megabyte).cancel()
+                await asyncio.sleep(0)
+            reading.cancel()
+        held = [each for each in link._out if isinstance(each, Call) and len(each.packed()) > len(megabyte)]
+        assert len(held) <= 24, "of 80"
+        assert link.waiting >= len(awaited)
+        await asyncio.to_thread(server.resume)
+        assert (await asyncio.gather(*awaited))[1:] == [b"%d" % number for number in range(20)]
+        assert await link.read([b"key"]) == [b"there"]
+        assert link.waiting == 0
+
+    with_link(server.port, body)
+
+
 def test_closing_waits_for_no_reply_and_what_waited_fails(start_server: Start) -> None:
     server = start_server()
 
@@ -371,7 +398,7 @@ def test_a_large_record_whose_halves_do_not_belong_together_is_a_miss(server: Re
         await write(store, b"key", entry(b"4" * 100_000))
         assert 0 < await client.pttl(half) <= await client.pttl(name) + 1000
         await store.delete(b"key")
-        assert await client.keys("*") == []
+        assert await client.keys("tidegate:[eb]:*") == []
 
     with_store(server, body)
 
