@@ -145,6 +145,7 @@ class Names:
         self.naming_key = naming_key
         self._remember = remember
         self._seen: OrderedDict[tuple[str | bytes | None, ...], Named] = OrderedDict()
+        self._find = self._seen.get  # kept, for CPython 3.11 knows no quick way to a method of an OrderedDict
         self._owners: OrderedDict[tuple[str | bytes | None, ...], Owner] = OrderedDict()
         self._variants: OrderedDict[tuple[bytes, Values], bytes] = OrderedDict()
         self._once = array("q", bytes(8 * remember))
@@ -174,7 +175,8 @@ class Names:
                 share, tenant, user, grants, get("scheme", "http"), host,
                 scope["path"], get("raw_path"), get("root_path"), get("query_string", b""),
             )  # fmt: skip
-        named = self._seen.get(sent)
+        find = self._find
+        named = find(sent)
         if named is None or named.policy is not match.policy:
             named = self._make(sent, scope, match.policy, share, identity)
         return named
