@@ -1,12 +1,21 @@
 """Entity tags and conditional requests (RFC 9110 section 8.8 and 13)."""
 
+from binascii import hexlify
 from collections.abc import Iterable
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 from tidegate.middleware.core.message import field_values, list_members, parse_date, single_value
 
-__all__ = ["CONDITIONAL_HEADERS", "is_not_modified", "make_etag", "not_modified_headers", "strong_match", "weak_match"]
+__all__ = [
+    "CONDITIONAL_HEADERS",
+    "digest_and_etag",
+    "is_not_modified",
+    "make_etag",
+    "not_modified_headers",
+    "strong_match",
+    "weak_match",
+]
 
 CONDITIONAL_HEADERS = frozenset(
     {b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"if-range"}
@@ -25,6 +34,12 @@ def make_etag(body: bytes, *, weak: bool = False) -> bytes:
     """
     tag = f'"{xxh3_128_hexdigest(body)}"'.encode()  # to join bytes takes a third longer
     return b"W/" + tag if weak else tag
+
+
+def digest_and_etag(body: bytes) -> tuple[bytes, bytes]:
+    """The strong one, and before it the 16 bytes that its digits say."""
+    digest = xxh3_128_digest(body)
+    return digest, b'"%b"' % hexlify(digest)
 
 
 def _opaque(tag: bytes) -> bytes:

@@ -90,10 +90,10 @@ class Keeping:
         """Those of plans that are remembered for who asked last, so many times as there are of them."""
 
     def keep_labelled(
-        self, labelled: Labelled, length: bytes, tag: Pair, body: bytes, named: Named, context: RequestContext,
-        asked: float,
+        self, labelled: Labelled, length: bytes, tag: Pair, digest: bytes | None, body: bytes, named: Named,
+        context: RequestContext, asked: float,
     ) -> bool:  # fmt: skip
-        """As `keep`, of a response that has this plan, with this Content-Length and ETag."""
+        """As `keep`, of a response that has this plan, with this Content-Length and ETag. digest: that it tells."""
         positions = context.positions
         store = self._alike if labelled.alike and context.tags is None else None
         owner, ending = named.owner, named.end
@@ -109,7 +109,7 @@ class Keeping:
                     if not end.isascii():
                         end = end.decode("latin-1").encode()
                     retain = born + labelled.lasts - now
-                    if store.keep_alike(found[1], named.primary, end, tag[1], body, born, retain):
+                    if store.keep_alike(found[1], named.primary, end, tag[1], body, born, retain, digest):
                         return True
             if _is_for_the_general_way(labelled.plan):
                 return False

@@ -17,7 +17,7 @@ from typing import Final
 
 from tidegate.middleware.breaker import Breaker, Ticket
 from tidegate.middleware.core.explain import Explanation
-from tidegate.middleware.core.validators import make_etag
+from tidegate.middleware.core.validators import digest_and_etag, make_etag
 from tidegate.middleware.layers.asgi import Message, Receive, RequestContext, Scope, Send
 from tidegate.middleware.layers.breaker import Outcome
 from tidegate.middleware.layers.eager import begin, show
@@ -249,7 +249,8 @@ class Passage:
         ):
             await self._fall_back()(message)
             return
-        tag = (b"etag", make_etag(body, weak=True) if head.coded else make_etag(body))
+        digest, etag = (None, make_etag(body, weak=True)) if head.coded else digest_and_etag(body)
+        tag = (b"etag", etag)
         context.own_etag = True
         match = context.match
         plan: Labelled | None = head.plans.get(match.route)
@@ -285,7 +286,9 @@ class Passage:
         way.taken += 1
         way.telemetry.count_plain(scope, context, plan.countable, started)
         await send(message)
-        if plan.kept is not None and not way.misses.keep_labelled(plan, length, tag, body, missed[2], context, asked):
+        if plan.kept is not None and not way.misses.keep_labelled(
+            plan, length, tag, digest, body, missed[2], context, asked
+        ):
             await self._miss(copies=False).taken_up().commit(200, plan.stored(length, tag), body)
 
     def _is_too_old(self, plan: Labelled) -> bool:

@@ -271,11 +271,13 @@ class KeepsAlike(Protocol):
         ...
 
     def keep_alike(
-        self, mould: Any, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
-    ) -> bool:
+        self, mould: Any, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float,
+        digest: bytes | None = None,
+    ) -> bool:  # fmt: skip
         """As `Keeps.keep`, of the entry that has this body and ETag, was born then, and is else as the first, but for
         the end of its tag, in UTF-8; its Content-Length is that of the body. False: nothing was done, the store is to
-        be given the entry. mould: of the same store.
+        be given the entry. mould: of the same store. digest: the 16 bytes that the digits of the ETag say, where it is
+        such a one and whoever asks knows them (`core.validators.digest_and_etag`).
         """
         ...
 

@@ -221,10 +221,11 @@ class MemoryStore(Rows):
             return mould_of(self._form(opened(held)[1]), positions, self._ledger.stamp)
 
     def keep_alike(
-        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
-    ) -> bool:
+        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float,
+        digest: bytes | None = None,
+    ) -> bool:  # fmt: skip
         """See `KeepsAlike`."""
-        own = mould.own(end, etag)
+        own = mould.own(end, etag, digest)
         if retain <= 0 or own is None:
             return False
         form, size = mould.form, ROW + len(key) + taken_by(len(own), len(body))

@@ -39,9 +39,13 @@ class Mould:
         self.positions = positions
         self.stamp = stamp
 
-    def own(self, end: bytes, etag: bytes) -> bytes | None:
-        """The own part of an entry with these pieces, as `Forms.press` gives it; None: it would have another form."""
-        digest = digest_in(etag)
+    def own(self, end: bytes, etag: bytes, digest: bytes | None) -> bytes | None:
+        """The own part of an entry with these pieces, as `Forms.press` gives it; None: it would have another form.
+
+        digest: see `KeepsAlike.keep_alike`.
+        """
+        if digest is None:
+            digest = digest_in(etag)
         if self.digests is (digest is None) or len(end) >= _LONGEST:
             return None
         return LENGTHS[len(end)] + end + (etag if digest is None else digest)

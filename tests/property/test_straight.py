@@ -131,9 +131,10 @@ class Noting(MemoryStore):
         return super().keep(key, record, retain=retain)
 
     def keep_alike(
-        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float
-    ) -> bool:
-        kept = super().keep_alike(mould, key, end, etag, body, born, retain)
+        self, mould: Mould, key: bytes, end: bytes, etag: bytes, body: bytes, born: float, retain: float,
+        digest: bytes | None = None,
+    ) -> bool:  # fmt: skip
+        kept = super().keep_alike(mould, key, end, etag, body, born, retain, digest)
         if kept:
             self.kept.append((key, self._record(self._held[key]), retain))
             self.in_pieces += 1
