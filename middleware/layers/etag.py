@@ -65,28 +65,26 @@ _MATTERS: Final = frozenset({b"etag", b"content-length", b"content-encoding"})
 class Labelling:
     """The `send` of one request."""
 
-    __slots__ = ("_coded", "_context", "_held", "_length", "_opening", "_request", "_send", "_swallow")
+    __slots__ = ("_coded", "_context", "_held", "_length", "_opened", "_opens", "_request", "_send", "_swallow")
 
     def __init__(self, scope: Scope, context: RequestContext, send: Send) -> None:
         self._request: Pairs = scope["headers"]
         self._context = context
         self._send = send
         self._held: Message | None = None
-        self._opening: asyncio.Event | None = None
+        self._opens = False
+        """The start that was kept is to be sent, or on its way."""
+        self._opened: asyncio.Event | None = None
         self._swallow = False
 
     def __call__(self, message: Message) -> Awaitable[None]:
-        if self._opening is not None:
-            return self._opened(self._opening, message)
-        if self._held is not None:
-            start = self._held
+        if self._opens or self._held is not None:
+            self._opens = True
             if message["type"] == "http.response.body" and (
                 not message.get("more_body", False) or b"%d" % len(message.get("body", b"")) == self._length
             ):
-                self._held = None
-                return self._label(start, message)
-            self._opening = asyncio.Event()
-            return self._opened(self._opening, message)
+                return self._label(message)
+            return self._in_turn(message)
         if self._swallow:
             return _nothing()  # the rest of a body that the client has
         if message["type"] == "http.response.start" and message["status"] == 200 and not message.get("trailers", False):
@@ -125,7 +123,12 @@ class Labelling:
         self._held = {**start, "headers": list(start.get("headers", ()))}
         self._length, self._coded = length, coded
 
-    async def _label(self, start: Message, body: Message) -> None:
+    async def _label(self, body: Message) -> None:
+        """Send the start that was kept, with an ETag, and the body; if it was kept until now."""
+        start, self._held = self._held, None
+        if start is None:
+            await self._in_turn(body)
+            return
         sent: list[tuple[bytes, bytes]] = start["headers"]  # our own, see `hold`
         content = body.get("body", b"")
         # The answer to HEAD may come without the body that its ETag would be made of.
@@ -135,9 +138,10 @@ class Labelling:
         if self._is_conditional():
             headers = lowered(sent)
             if self._has_it(headers):
+                self._opens = False
                 await self._not_modified(start, headers)
                 return
-        await self._send(start)
+        await self._open(start)
         await self._send(body)
 
     @property
@@ -148,23 +152,38 @@ class Labelling:
     async def release(self) -> None:
         """The app has returned without a body, and is not to be taken for one that has said nothing."""
         if self._held is not None:
-            start, self._held = self._held, None
-            await self._send(start)
+            start, self._held, self._opens = self._held, None, True
+            await self._open(start)
 
-    async def _opened(self, opening: asyncio.Event, message: Message) -> None:
+    async def _in_turn(self, message: Message) -> None:
         """Send a message after the start that was kept; the first one sends that. What other tasks of the app send
         meanwhile waits: the app was told that the start was sent.
         """
         start, self._held = self._held, None
-        if start is None:
-            await opening.wait()
-        else:
-            try:
-                await self._send(start)
-            finally:
-                self._opening = None
-                opening.set()
-        await self._send(message)
+        if start is not None:
+            await self._open(start)
+        elif self._opens:
+            if self._opened is None:
+                self._opened = asyncio.Event()
+            await self._opened.wait()
+        if not self._swallow:
+            await self._send(message)
+
+    async def _open(self, start: Message) -> None:
+        try:
+            await self._send(start)
+        finally:
+            self.opened()
+
+    def opens(self) -> None:
+        """The start is on its way, on another one than this."""
+        self._opens, self._length = True, b""
+
+    def opened(self) -> None:
+        """It was sent; or could not be, of which whoever waited is told as it would be without us."""
+        self._opens = False
+        if self._opened is not None:
+            self._opened.set()
 
     def _is_conditional(self) -> bool:
         return not _CONDITIONS.isdisjoint([name for name, _ in self._request])

@@ -272,11 +272,12 @@ class Passage:
         try:
             await send(self._start_with(headers))
         except BaseException as error:
-            self._fall_back()
+            self._fall_back().opened()
             self._outcome.gone = True
             self._watch.gone = isinstance(error, OSError)
             raise
         if self._stage is _FALLEN:  # pyright: ignore[reportUnnecessaryComparison]  # meanwhile
+            self._labelling.opened()
             await self._outcome.send(message)  # others may have joined while the start was being sent
             return
         if waiting is not None:
@@ -364,6 +365,8 @@ class Passage:
             head, length = self._read
             labelling.hold(self._start_with(self._said()), length.strip(b" \t"), coded=head.coded)
         elif stage >= _BEGUN:
+            if stage == _BEGUN:
+                labelling.opens()
             outcome.started, watch.status = True, 200
             outcome.settled = watch.counted = stage == _DONE
         self._fell, self._stage = stage, _FALLEN

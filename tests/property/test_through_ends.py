@@ -134,8 +134,9 @@ def message_of(step: str, scope: Any) -> dict[str, Any]:
         elif step != "start":
             start["status"] = int(step.partition(" ")[2])
         return start
-    if step in ("body", "part"):
-        return {"type": "http.response.body", "body": BODY if step == "body" else b"", "more_body": step == "part"}
+    if step in ("body", "part", "whole", "last"):
+        body, more = BODY if step in ("body", "whole") else b"", step in ("part", "whole")
+        return {"type": "http.response.body", "body": body, "more_body": more}
     if step == "trailers":
         return {"type": "http.response.trailers", "headers": [(b"x-trailer", b"1")]}
     return {"type": "test.invented"}
@@ -179,3 +180,48 @@ def test_a_request_ends_on_the_straight_way_as_it_does_on_the_general_one(path: 
     asyncio.run(all_of_them())
     assert sum(bool(raised) for raised, _ in ends) > 400, len(ends)
     assert sum(goes_on and not raised for raised, goes_on in ends) > 100, len(ends)
+
+
+@pytest.mark.parametrize("straight", [True, False])
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize(
+    "script", [("whole", "last"), ("whole", "invented", "last"), ("body", "invented"), ("part", "body")]
+)
+def test_what_tasks_of_the_app_send_at_once_keeps_its_order(straight: bool, turns: int, script: Any) -> None:
+    """While the server takes its time with the response's start; the last of four requests finds its plan known."""
+    wanted = [message_of(step, {"path": "/user"}) for step in ("start", *script)]
+
+    class AtOnce(Scripted):
+        async def app(self, scope: Any, receive: Any, send: Any) -> None:
+            await send(message_of("start", scope))
+            if scope["query_string"] != b"n=3":
+                await send(message_of("body", scope))
+                return
+
+            async def say(message: Any) -> None:
+                await send(message)
+
+            rest = [asyncio.create_task(say(each)) for each in wanted[2:]]
+            await send(wanted[1])
+            await asyncio.gather(*rest)
+
+    async def body() -> None:
+        stack, sent = AtOnce(straight=straight), list[Any]()
+        for number in range(4):
+            decided = {"decided": Decided(frozenset(FLAGS), COHORTS)}
+            scope = scope_of("/user", user=User("acme", "ann"), query=f"n={number}", state=decided)
+            sent.clear()
+
+            async def send(message: Any, turns: int = turns if number == 3 else 0) -> None:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                sent.append((message["type"], message.get("body")))
+
+            async with asyncio.timeout(20):
+                await stack.stack(scope, None, send)
+        assert sent == [(message["type"], message.get("body")) for message in wanted]
+        if straight:
+            assert stack.way is not None
+            assert stack.way.taken == 3
+
+    asyncio.run(body())

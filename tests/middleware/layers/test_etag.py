@@ -175,19 +175,62 @@ def test_a_shut_gate_adds_and_matches_nothing() -> None:
     assert ask(app, headers=[("if-none-match", '"own"')]).status == 200
 
 
-def test_what_tasks_of_the_app_send_at_once_keeps_its_order_though_the_start_was_kept() -> None:
+@pytest.mark.parametrize("parts", [(b"a", b"b", b"c"), (b"abc", b"", b""), (b"abc", b"late")])
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_what_tasks_of_the_app_send_at_once_keeps_its_order_though_the_start_was_kept(
+    parts: tuple[bytes, ...], turns: int
+) -> None:
     """On a server that takes a start only when the client does."""
+    sent: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"3")))
+        bodies = [part(each, more=number < len(parts) - 1) for number, each in enumerate(parts)]
+        await asyncio.gather(*[asyncio.create_task(send(each)) for each in bodies])
+
+    async def send(message: dict[str, Any]) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sent.append(message.get("body", b"start"))
+
+    asyncio.run(ETagLayer(app)(scope_of(), None, send))  # type: ignore[arg-type]
+    assert sent == [b"start", *parts]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_that_was_cancelled_before_it_sent_anything_holds_up_no_other(fails: bool) -> None:
+    """Nor does one whose start the server could not send."""
     sent: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start((b"content-length", b"3")))
-        parts = [part(b"a", more=True), part(b"b", more=True), part(b"c")]
-        await asyncio.gather(*[asyncio.create_task(send(each)) for each in parts])
+        tasks = [asyncio.create_task(send(part(b"abc", more=more))) for more in (True, False)]
+        if not fails:
+            tasks[0].cancel()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def send(message: dict[str, Any]) -> None:
-        for _ in range(3):
-            await asyncio.sleep(0)
-        sent.append(message.get("body", b"start").decode())
+        await asyncio.sleep(0)
+        sent.append(message["type"].rpartition(".")[2])
+        if fails:
+            raise OSError
 
     asyncio.run(ETagLayer(app)(scope_of(), None, send))  # type: ignore[arg-type]
-    assert sent == ["start", "a", "b", "c"]
+    assert sent == ["start", "body"]
+
+
+def test_what_tasks_send_of_a_body_that_the_client_has_is_not_sent() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"3")))
+        await asyncio.gather(*[asyncio.create_task(send(part(each, more=bool(each)))) for each in (b"abc", b"")])
+
+    async def send(message: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        sent.append(message.get("status", message.get("body")))
+
+    scope = scope_of(headers=[("if-none-match", "*")])
+    asyncio.run(ETagLayer(app)(scope, None, send))  # type: ignore[arg-type]
+    assert sent == [304, b""]
