@@ -129,6 +129,7 @@ class Labelling:
         if start is None:
             await self._in_turn(body)
             return
+        self._opens = False  # until `_open`, before which nothing is awaited, and something may be raised
         sent: list[tuple[bytes, bytes]] = start["headers"]  # our own, see `hold`
         content = body.get("body", b"")
         # The answer to HEAD may come without the body that its ETag would be made of.
@@ -138,7 +139,6 @@ class Labelling:
         if self._is_conditional():
             headers = lowered(sent)
             if self._has_it(headers):
-                self._opens = False
                 await self._not_modified(start, headers)
                 return
         await self._open(start)
@@ -152,7 +152,7 @@ class Labelling:
     async def release(self) -> None:
         """The app has returned without a body, and is not to be taken for one that has said nothing."""
         if self._held is not None:
-            start, self._held, self._opens = self._held, None, True
+            start, self._held = self._held, None
             await self._open(start)
 
     async def _in_turn(self, message: Message) -> None:
@@ -170,6 +170,7 @@ class Labelling:
             await self._send(message)
 
     async def _open(self, start: Message) -> None:
+        self._opens = True
         try:
             await self._send(start)
         finally:

@@ -220,6 +220,23 @@ def test_a_task_that_was_cancelled_before_it_sent_anything_holds_up_no_other(fai
     assert sent == ["start", "body"]
 
 
+def test_a_body_that_is_none_holds_up_nothing_that_the_app_says_then() -> None:
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"3")))
+        with pytest.raises(TypeError):
+            await send({"type": "http.response.body", "body": None})
+        async with asyncio.timeout(20):
+            await send(start() | {"status": 500})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("status", 0))
+
+    asyncio.run(ETagLayer(app)(scope_of(), None, send))  # type: ignore[arg-type]
+    assert sent == [500]
+
+
 def test_what_tasks_send_of_a_body_that_the_client_has_is_not_sent() -> None:
     sent: list[Any] = []
 
