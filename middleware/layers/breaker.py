@@ -279,6 +279,8 @@ class _Circuits:
                 break
             self._breakers[first].asked = False
             self._breakers.move_to_end(first)
+        if next(iter(self._breakers)) == but:
+            self._breakers.move_to_end(but)  # all others were asked for
         forgotten, breaker = self._breakers.popitem(last=False)
         near = self._near.get(forgotten[3], {}).get(forgotten[0], {})
         if near.get(forgotten[2]) is breaker:

@@ -424,6 +424,17 @@ def test_a_circuit_that_is_asked_for_is_not_the_one_that_is_forgotten() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("limit", [1, 63, 64, 65])
+def test_a_circuit_that_was_just_made_is_never_the_one_that_is_forgotten(limit: int) -> None:
+    """Else it would be found by route and tenant for ever, beside the one that others find."""
+    layer = Bench(max_circuits=limit).layer
+    for number in range(limit + 5):
+        context = RequestContext(Identity(f"tenant-{number}", "ann"), POLICIES.match("/b"), None)
+        made = layer.circuit(context, "/b")
+        assert layer.circuit(context, "/b") is made  # and so it was asked for
+        assert len(layer.near(None)["/b"]) == min(number + 1, limit)
+
+
 def test_circuits_that_are_found_by_route_and_tenant_are_those_that_were_not_forgotten() -> None:
     async def body() -> None:
         bench = Bench(max_circuits=3)
