@@ -371,6 +371,7 @@ def test_look_ups_of_one_moment_are_few_commands_and_half_as_many_of_what_was_lo
     with_store(server, body)
 
 
+@pytest.mark.blocks_the_loop("tens of megabytes are packed and copied, which takes half a second where memory is slow")
 def test_smaller_records_overtake_one_of_many_megabytes(server: RedisServer) -> None:
     large = entry(bytes(48 * 1024 * 1024))
 
@@ -383,7 +384,7 @@ def test_smaller_records_overtake_one_of_many_megabytes(server: RedisServer) -> 
             assert (await store.get(b"small")).record is not None
             overtaking += 1
         assert (await asked).record == large
-        assert overtaking > 5
+        assert overtaking > 2, "behind it, one would be answered"
 
     with_store(server, body, max_entry_bytes=64 * 1024 * 1024)
 
