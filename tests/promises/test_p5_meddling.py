@@ -46,7 +46,7 @@ class Traffic:
             page = str(random.randrange(PAGES))
             await (self.stage.write(page) if self.purged % 2 else self.stage.purge(page))
             self.purged += 1
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # nothing is waited for: that many changes a second, not all that are possible
 
     async def goes_on(self) -> None:
         """Returns when enough were answered since now."""

@@ -414,15 +414,21 @@ def test_a_purge_from_another_event_loop_does_not_wait_for_one_that_is_held_up_a
     asyncio.run(run())
 
 
+def at_home(guard: GuardedStore) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """Start it in an event loop that runs in a thread of its own."""
+    home = asyncio.new_event_loop()
+    home.run_until_complete(guard.start())
+    thread = threading.Thread(target=home.run_forever)
+    thread.start()
+    return home, thread
+
+
 def test_a_purge_whose_home_loop_stops_just_then_is_made_where_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inner = Faulty()
     guard = GuardedStore(inner, metrics=new_metrics())
-    home = asyncio.new_event_loop()
-    home.run_until_complete(guard.start())
-    thread = threading.Thread(target=home.run_forever)
-    thread.start()
+    home, thread = at_home(guard)
     real = Purges._home
 
     def stopping(self: Purges) -> asyncio.AbstractEventLoop | None:
@@ -452,10 +458,7 @@ def test_a_purge_whose_home_loop_is_closed_just_then_is_made_where_it_was_asked_
 ) -> None:
     inner = Faulty()
     purges = GuardedStore(inner, metrics=new_metrics())
-    home = asyncio.new_event_loop()
-    home.run_until_complete(purges.start())
-    thread = threading.Thread(target=home.run_forever)
-    thread.start()
+    home, thread = at_home(purges)
     real = Purges._home
 
     def closing(self: Purges) -> asyncio.AbstractEventLoop | None:
